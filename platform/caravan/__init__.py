@@ -1,0 +1,1 @@
+"""Caravan: an open post-training recipe as one library."""

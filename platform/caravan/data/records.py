@@ -1,0 +1,113 @@
+"""The rows that travel between stages, each defined once.
+
+A conversation, one line of a `dataset` artifact's `rows.jsonl`:
+
+    {"id": "pocket-gsm/17", "messages": [{"role": "user", "content": "..."},
+     {"role": "assistant", "content": "..."}], "source": "pocket-gsm", "skill": "math",
+     "license": "Apache-2.0", "verifier": "gsm8k", "ground_truth": "19"}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant"]
+Aspect = Literal["helpfulness", "instruction_following", "honesty", "truthfulness"]
+FinishReason = Literal["stop", "length"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Message(Record):
+    role: Role
+    content: str
+
+
+class Conversation(Record):
+    """A conversation to train on, or, where it ends with a user's turn, a prompt to answer."""
+
+    id: str
+    """Unique within a dataset, stable over runs: `source/number`."""
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    source: str
+    skill: str
+    license: str
+    """SPDX identifier of the source's licence."""
+    verifier: str | None = None
+    """Name of the verifier that decides whether an answer is right, if one can."""
+    ground_truth: Any = None
+    """What the verifier compares with: a number as text, or a list of constraints."""
+    persona: str | None = None
+    """The persona a synthesised prompt was written for."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages up to and including the last user's turn."""
+        last = max(i for i, m in enumerate(self.messages) if m.role == "user")
+        return self.messages[: last + 1]
+
+    @model_validator(mode="after")
+    def _has_a_user_turn(self) -> Self:
+        if not any(m.role == "user" for m in self.messages):
+            raise ValueError("no message with role 'user'")
+        return self
+
+
+class Completion(Record):
+    """A reply to a prompt."""
+
+    prompt_id: str
+    model: str
+    """Name of the engine, as in the recipe."""
+    index: int = 0
+    """Which of the replies of this model to this prompt."""
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Log-probability in nats of each sampled token under the engine, at the sampling temperature."""
+
+
+class RatedCompletion(Record):
+    """A completion with its judge's ratings."""
+
+    completion: Completion
+    ratings: dict[Aspect, int | None]
+    """1 (worst) to 5 (best); None where the aspect does not apply."""
+    rationale: str = ""
+
+    @property
+    def mean_rating(self) -> float:
+        """Mean over the aspects that apply."""
+        given = [r for r in self.ratings.values() if r is not None]
+        return sum(given) / len(given)
+
+
+class Pair(Record):
+    """A preference pair."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_model: str
+    rejected_model: str
+    chosen_rating: float
+    rejected_rating: float
+    source: str
+    skill: str
+
+
+class EvalInstance(Record):
+    """One question of an evaluation task."""
+
+    id: str
+    """`task/number`."""
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    """Ends with a user's turn; few-shot examples come before it as turns of their own."""
+    ground_truth: Any = None
+    skill: str = ""

@@ -1,0 +1,38 @@
+"""What a user can put right: every error of this kind says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+class CaravanError(Exception):
+    """Base of the errors that are shown to a user without a traceback."""
+
+
+class DataError(CaravanError):
+    """A row, a field or a file of a dataset is not what it should be."""
+
+
+class RecipeError(CaravanError):
+    """A recipe does not say something that can be run."""
+
+
+class MissingExtraError(CaravanError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, *, extra: str, feature: str) -> ModuleType:
+    """Import `module`, or say which extra of the distribution brings it.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise  # the module is there; something inside it is broken
+        raise MissingExtraError(
+            f"{feature} needs {module!r}: install it with pip install 'caravan[{extra}]'"
+        ) from error
