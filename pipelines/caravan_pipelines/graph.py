@@ -1,13 +1,27 @@
-"""Which stages a recipe has, and what each reads: the recipe as a directed graph.
+"""Which stage runs a recipe has: their names, their stages, their configs.
 
-Everything that runs, checks or draws a pipeline starts from `stage_graph`.
+`pipeline.py` says what each reads from which; this file says what each is. Both the steps of a
+running pipeline and everything that draws or checks one start here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from caravan.recipe import Config, Recipe, Resources
+from caravan.errors import RecipeError
+from caravan.recipe import Config, EngineConfig, Recipe, Resources
+from caravan.stages.configs import (
+    DecontaminateStageConfig,
+    JudgeStageConfig,
+    RespondStageConfig,
+    SynthesizeStageConfig,
+)
+
+
+class StageConfig(Protocol):
+    @property
+    def resources(self) -> Resources: ...
 
 
 @dataclass(frozen=True)
@@ -19,13 +33,82 @@ class Node:
     stage: str
     """Module of `caravan.stages`."""
     config: Config
-    inputs: dict[str, str]
-    """Input name to `node.output`. An input that gathers several has names `x-0`, `x-1`, ..."""
-    resources: Resources
-    group: str = ""
-    """Nodes of one group are independent of each other and run at the same time."""
+    """Of the type that the stage's `run` takes; has `resources`."""
 
 
 def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
-    """The nodes in an order in which they can run one after another."""
-    raise NotImplementedError
+    """The nodes of a recipe, in the order in which they start."""
+    nodes = [Node("base", "base", recipe.base_model), Node("curate", "curate", recipe.curate)]
+    if recipe.synthesize:
+        engines = [t.prompt_engine for t in recipe.synthesize.tasks]
+        engines += [t.response_engine for t in recipe.synthesize.tasks]
+        config = SynthesizeStageConfig(
+            synthesize=recipe.synthesize,
+            engines={name: _engine(recipe, name) for name in sorted(set(engines))},
+        )
+        nodes.append(Node("synthesize", "synthesize", config))
+    nodes += [
+        Node(
+            "decontaminate",
+            "decontaminate",
+            DecontaminateStageConfig(
+                decontaminate=recipe.decontaminate, tasks=recipe.evaluate.tasks
+            ),
+        ),
+        Node("mix", "mix", recipe.mix),
+        Node("sft", "sft", recipe.sft),
+    ]
+    if recipe.sample_prompts and recipe.respond and recipe.judge and recipe.pair:
+        nodes.append(Node("sample-prompts", "sample_prompts", recipe.sample_prompts))
+        for member in recipe.respond.pool:
+            config = RespondStageConfig(
+                member=member,
+                engine=_engine(recipe, member.engine) if member.engine else None,
+                sampling=member.sampling or recipe.respond.sampling,
+                resources=recipe.respond.resources,
+            )
+            nodes.append(Node(f"respond-{member.name}", "respond", config))
+        judge = recipe.judge.judge
+        engine = _engine(recipe, judge.engine) if judge.kind == "llm" else None
+        nodes += [
+            Node("judge", "judge", JudgeStageConfig(judge=recipe.judge, engine=engine)),
+            Node("pair", "pair", recipe.pair),
+        ]
+    if recipe.dpo:
+        nodes.append(Node("dpo", "dpo", recipe.dpo))
+    if recipe.reward_model:
+        nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
+    if recipe.rlvr:
+        nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
+    nodes += [Node(f"evaluate-{m}", "evaluate", recipe.evaluate) for m in evaluated_models(recipe)]
+    nodes.append(Node("report", "report", recipe.report))
+    return tuple(nodes)
+
+
+def evaluated_models(recipe: Recipe) -> list[str]:
+    """The models that the recipe makes, in the order in which it makes them."""
+    models = ["base", "sft"]
+    if recipe.dpo:
+        models.append("dpo")
+    if recipe.rlvr:
+        models.append("rlvr")
+    return models
+
+
+def find_node(recipe: Recipe, name: str) -> Node:
+    """The node called `name`.
+
+    Raises:
+        RecipeError: the recipe has no such node.
+    """
+    for node in stage_graph(recipe):
+        if node.name == name:
+            return node
+    raise RecipeError(f"recipe {recipe.name} has no stage {name!r}")
+
+
+def _engine(recipe: Recipe, name: str) -> EngineConfig:
+    if name not in recipe.engines:
+        known = ", ".join(sorted(recipe.engines)) or "none"
+        raise RecipeError(f"engine {name!r} is not under `engines` (known: {known})")
+    return recipe.engines[name]

@@ -6,7 +6,7 @@ unknown key or a contradiction is refused before anything starts. Imports nothin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AliasChoices,
@@ -17,8 +17,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
+
+from caravan.recipe_checks import problems
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -90,7 +93,7 @@ class OpenAIEngineConfig(Config):
 
 
 class ProgramEngineConfig(Config):
-    """A scripted responder of the pocket recipe. It stands where a hosted model stands elsewhere."""
+    """A scripted responder of the pocket recipe, where other recipes have a hosted model."""
 
     kind: Literal["program"] = "program"
     program: Name
@@ -112,6 +115,7 @@ class ImportedBase(Config):
     kind: Literal["imported"] = "imported"
     model_name_or_path: str
     revision: str | None = None
+    resources: Resources = Resources()
 
 
 class PretrainedBase(Config):
@@ -157,6 +161,8 @@ class HubSource(Config):
     config_name: str | None = None
     split: str = "train"
     revision: str | None = None
+    where: dict[str, tuple[str, ...]] = {}
+    """Takes only the rows whose column (the key) has one of the values."""
 
 
 class GeneratedSource(Config):
@@ -183,6 +189,8 @@ class Source(Config):
     skill: Name
     rows: PositiveInt | None = None
     """Rows that the source is known to hold; a difference is an error."""
+    reported_rows: PositiveInt | None = None
+    """Prompts that the provenance reports; for plans and tables, not enforced."""
     verifier: str | None = None
     """Verifier of rows that name none themselves."""
 
@@ -203,13 +211,15 @@ class SynthesisTask(Config):
     """Persona-driven prompts of one kind, and their responses."""
 
     name: Name
-    kind: Literal["instruction_following", "math", "code"]
+    kind: Literal["instruction_following", "math", "grade_school_math", "algebra", "code"]
     skill: Name
     count: PositiveInt
     prompt_engine: Name
     response_engine: Name
     license: str = "Apache-2.0"
     verifier: str | None = None
+    sampling: Sampling | None = None
+    """None takes that of the stage."""
 
 
 class SynthesizeConfig(Config):
@@ -231,7 +241,7 @@ class DecontaminateConfig(Config):
     max_source_overlap: Fraction = 0.02
     """A source that overlaps more than this share of a task's instances is contaminated by it."""
     keep_sources: tuple[str, ...] = ()
-    """Sources above that share that lose only the matching rows (dev tasks; the paper's exception)."""
+    """Sources above that share that lose only the matching rows: the exception for dev tasks."""
     resources: Resources = Resources()
 
 
@@ -252,8 +262,22 @@ class MixComponent(Config):
 
 class MixConfig(Config):
     dataset_mixer_list: tuple[MixComponent, ...] = ()
-    """Empty takes every row of every source."""
+    """Empty takes every row of every source. The flat list of open-instruct, `[source, 1.0, other,
+    500]`, is understood too: a whole number is a count, one with a point a weight."""
     resources: Resources = Resources()
+
+    @field_validator("dataset_mixer_list", mode="before")
+    @classmethod
+    def _from_flat_list(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not value or not isinstance(value[0], str):
+            return value
+        if len(value) % 2:
+            raise ValueError("a flat list alternates source and amount: [source, 1.0, other, 500]")
+        components = []
+        for source, amount in zip(value[::2], value[1::2], strict=True):
+            is_count = str(amount).isdecimal()
+            components.append({"source": source, "count" if is_count else "weight": amount})
+        return components
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -266,6 +290,7 @@ class TrainingConfig(Config):
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
+    adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
     num_train_epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = None
@@ -305,7 +330,7 @@ class DPOConfig(TrainingConfig):
     loss_type: Literal["sigmoid_norm", "dpo_norm", "sigmoid", "dpo"] = "sigmoid_norm"
     """`sigmoid_norm` (alias `dpo_norm`): length-normalised DPO; `sigmoid` (alias `dpo`): plain."""
     beta: PositiveFloat = 5.0
-    """Pull towards the reference policy. On per-token log-ratios: 5 in Tülu 3; plain DPO uses 0.1."""
+    """Pull towards the reference policy. On per-token log-ratios: 5 in Tülu 3; plain DPO: 0.1."""
     pairs_per_step: PositiveInt = 128
     """Preference pairs per optimiser step, over all ranks."""
 
@@ -315,6 +340,8 @@ class RewardModelConfig(TrainingConfig):
 
     learning_rate: PositiveFloat = 3e-6
     pairs_per_step: PositiveInt = 256
+    model_name_or_path: str | None = None
+    """A reward model that exists, taken as it is; None trains one from the run's SFT model."""
 
 
 class PPOConfig(Config):
@@ -349,6 +376,7 @@ class GRPOConfig(Config):
 
 class RLVRConfig(TrainingConfig):
     learning_rate: PositiveFloat = 3e-7
+    adam_epsilon: PositiveFloat = 1e-5
     algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
     max_steps: PositiveInt = 400
     """Rollout batches; each gives `num_epochs` x `num_mini_batches` optimiser steps."""
@@ -370,12 +398,33 @@ class RLVRConfig(TrainingConfig):
 # --- preference data ----------------------------------------------------------------------------
 
 
+class PromptComponent(Config):
+    """Prompts of one origin. No prompt is drawn twice; earlier components choose first."""
+
+    name: Name
+    sources: tuple[Name, ...] = ()
+    """Sources to draw from; empty draws from all."""
+    drawn_from: Literal["used_in_sft", "unused_in_sft", "any"] = "any"
+    """Whether the SFT mix may or must hold the prompt."""
+    count: PositiveInt
+
+
 class SamplePromptsConfig(Config):
-    used_in_sft: NonNegativeInt
+    """Which prompts get preference pairs: a plain split, or one component after another."""
+
+    used_in_sft: NonNegativeInt = 0
     """Prompts drawn from those the SFT mix used."""
-    unused_in_sft: NonNegativeInt
+    unused_in_sft: NonNegativeInt = 0
     """Prompts drawn from those it did not."""
+    components: tuple[PromptComponent, ...] = ()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        split = self.used_in_sft + self.unused_in_sft
+        if bool(split) == bool(self.components):
+            raise ValueError("give either used_in_sft and unused_in_sft, or components")
+        return self
 
 
 class PoolMember(Config):
@@ -386,7 +435,10 @@ class PoolMember(Config):
     """A key of `engines`; None for the run's own model named by `artifact`."""
     artifact: Literal["base", "sft"] | None = None
     sampling: Sampling | None = None
+    """None takes that of the stage."""
     num_generations: PositiveInt = 1
+    resources: Resources | None = None
+    """None takes those of the stage."""
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
@@ -397,8 +449,21 @@ class PoolMember(Config):
 
 class RespondConfig(Config):
     pool: Annotated[tuple[PoolMember, ...], Field(min_length=1)]
+    models_per_prompt: PositiveInt | None = None
+    """Members drawn for each prompt; the run's own models are always among them. None asks all."""
     sampling: Sampling = Sampling(temperature=1.0)
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _pool_is_large_enough(self) -> Self:
+        own = sum(member.artifact is not None for member in self.pool)
+        wanted = self.models_per_prompt
+        if wanted is not None and not own <= wanted <= len(self.pool):
+            raise ValueError(
+                f"models_per_prompt={wanted} does not fit a pool of {len(self.pool)} members, "
+                f"of which {own} are the run's own and always drawn"
+            )
+        return self
 
 
 class ProgramJudge(Config):
@@ -447,9 +512,13 @@ class EvalTask(Config):
     suite: Literal["dev", "unseen"] = "dev"
     limit: PositiveInt | None = None
     """Instances to take; None takes all."""
+    group: Name | None = None
+    """Tasks of one group count as one row of the suite's average: by their mean."""
     num_fewshot: NonNegativeInt = 0
     path: str | None = None
     """File with the instances, for tasks that read one."""
+    num_generations: PositiveInt = 1
+    """Completions per instance; pass@k of code tasks needs more than one."""
     sampling: Sampling = Sampling(temperature=0.0, max_completion_length=1024)
 
 
@@ -492,3 +561,10 @@ class Recipe(Config):
     rlvr: RLVRConfig | None = None
     evaluate: EvaluateConfig
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        found = list(problems(self))
+        if found:
+            raise ValueError("\n".join(found))
+        return self
