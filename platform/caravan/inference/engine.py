@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from caravan.data.records import FinishReason, Message
+from caravan.errors import CaravanError
 from caravan.recipe import Sampling
+
+
+class EngineError(CaravanError):
+    """An engine could not answer. A failed request is never an empty reply."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +39,11 @@ class Engine(Protocol):
     ) -> list[list[Generation]]:
         """`n` replies to each prompt, in the order of the prompts. Same seed, same replies."""
         ...
+
+
+def reply_seed(seed: int, prompt: Sequence[Message], index: int) -> int:
+    """Seed in [0, 2^63) of one reply: depends on the prompt's text, not on its place in a batch."""
+    digest = hashlib.sha256(f"{seed}\x00{index}".encode())
+    for message in prompt:
+        digest.update(f"\x00{message.role}\x00{message.content}".encode())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1

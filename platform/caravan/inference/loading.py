@@ -1,0 +1,65 @@
+"""From what a recipe says to an engine that answers. Imports the heavy parts only when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from caravan.inference.engine import Engine
+from caravan.recipe import (
+    EngineConfig,
+    OpenAIEngineConfig,
+    ProgramEngineConfig,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
+
+
+def load_engine(
+    config: EngineConfig | Path,
+    *,
+    batch_size: int = 64,
+    kind: Literal["transformers", "vllm"] = "transformers",
+    recipe_dir: Path | None = None,
+) -> Engine:
+    """The engine that `config` describes, or one of `kind` for a model directory.
+
+    Args:
+        batch_size: Sequences decoded at once by a transformers engine of a model directory.
+        recipe_dir: Where a relative `model_name_or_path` is looked for first.
+
+    Raises:
+        EngineError: the model or the endpoint cannot be used as described.
+        MissingExtraError: a package that this engine needs is not installed.
+    """
+    if isinstance(config, Path):
+        if kind == "vllm":
+            config = VLLMEngineConfig(model_name_or_path=str(config))
+        else:
+            config = TransformersEngineConfig(model_name_or_path=str(config), batch_size=batch_size)
+    match config:
+        case TransformersEngineConfig():
+            from caravan.inference.transformers_engine import TransformersEngine
+
+            model = _resolve(config.model_name_or_path, recipe_dir)
+            return TransformersEngine.from_pretrained(model, batch_size=config.batch_size)
+        case VLLMEngineConfig():
+            from caravan.inference.vllm_engine import VLLMEngine
+
+            model = _resolve(config.model_name_or_path, recipe_dir)
+            return VLLMEngine(config.derive(model_name_or_path=model))
+        case OpenAIEngineConfig():
+            from caravan.inference.openai_engine import OpenAIEngine
+
+            return OpenAIEngine(config)
+        case ProgramEngineConfig():
+            from caravan.inference.program_engine import ProgramEngine
+
+            return ProgramEngine.named(config.program)
+
+
+def _resolve(model_name_or_path: str, recipe_dir: Path | None) -> str:
+    """A directory beside the recipe where there is one, else the name as it stands."""
+    if recipe_dir is not None and (recipe_dir / model_name_or_path).is_dir():
+        return str(recipe_dir / model_name_or_path)
+    return model_name_or_path

@@ -1,0 +1,316 @@
+"""Samples token sequences from a causal language model held in memory.
+
+The one place where tokens are drawn: the transformers engine and the RL rollouts both use it.
+The samples of a prompt share its prefill, keys and values are cached in buffers that are written
+in place, and rows that have ended leave the batch.
+
+The returned log-probabilities are those of the softmax at the sampling temperature over the whole
+vocabulary (`top_p` restricts what is drawn, not what is reported), in float32: what a trainer
+computes from the same weights.
+
+Shapes: P prompts of one batch, R = P x n rows, L positions so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from caravan.data.records import FinishReason
+
+_GROWTH = 32
+"""Positions by which a key/value buffer grows."""
+_COMPACT_BELOW = 0.85
+"""Share of live rows under which the ended ones are taken out of the batch."""
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sampled continuation."""
+
+    token_ids: tuple[int, ...]
+    """With the end token, where one was drawn."""
+    logprobs: tuple[float, ...]
+    """In nats, one for each token; at temperature 0, those of the softmax at temperature 1."""
+    finish_reason: FinishReason
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int],
+    pad_token_id: int,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[TokenSequence]]:
+    """`n` continuations of each prompt, in the order of the prompts.
+
+    Args:
+        temperature: 0 is greedy.
+        generator: On the model's device. The same state gives the same continuations; it is
+            advanced.
+        batch_size: Rows decoded at once, None for all. Prompts of similar length share a batch.
+        progress: Called with continuations done and in all, after each batch.
+
+    Raises:
+        ValueError: a prompt is empty, or fills the model. One that leaves room for less than
+            `max_new_tokens` gets what fits, with the finish reason `length`.
+    """
+    _check(model, prompts, n, max_new_tokens)
+    ends = torch.tensor(
+        [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device
+    )
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    per_batch = max(1, (batch_size or n * len(prompts)) // n) if prompts else 1
+    # Drawn before anything is decoded: what a row gets does not depend on the rows beside it.
+    uniforms = torch.rand(max_new_tokens, len(prompts), n, generator=generator, device=model.device)
+    results: list[list[TokenSequence]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(by_length), per_batch):
+            batch = by_length[start : start + per_batch]
+            rows = _decode(
+                model,
+                [prompts[i] for i in batch],
+                n=n,
+                uniforms=uniforms[:, batch].flatten(1),
+                temperature=temperature,
+                top_p=top_p,
+                ends=ends,
+                pad_token_id=pad_token_id,
+            )
+            for k, i in enumerate(batch):
+                results[i] = rows[k * n : (k + 1) * n]
+            if progress is not None:
+                progress((start + len(batch)) * n, len(prompts) * n)
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _check(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, max_new_tokens: int
+) -> None:
+    if n < 1 or max_new_tokens < 1:
+        raise ValueError(f"n={n} and max_new_tokens={max_new_tokens} must both be at least 1")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {i} has no tokens")
+        if len(prompt) >= _positions(model):
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens, which leaves no room for a reply in the "
+                f"model's {_positions(model)} positions: shorten the prompt"
+            )
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Tokens that fit the model, prompt and reply together."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return sys.maxsize if limit is None else int(limit)
+
+
+def _draw(
+    logits: Tensor, uniform: Tensor, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row [R] and its log-probability [R].
+
+    By inversion of the cumulative distribution, so that a row needs one random number a token.
+
+    Args:
+        logits: [R, V].
+        uniform: [R] in [0, 1).
+    """
+    logits = logits.float()
+    if temperature > 0:
+        logits = logits / temperature
+    log_probs = logits.log_softmax(-1)
+    if temperature > 0:
+        allowed = log_probs if top_p >= 1 else _nucleus(log_probs, top_p)
+        cumulative = allowed.exp().cumsum(-1)
+        total = cumulative[:, -1]
+        # Strictly below the total: the token found then has a probability above 0.
+        point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
+    else:
+        tokens = log_probs.argmax(-1)
+    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
+    """`log_probs` with minus infinity outside the smallest set that holds `top_p` of the mass."""
+    ordered, order = log_probs.sort(-1, descending=True)
+    probs = ordered.exp()
+    outside = probs.cumsum(-1) - probs >= top_p  # the most likely token is never outside
+    return log_probs.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+
+
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
+    """Keys and values of one layer in a buffer with room to spare, not copied at every token."""
+
+    keys: Any
+    values: Any
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.length = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        if self.keys is None:
+            self.is_initialized = True
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys = _with_room(key_states, end)
+            self.values = _with_room(value_states, end)
+        else:
+            if end > self.keys.shape[-2]:
+                self.keys = _with_room(self.keys[..., : self.length, :], end)
+                self.values = _with_room(self.values[..., : self.length, :], end)
+            self.keys[..., self.length : end, :] = key_states
+            self.values[..., self.length : end, :] = value_states
+        self.length = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def _with_room(states: Tensor, length: int) -> Tensor:
+    """A copy of [R, heads, L, size] whose third dimension has room for more than `length`."""
+    rows, heads, filled, size = states.shape
+    buffer = states.new_empty(rows, heads, length + _GROWTH, size)
+    buffer[..., :filled, :] = states
+    return buffer
+
+
+class _Context:
+    """What the model sees: cached keys and values, masks and positions of the live rows."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self.model = model
+        width = max(map(len, prompts))
+        padded = [[pad] * (width - len(p)) + list(p) for p in prompts]
+        self.ids = torch.tensor(padded, device=model.device)
+        lengths = torch.tensor([len(p) for p in prompts], device=model.device)
+        self.is_padded = bool((lengths < width).any())
+        self.seen = torch.arange(width, device=model.device) >= (width - lengths)[:, None]
+        self.positions = lengths - 1  # of the last token, [R]
+        self.cache: Cache = DynamicCache(config=model.config)
+        # Models with windowed or recurrent layers make their own masks and keep their own caches.
+        self.is_plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if self.is_plain:
+            self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+
+    def prefill(self) -> Tensor:
+        """Logits [P, V] after the last token of each prompt."""
+        positions = (self.seen.cumsum(-1) - 1).clamp_min(0)
+        mask: Tensor | None = self.seen
+        if not self.is_padded:
+            mask = None
+        elif self.is_plain:
+            width = self.ids.shape[1]
+            square = torch.ones(width, width, dtype=torch.bool, device=self.ids.device)
+            # Padding attends to itself: a query with nothing to attend to would give NaN.
+            mask = (square.tril() & self.seen[:, None, :]) | square.triu().tril()
+            mask = mask[:, None]
+        return self._forward(self.ids, mask, positions)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [R, V] after one more token [R] of each row."""
+        self.positions = (self.positions + 1).clamp_max(_positions(self.model) - 1)  # ended rows
+        if self.is_padded:
+            self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
+        mask = None
+        if self.is_padded:
+            mask = self.seen[:, None, None, :] if self.is_plain else self.seen
+        return self._forward(tokens[:, None], mask, self.positions[:, None])
+
+    def repeat(self, n: int) -> None:
+        """Give every prompt `n` rows."""
+        if n > 1:
+            rows = torch.arange(len(self.seen), device=self.seen.device).repeat_interleave(n)
+            self.select(rows)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows with these indices."""
+        self.cache.batch_select_indices(rows)
+        self.seen, self.positions = self.seen[rows], self.positions[rows]
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int,
+    uniforms: Tensor,
+    temperature: float,
+    top_p: float,
+    ends: Tensor,
+    pad_token_id: int,
+) -> list[TokenSequence]:
+    """The rows of one batch, `n` in a row for each prompt; `uniforms` is [max_new_tokens, R]."""
+    context = _Context(model, prompts, pad_token_id)
+    logits = context.prefill()
+    context.repeat(n)
+    logits = logits.repeat_interleave(n, dim=0)
+
+    max_new_tokens, total = uniforms.shape
+    device = logits.device
+    tokens = torch.full((max_new_tokens, total), pad_token_id, device=device)
+    logprobs = torch.zeros(max_new_tokens, total, device=device)
+    room = torch.tensor([_positions(model) - len(p) for p in prompts], device=device)
+    lengths = room.clamp(max=max_new_tokens).repeat_interleave(n)
+    ended = torch.zeros(total, dtype=torch.bool, device=device)
+    stopped = torch.zeros(total, dtype=torch.bool, device=device)
+    rows = torch.arange(total, device=device)  # which row of the output each live row is
+    for step in range(max_new_tokens):
+        drawn, drawn_logprobs = _draw(logits, uniforms[step, rows], temperature, top_p)
+        tokens[step, rows] = drawn
+        logprobs[step, rows] = drawn_logprobs
+        newly = torch.isin(drawn, ends) & ~ended[rows]
+        lengths[rows[newly]] = step + 1
+        stopped[rows[newly]] = True
+        ended[rows] |= lengths[rows] == step + 1
+        live = ~ended[rows]
+        alive = int(live.sum())
+        if alive == 0 or step + 1 == max_new_tokens:
+            break
+        if alive < _COMPACT_BELOW * len(rows):
+            keep = live.nonzero()[:, 0]
+            context.select(keep)
+            rows, drawn = rows[keep], drawn[keep]
+        logits = context.step(drawn)
+
+    return [
+        TokenSequence(tuple(ids[:length]), tuple(values[:length]), "stop" if stop else "length")
+        for ids, values, length, stop in zip(
+            tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), stopped.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,98 @@
+"""Replies of a transformers model, on whatever device it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from caravan.data.records import Message
+from caravan.data.template import encode_prompt
+from caravan.inference.engine import EngineError, Generation
+from caravan.inference.sampler import TokenSequence, generate_tokens
+from caravan.recipe import Sampling
+
+
+class TransformersEngine:
+    """A causal language model in memory, with the chat template of `caravan.data.template`."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer, *, batch_size: int = 64
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise EngineError(
+                "the tokenizer has no end token, so no reply could end: set eos_token"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: str | Path, *, batch_size: int = 64) -> Self:
+        """The model of a directory or of the hub, from safetensors, on the GPU where there is one.
+
+        Raises:
+            EngineError: there is no such model, or it is not safetensors.
+        """
+        on_gpu = torch.cuda.is_available()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model_name_or_path))
+            model = AutoModelForCausalLM.from_pretrained(
+                str(model_name_or_path),
+                dtype=torch.bfloat16 if on_gpu else torch.float32,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f"cannot load the model {str(model_name_or_path)!r}: {error}\n"
+                "Give a directory with config.json, model.safetensors and tokenizer.json, "
+                "or the name of a model on the hub"
+            ) from error
+        return cls(model.to("cuda" if on_gpu else "cpu").eval(), tokenizer, batch_size=batch_size)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Generation]]:
+        eos = self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id
+        sequences = generate_tokens(
+            self.model,
+            [encode_prompt(self.tokenizer, prompt) for prompt in prompts],
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_completion_length,
+            eos_token_id=eos,
+            pad_token_id=eos if pad is None else pad,
+            generator=torch.Generator(self.model.device).manual_seed(seed),
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+        return [[self._decoded(sequence) for sequence in group] for group in sequences]
+
+    def _decoded(self, sequence: TokenSequence) -> Generation:
+        return Generation(
+            decode_reply(self.tokenizer, sequence.token_ids),
+            sequence.finish_reason,
+            sequence.token_ids,
+            sequence.logprobs,
+        )
+
+
+def decode_reply(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of a reply, without its end token and without any tidying of spaces."""
+    text = tokenizer.decode(
+        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,87 @@
+"""Replies of vLLM in this process: the engine for models that need a GPU to be useful."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from caravan.data.records import Message
+from caravan.data.template import encode_prompt
+from caravan.errors import require
+from caravan.inference.engine import EngineError, Generation, reply_seed
+from caravan.recipe import Sampling, VLLMEngineConfig
+
+_PER_CALL = 512
+"""Prompts handed to vLLM at once; progress is told between calls."""
+
+
+class VLLMEngine:
+    """`vllm.LLM`, with the chat template of `caravan.data.template`.
+
+    Log-probabilities are vLLM's `processed_logprobs`: after the temperature (and after `top_p`,
+    where it is below 1).
+    """
+
+    def __init__(self, config: VLLMEngineConfig) -> None:
+        self._vllm: Any = require("vllm", extra="vllm", feature="the vllm engine")
+        try:
+            self._llm: Any = self._vllm.LLM(
+                model=config.model_name_or_path,
+                tensor_parallel_size=config.tensor_parallel_size,
+                max_model_len=config.max_model_len,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                logprobs_mode="processed_logprobs",
+                load_format="safetensors",
+                enforce_eager=self._vllm.platforms.current_platform.is_cpu(),
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(
+                f"vLLM cannot load {config.model_name_or_path!r}: {error}\nCheck the model "
+                "directory, max_model_len and gpu_memory_utilization of this engine"
+            ) from error
+        self.tokenizer: Any = self._llm.get_tokenizer()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        *,
+        n: int = 1,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Generation]]:
+        replies: list[list[Generation]] = []
+        for start in range(0, len(prompts), _PER_CALL):
+            part = prompts[start : start + _PER_CALL]
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": encode_prompt(self.tokenizer, prompt)} for prompt in part],
+                [self._sampling_params(sampling, n, reply_seed(seed, p, 0)) for p in part],
+                use_tqdm=False,
+            )
+            replies += [[_generation(o) for o in output.outputs] for output in outputs]
+            if progress is not None:
+                progress(len(replies) * n, len(prompts) * n)
+        return replies
+
+    def _sampling_params(self, sampling: Sampling, n: int, seed: int) -> Any:
+        return self._vllm.SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_completion_length,
+            seed=seed,
+            logprobs=0,  # of the sampled token only
+            skip_special_tokens=True,
+            spaces_between_special_tokens=False,
+        )
+
+
+def _generation(output: Any) -> Generation:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended a reply with {output.finish_reason!r}, not stop or length")
+    ids = tuple(output.token_ids)
+    logprobs = tuple(
+        float(step[token].logprob) for step, token in zip(output.logprobs, ids, strict=True)
+    )
+    return Generation(output.text, output.finish_reason, ids, logprobs)
