@@ -1,0 +1,1 @@
+"""Training: pure losses, one loop, and what makes it fast and safe beside it."""

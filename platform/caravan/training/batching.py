@@ -1,0 +1,131 @@
+"""Which rows an optimiser step takes, and how it is cut into passes.
+
+An optimiser step takes a fixed number of rows from a stream of seeded epoch permutations, so the
+rows of step k are a pure function of (seed, k): resuming needs the step number and nothing else.
+Inside the step, rows are sorted by length and cut into passes of at most so many padded tokens.
+The cut changes speed and memory, never the loss: losses are sums, normalised over the whole step.
+
+Shapes: B rows of a pass, T tokens of its longest row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PAD_TO_MULTIPLE = 8
+"""Row lengths are rounded up to this, so that kernels meet few distinct shapes."""
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row as token ids, with the tokens that are trained on."""
+
+    id: str
+    input_ids: Sequence[int]
+    loss_mask: Sequence[bool]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The rows of one pass, padded on the right.
+
+    No attention mask: with causal attention a row's own tokens never see the padding behind them.
+    """
+
+    input_ids: Tensor
+    """[B, T] int64."""
+    loss_mask: Tensor
+    """[B, T] bool; False on padding."""
+    lengths: Tensor
+    """[B] int64, tokens without padding."""
+    row_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(
+            self.input_ids.to(device),
+            self.loss_mask.to(device),
+            self.lengths.to(device),
+            self.row_ids,
+        )
+
+
+@dataclass
+class StepSampler:
+    """The rows of every optimiser step."""
+
+    rows: int
+    """Rows in the dataset."""
+    rows_per_step: int
+    total_rows: int
+    """Rows drawn in all, over all epochs."""
+    seed: int
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.total_rows / self.rows_per_step)
+
+    def step(self, index: int) -> list[int]:
+        """Row numbers of step `index`; only the last step may be smaller than the others."""
+        first = index * self.rows_per_step
+        last = min(first + self.rows_per_step, self.total_rows)
+        return [int(self._order(at // self.rows)[at % self.rows]) for at in range(first, last)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = epoch_order(self.rows, epoch, self.seed)
+        return self._orders[epoch]
+
+
+def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:
+    """[rows] int64, a permutation that depends on (seed, epoch) only."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def split_passes(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
+    """Indices of `lengths`, longest first, cut where the padded pass would exceed the limit.
+
+    A row longer than the limit has a pass of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    passes: list[list[int]] = []
+    width = 0
+    for index in order:
+        if passes and (len(passes[-1]) + 1) * width <= tokens_per_pass:
+            passes[-1].append(index)
+        else:
+            passes.append([index])
+            width = padded_length(lengths[index])
+    return passes
+
+
+def padded_length(length: int) -> int:
+    return -(-length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """[B, T] int64: `rows` side by side, filled up with `value`."""
+    width = padded_length(max(len(row) for row in rows))
+    padded = np.full((len(rows), width), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def collate(rows: Sequence[TokenRow], pad_token_id: int) -> TokenBatch:
+    return TokenBatch(
+        input_ids=pad_right([row.input_ids for row in rows], pad_token_id),
+        loss_mask=pad_right([row.loss_mask for row in rows], 0).bool(),
+        lengths=torch.tensor([len(row) for row in rows]),
+        row_ids=tuple(row.id for row in rows),
+    )

@@ -1,0 +1,115 @@
+"""Log-probabilities of given tokens, without ever holding the logits of a whole pass.
+
+Only the hidden states in front of supervised tokens go through the output head, a chunk at a time;
+the backward pass computes the chunk's logits again instead of keeping them.
+
+Shapes: B rows, T tokens, S supervised tokens of all rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+LOGITS_PER_CHUNK = 1 << 21
+"""Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
+
+
+def token_logprobs(
+    model: PreTrainedModel, input_ids: Tensor, loss_mask: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """[S] float32 log-probabilities, in nats, of the tokens where `loss_mask` holds, row by row.
+
+    Args:
+        input_ids: [B, T], padded on the right.
+        loss_mask: [B, T] bool. The first column is ignored: nothing comes before it.
+        temperature: divides the logits, as in sampling.
+    """
+    supervised = loss_mask[:, 1:]
+    hidden = hidden_states(model, input_ids)[:, :-1][supervised]
+    head = cast(nn.Linear, model.get_output_embeddings())
+    return linear_logprobs(
+        hidden, head.weight, input_ids[:, 1:][supervised], temperature=temperature
+    )
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """[B, T, H] last hidden states of a causal model over rows padded on the right."""
+    # No attention mask: causal attention keeps the padding out, and the kernels are faster.
+    output = model.base_model(input_ids=input_ids, use_cache=False)
+    return cast(Tensor, output.last_hidden_state)
+
+
+def to_rows(values: Tensor, loss_mask: Tensor) -> Tensor:
+    """[B, T - 1] the values [S] of `token_logprobs` in their places, 0 elsewhere."""
+    places = loss_mask[:, 1:]
+    return values.new_zeros(places.shape).masked_scatter(places, values)
+
+
+def sum_rows(values: Tensor, loss_mask: Tensor) -> Tensor:
+    """[B] sums over each row's supervised tokens."""
+    return to_rows(values, loss_mask).sum(dim=1)
+
+
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """[S] float32 log-softmax(hidden @ weight.T / temperature) at `labels`.
+
+    Args:
+        hidden: [S, H].
+        weight: [V, H] of the output head.
+        labels: [S] int64.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    apply = cast(Any, _LinearLogProbs).apply
+    result = apply(hidden, weight, labels, temperature)
+    return cast(Tensor, result)
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
+    ) -> Tensor:
+        chosen = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        normaliser = torch.empty_like(chosen)
+        for rows in _chunks(len(labels), len(weight)):
+            logits = _logits(hidden[rows], weight, temperature)
+            normaliser[rows] = torch.logsumexp(logits, dim=1)
+            chosen[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, labels, normaliser)
+        ctx.temperature = temperature
+        return chosen - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, labels, normaliser = ctx.saved_tensors
+        scale = (upstream[0] / ctx.temperature)[:, None]
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        for rows in _chunks(len(labels), len(weight)):
+            logits = _logits(hidden[rows], weight, ctx.temperature)
+            # d logp(label) / d logits = onehot(label) - softmax
+            grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale[rows])
+            grad.scatter_add_(1, labels[rows, None], scale[rows])
+            grad = grad.to(hidden.dtype)
+            hidden_grad[rows] = grad @ weight
+            weight_grad += grad.T @ hidden[rows]
+        return hidden_grad, weight_grad.to(weight.dtype), None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, LOGITS_PER_CHUNK // vocabulary)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]

@@ -1,0 +1,184 @@
+"""Models on disk: plain Hugging Face directories with safetensors."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from caravan.data.template import TEMPLATE
+from caravan.errors import DataError
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+HEAD_EXTRAS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Config fields of models whose logits are more than hidden states times the output head."""
+
+
+class Policy(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def prepare_torch(cpus: int, seed: int) -> torch.device:
+    """Fix threads, algorithms and seed, so that equal runs give equal bytes; gives the device."""
+    torch.set_num_threads(cpus)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(directory: Path) -> Policy:
+    """A causal model in float32, in training mode, and its tokenizer.
+
+    Raises:
+        DataError: the directory holds no model that can be trained safely; says what is missing.
+    """
+    check_model_directory(directory)
+    model = _load(AutoModelForCausalLM.from_pretrained, directory)
+    for name in HEAD_EXTRAS:
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise DataError(
+                f"{directory}: models with {name} in config.json are not supported: their "
+                "log-probabilities need more than the output head"
+            )
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise DataError(f"{directory}: the output head is not a linear layer without bias")
+    tokenizer = load_tokenizer(directory)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise DataError(
+            f"{directory}: the tokenizer has {len(tokenizer)} tokens but the model has embeddings "
+            f"for {rows}; resize the embeddings first"
+        )
+    return Policy(model.train(), tokenizer)
+
+
+def load_reward_model(directory: Path) -> Policy:
+    """A sequence-classification model with one label, in float32, and its tokenizer."""
+    check_model_directory(directory)
+    model = _load(AutoModelForSequenceClassification.from_pretrained, directory)
+    if model.config.num_labels != 1:
+        raise DataError(f"{directory}: a reward model has one label, not {model.config.num_labels}")
+    return Policy(model.train(), load_tokenizer(directory))
+
+
+def new_reward_model(directory: Path) -> Policy:
+    """The policy in `directory` with its output head replaced by a new one of a single number.
+
+    The head is drawn from N(0, 1/sqrt(d + 1)), d the hidden size (Lambert et al. 2024, table 36),
+    with torch's default generator.
+    """
+    policy, tokenizer = load_policy(directory)
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    with torch.no_grad():
+        model.score.weight.normal_(0.0, (config.hidden_size + 1) ** -0.5)
+    return Policy(model.train(), tokenizer)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory, with an end token and another pad token.
+
+    Raises:
+        DataError: one of them is missing, or they are the same.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory}: no tokenizer can be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"{directory}: the tokenizer has no end token; set eos_token")
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"{directory}: the tokenizer has no pad token; add `<pad>` and set pad_token (it must "
+            "differ from the end token)"
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise DataError(
+            f"{directory}: pad and end token are both {tokenizer.eos_token!r}; set pad_token to a "
+            "token of its own, or the end of a reply cannot be learned"
+        )
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a directory that `transformers` and vLLM load: equal weights give equal bytes."""
+    disable_progress_bar()
+    directory.mkdir(parents=True, exist_ok=True)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.config.use_cache = True
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    model.save_pretrained(directory)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    _make_portable(directory / "tokenizer_config.json")
+
+
+def check_model_directory(directory: Path) -> None:
+    """Refuse what is not a model directory with safetensors.
+
+    Raises:
+        DataError: says what is wrong with it.
+    """
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory}: no config.json, so this is not a Hugging Face model")
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLED)
+        if pickled:
+            raise DataError(
+                f"{directory}: weights in {pickled[0]} are pickled, and loading a pickle can run "
+                "any code; convert them to model.safetensors"
+            )
+        raise DataError(f"{directory}: no *.safetensors, so there are no weights")
+
+
+def _load(loader: Callable[..., Any], directory: Path) -> PreTrainedModel:
+    disable_progress_bar()
+    try:
+        model = loader(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{directory}: the model cannot be loaded: {error}") from error
+    model.config.use_cache = False
+    return cast(PreTrainedModel, model)
+
+
+def _make_portable(path: Path) -> None:
+    """Equal tokenizers from different places give equal bytes, in words older readers know."""
+    config = json.loads(path.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("name_or_path", "is_local", "local_files_only"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n")

@@ -1,0 +1,112 @@
+"""AdamW, learning-rate schedules and the optimiser step.
+
+`Updater` is the seam between the loop and what takes the step: the loop calls `backward` for each
+pass and `step` once, and does not know how gradients are gathered or where the optimiser lives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from caravan.errors import CaravanError
+
+Scheduler = Literal["linear", "cosine", "constant"]
+
+
+class NonFiniteError(CaravanError):
+    """A loss or a gradient is infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every optimiser step, as a pure function of its number.
+
+    Warm-up reaches the full rate in its last step and starts above 0: transformers' schedules begin
+    at exactly 0, which makes the first step a wasted one.
+    """
+
+    learning_rate: float
+    total_steps: int
+    kind: Scheduler = "linear"
+    warmup_ratio: float = 0.0
+
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.warmup_ratio * self.total_steps)
+
+    def at(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        warmup = self.warmup_steps
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if self.kind == "constant":
+            return self.learning_rate
+        left = max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
+        if self.kind == "linear":
+            return self.learning_rate * left
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+
+
+class Update(NamedTuple):
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+
+
+class Updater:
+    """AdamW with clipped gradients over the parameters of one model, in one process."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        *,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        self.schedule = schedule
+        self.optimizer = adamw(model, schedule.learning_rate, weight_decay, betas)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._max_grad_norm = max_grad_norm
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one pass."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, step: int) -> Update:
+        """Take optimiser step `step` with the gradients added since the last one.
+
+        Raises:
+            NonFiniteError: a gradient is not finite; the weights are as they were.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"step {step}: the gradient norm is {norm}; the weights were not changed. "
+                "Lower learning_rate, or look at the rows of this step"
+            )
+        learning_rate = self.schedule.at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Update(learning_rate, norm)
+
+
+def adamw(
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW in its fused form; matrices decay, norms and biases do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
