@@ -1,0 +1,122 @@
+"""What must hold across the sections of a recipe: names that are referred to exist, and no stage
+lacks the one before it. Each problem says where, what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from caravan.recipe import Recipe
+
+PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
+"""Each of them reads what the one before writes; together they make the pairs."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or what there is to choose from."""
+    choices = list(known)
+    close = get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if not choices:
+        return "; there are none"
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"; there are: {shown}"
+
+
+def problems(recipe: Recipe) -> Iterator[str]:
+    """Every contradiction between sections of `recipe`."""
+    yield from _duplicates(recipe)
+    yield from _unknown_engines(recipe)
+    yield from _unknown_sources(recipe)
+    yield from _missing_stages(recipe)
+
+
+def _duplicates(recipe: Recipe) -> Iterator[str]:
+    sources = [source.name for source in recipe.curate.sources]
+    synthesised = [task.name for task in recipe.synthesize.tasks] if recipe.synthesize else []
+    named: dict[str, Sequence[str]] = {
+        "curate.sources": sources,
+        "synthesize.tasks": synthesised,
+        "evaluate.tasks": [task.name for task in recipe.evaluate.tasks],
+        "respond.pool": [member.name for member in recipe.respond.pool] if recipe.respond else [],
+        "mix.dataset_mixer_list": [c.source for c in recipe.mix.dataset_mixer_list],
+    }
+    for path, names in named.items():
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{path}: {name!r} appears {names.count(name)} times; names are unique here"
+    for name in sorted(set(sources) & set(synthesised)):
+        yield (
+            f"synthesize.tasks: {name!r} is also the name of a source of curate; "
+            "rename one, the mix could not tell them apart"
+        )
+
+
+def _unknown_engines(recipe: Recipe) -> Iterator[str]:
+    used: list[tuple[str, str | None]] = []
+    if recipe.synthesize is not None:
+        for i, task in enumerate(recipe.synthesize.tasks):
+            used.append((f"synthesize.tasks[{i}].prompt_engine", task.prompt_engine))
+            used.append((f"synthesize.tasks[{i}].response_engine", task.response_engine))
+    if recipe.respond is not None:
+        for i, member in enumerate(recipe.respond.pool):
+            used.append((f"respond.pool[{i}].engine", member.engine))
+    if recipe.judge is not None and recipe.judge.judge.kind == "llm":
+        used.append(("judge.judge.engine", recipe.judge.judge.engine))
+    if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "llm":
+        used.append(("evaluate.judge.engine", recipe.evaluate.judge.engine))
+    for path, engine in used:
+        if engine is not None and engine not in recipe.engines:
+            yield f"{path}: {engine!r} is not in engines{suggest(engine, recipe.engines)}"
+
+
+def _unknown_sources(recipe: Recipe) -> Iterator[str]:
+    tasks = recipe.synthesize.tasks if recipe.synthesize is not None else ()
+    sources = [s.name for s in recipe.curate.sources] + [t.name for t in tasks]
+    skills = sorted({s.skill for s in recipe.curate.sources} | {t.skill for t in tasks})
+    used = [
+        (f"mix.dataset_mixer_list[{i}].source", component.source)
+        for i, component in enumerate(recipe.mix.dataset_mixer_list)
+    ]
+    used += [
+        (f"decontaminate.keep_sources[{i}]", name)
+        for i, name in enumerate(recipe.decontaminate.keep_sources)
+    ]
+    if recipe.sample_prompts is not None:
+        used += [
+            (f"sample_prompts.components[{i}].sources[{j}]", name)
+            for i, component in enumerate(recipe.sample_prompts.components)
+            for j, name in enumerate(component.sources)
+        ]
+    for path, name in used:
+        if name not in sources:
+            yield f"{path}: {name!r} is no source and no synthesis task{suggest(name, sources)}"
+    for i, skill in enumerate(recipe.rlvr.skills if recipe.rlvr is not None else ()):
+        if skill not in skills:
+            yield f"rlvr.skills[{i}]: no source has the skill {skill!r}{suggest(skill, skills)}"
+
+
+def _missing_stages(recipe: Recipe) -> Iterator[str]:
+    present = [stage for stage in PREFERENCE_STAGES if getattr(recipe, stage) is not None]
+    missing = [stage for stage in PREFERENCE_STAGES if stage not in present]
+    if present and missing:
+        yield f"{present[-1]}: needs {_listed(missing)} too; add them, or leave all four out"
+    if recipe.dpo is not None and not present:
+        yield f"dpo: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}"
+    reward_model = recipe.reward_model
+    if reward_model is not None and reward_model.model_name_or_path is None and not present:
+        yield (
+            f"reward_model: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}, "
+            "or model_name_or_path of one that exists"
+        )
+    if recipe.rlvr is not None and recipe.rlvr.algorithm.kind == "ppo" and reward_model is None:
+        yield (
+            "rlvr.algorithm: ppo starts its value model from the reward model; "
+            "add reward_model, or choose kind: grpo"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,146 @@
+"""Recipes on disk: loading with errors a user can act on, comparing, and the schema for editors.
+
+    recipe = load_recipe(Path("pipelines/recipes/pocket.yaml"), ["rlvr.beta=0.01"])
+
+A recipe may begin with `extends: other.yaml`: its mappings are merged into those of the other
+recipe, its lists and values replace them, and a section set to null is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from caravan.errors import RecipeError
+from caravan.recipe import Recipe
+from caravan.recipe_problems import Problem, misread_booleans, problems_of
+from caravan.recipe_yaml import Document, apply_override, parse_document, read_document
+
+
+class InvalidRecipeError(RecipeError):
+    """A recipe that does not validate, with everything that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the file `path`, with `overrides` such as `rlvr.learning_rate=1e-6`.
+
+    Raises:
+        RecipeError: the file is not a valid recipe; the message names file, line, field and value.
+    """
+    return _validated(read_document(Path(path)), overrides)
+
+
+def parse_recipe(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    file: str = "recipe",
+    directory: Path | None = None,
+) -> Recipe:
+    """As `load_recipe`, of YAML (or JSON) text. `file` is its name in errors; `directory` is where
+    `extends` looks."""
+    return _validated(parse_document(text, file, directory), overrides)
+
+
+def recipe_from_data(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data, as the registry keeps it."""
+    return _validated(Document(dict(data)), ())
+
+
+def _validated(document: Document, overrides: Sequence[str]) -> Recipe:
+    for override in overrides:
+        document = apply_override(document, override)
+    try:
+        recipe = Recipe.model_validate(document.data)
+    except ValidationError as error:
+        raise InvalidRecipeError(problems_of(error, document)) from error
+    misread = list(misread_booleans(document.data, recipe, document))
+    if misread:
+        raise InvalidRecipeError(misread)
+    return recipe
+
+
+def canonical_json(recipe: Recipe) -> str:
+    """Every field, defaults included, in one fixed form: equal recipes give equal text."""
+    data = recipe.model_dump(mode="json")
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of the canonical form, in hexadecimal."""
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+ABSENT = _Absent()
+"""Stands in a difference for a value that one side does not have."""
+
+
+class Difference(NamedTuple):
+    """A field in which two recipes differ."""
+
+    path: str
+    old: Any
+    new: Any
+
+
+def diff(old: Recipe, new: Recipe) -> list[Difference]:
+    """Where `new` differs from `old`, field by field. Items of lists are matched by their name."""
+    return list(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[Difference]:
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = _by_name(old, new)
+        pattern = "{path}[{key}]"
+    else:
+        pattern = "{path}.{key}" if path else "{key}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            inner = pattern.format(path=path, key=key)
+            yield from _differences(old.get(key, ABSENT), new.get(key, ABSENT), inner)
+    elif old != new:
+        yield Difference(path, old, new)
+
+
+def _by_name(old: list[Any], new: list[Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Both lists as mappings: by name or source where every item has one, else by position."""
+    for key in ("name", "source"):
+        if all(isinstance(item, dict) and key in item for item in old + new):
+            return {item[key]: item for item in old}, {item[key]: item for item in new}
+    return dict(enumerate(old)), dict(enumerate(new))
+
+
+SCHEMA_FILE = "recipe.schema.json"
+"""Beside the recipes; each begins with `# yaml-language-server: $schema=recipe.schema.json`."""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file, for editors and forms. Fields' docstrings describe them."""
+    schema = Recipe.model_json_schema()
+    required = schema.pop("required")
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another recipe file; this one gives only what differs.",
+    }
+    schema["if"] = {"required": ["extends"]}
+    schema["else"] = {"required": required}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def schema_text() -> str:
+    """`json_schema` as it is kept in `SCHEMA_FILE`."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"

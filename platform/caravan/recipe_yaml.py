@@ -1,0 +1,209 @@
+"""Reading the YAML of a recipe: duplicate keys refused, `extends` and overrides merged, and for
+each value the place it was written, so that an error can name the line.
+
+YAML 1.1 loads `5e-7` (no dot) as text; pydantic makes it a number where one is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caravan.errors import RecipeError
+
+FieldPath = tuple[str | int, ...]
+"""Where a value is: keys and list positions from the top."""
+
+ALIASES = {"max_seq_length": "max_length"}
+"""Names that users of other tools know, and ours."""
+
+
+@dataclass
+class Document:
+    """The data of a recipe before validation, and where each part of it was written."""
+
+    data: dict[str, Any]
+    places: dict[FieldPath, str] = field(default_factory=dict)
+    """`file:line`, or the override, of the value at a path."""
+
+    def place(self, path: FieldPath) -> str:
+        """Of the value at `path`, or of the nearest thing around it."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, "")
+
+
+def read_document(path: Path) -> Document:
+    """The recipe at `path`, with what it extends merged in.
+
+    Raises:
+        RecipeError: a file cannot be read or is not a YAML mapping, or `extends` goes round.
+    """
+    return _read_chain(path, seen=())
+
+
+def parse_document(text: str, file: str, directory: Path | None = None) -> Document:
+    """As `read_document`, of `text`; `extends` is looked up in `directory`."""
+    document = _parse(text, file)
+    return _extended(document, file, directory, seen=())
+
+
+def apply_override(document: Document, override: str) -> Document:
+    """`document` with `dotted.path=value`; the value is YAML. An item of a list is named by its
+    position or its name: `evaluate.tasks.gsm8k.limit=100`."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
+    path = tuple(_segment(part) for part in dotted.strip().split("."))
+    data = _with_value(document.data, path, value, override, ())
+    return Document(data, document.places | {path: f"--set {override}"})
+
+
+def _segment(part: str) -> str | int:
+    return int(part) if part.isdecimal() else ALIASES.get(part, part)
+
+
+def _with_value(old: Any, path: FieldPath, value: Any, override: str, done: FieldPath) -> Any:
+    """A copy of `old` in which `path` holds `value`."""
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if isinstance(old, list):
+        position = _position(old, key)
+        if position is None:
+            raise RecipeError(
+                f"{override!r}: {dotted(done)} is a list of {len(old)} without {key!r}; give the "
+                f"name of an item, or a position from 0 to {len(old) - 1}"
+            )
+        new = list(old)
+        new[position] = _with_value(old[position], rest, value, override, (*done, position))
+        return new
+    if old is None:
+        old = {}
+    if not isinstance(old, dict):
+        raise RecipeError(f"{override!r}: {dotted(done)} is {old!r}, it has nothing called {key!r}")
+    key = str(key)
+    if key == "kind" and not rest and old.get("kind") != value:
+        return {"kind": value}  # the options of another kind do not carry over
+    return {**old, key: _with_value(old.get(key), rest, value, override, (*done, key))}
+
+
+def _position(items: list[Any], key: str | int) -> int | None:
+    if isinstance(key, int):
+        return key if key < len(items) else None
+    named = [i for i, item in enumerate(items) if isinstance(item, dict) and key in _names(item)]
+    return named[0] if len(named) == 1 else None
+
+
+def _names(item: dict[str, Any]) -> tuple[Any, Any]:
+    return item.get("name"), item.get("source")
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """`evaluate.tasks[3].limit`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "the recipe"
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> Document:
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " -> ".join(p.name for p in (*seen, resolved))
+        raise RecipeError(f"{path}: extends goes round in a circle: {chain}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: there is no such recipe file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    return _extended(_parse(text, str(path)), str(path), path.parent, (*seen, resolved))
+
+
+def _extended(
+    document: Document, file: str, directory: Path | None, seen: tuple[Path, ...]
+) -> Document:
+    if "extends" not in document.data:
+        return document
+    name = document.data.pop("extends")
+    where = document.place(("extends",))
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}: extends: expected the file name of a recipe, got {name!r}")
+    if directory is None:
+        raise RecipeError(f"{where}: extends: {file} is in no directory to look for {name!r} in")
+    if not (directory / name).is_file():
+        raise RecipeError(f"{where}: extends: there is no file {directory / name}")
+    base = _read_chain(directory / name, seen)
+    return Document(merge(base.data, document.data), base.places | document.places)
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """`base` with `changes`: mappings merge key by key, anything else replaces. A mapping of
+    another `kind` replaces too."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    if "kind" in changes and changes["kind"] != base.get("kind", changes["kind"]):
+        return changes
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged
+
+
+def _parse(text: str, file: str) -> Document:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{file}: expected a mapping of sections (name, base_model, ...)")
+        places: dict[FieldPath, str] = {}
+        _visit(node, (), file, places)
+        data = _with_own_names(loader.construct_document(node))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"{file}{line}: not YAML: {problem}") from error
+    finally:
+        loader.dispose()
+    return Document(data, places)
+
+
+def _visit(node: yaml.Node, path: FieldPath, file: str, places: dict[FieldPath, str]) -> None:
+    """Note the line of every value, and refuse a key that is given twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            places[(*path, i)] = f"{file}:{item.start_mark.line + 1}"
+            _visit(item, (*path, i), file, places)
+    elif isinstance(node, yaml.MappingNode):
+        first_line: dict[str, int] = {}
+        for key_node, value in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise RecipeError(f"{file}:{line}: {dotted(path)}: a key must be plain text")
+            key = str(ALIASES.get(key_node.value, key_node.value))
+            if key in first_line:
+                raise RecipeError(
+                    f"{file}:{line}: {dotted((*path, key))} is given twice, first on line "
+                    f"{first_line[key]}; keep one"
+                )
+            first_line[key] = line
+            places[(*path, key)] = f"{file}:{line}"
+            _visit(value, (*path, key), file, places)
+
+
+def _with_own_names(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {ALIASES.get(key, key): _with_own_names(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_with_own_names(item) for item in data]
+    return data
