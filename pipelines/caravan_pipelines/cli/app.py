@@ -1,0 +1,116 @@
+"""The verbs of the `caravan` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caravan.errors import CaravanError
+from caravan_pipelines.cli.artifact import artifact
+from caravan_pipelines.cli.recipe import recipe
+from caravan_pipelines.cli.registry import registry
+
+app = typer.Typer(
+    name="caravan",
+    help="Take a base language model through an open post-training recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(recipe, name="recipe")
+app.add_typer(artifact, name="artifact")
+app.add_typer(registry, name="registry")
+
+RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
+    ] = [],  # noqa: B006  # typer copies it
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    tag: Annotated[list[str], typer.Option(help="Tag the run.")] = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that can be known before the first step.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")] = False,
+) -> None:
+    """Run a recipe on this machine: caravan run pipelines/recipes/pocket.yaml"""
+    from caravan_pipelines.cli import run as command
+
+    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
+    command.run(recipe, overrides, tuple(tag), dry_run=dry_run, detach=detach)
+
+
+@app.command()
+def resume(run: RunId = "latest") -> None:
+    """Continue a stopped run; finished stages are not repeated."""
+    from caravan_pipelines.cli import run as command
+
+    command.resume(run)
+
+
+@app.command()
+def cancel(run: RunId = "latest") -> None:
+    """Stop a run that is being executed on this machine."""
+    from caravan_pipelines.cli import run as command
+
+    command.cancel(run)
+
+
+@app.command()
+def runs(
+    limit: Annotated[int, typer.Option(help="Newest runs to list.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """List the runs, newest first."""
+    from caravan_pipelines.cli import show as command
+
+    command.runs(limit, as_json=json)
+
+
+@app.command()
+def show(
+    run: RunId = "latest",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a run: its stages, its scores, where its report is."""
+    from caravan_pipelines.cli import show as command
+
+    command.show(run, as_json=json)
+
+
+@app.command()
+def logs(run: RunId = "latest") -> None:
+    """Print the log of a run that this machine executed."""
+    from caravan_pipelines.cli import run as command
+
+    command.logs(run)
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8501,
+) -> None:
+    """Serve the dashboard to this machine's browser."""
+    import os
+
+    from caravan_dashboard.launch import command
+
+    arguments = command(port)
+    os.execvp(arguments[0], arguments)
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed without a traceback."""
+    try:
+        app()
+    except CaravanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

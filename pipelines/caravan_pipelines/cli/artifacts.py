@@ -1,0 +1,87 @@
+"""Show artifacts and copy them out of the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caravan.errors import CaravanError
+from caravan.registry import ArtifactRow, Registry
+from caravan.settings import load_settings
+from caravan.store import open_store
+from caravan_pipelines.cli.common import open_registry
+
+
+def show(reference: str, *, as_json: bool) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        artifact = find(reference, registry)
+        made_from = registry.lineage(artifact.digest, "in")
+        made_into = registry.lineage(artifact.digest, "out")
+    manifest = open_store(settings.resolved_store_url, settings).manifest(artifact.digest)
+    if as_json:
+        data = {
+            "digest": artifact.digest,
+            "kind": artifact.kind,
+            "size_bytes": artifact.size_bytes,
+            "uri": artifact.uri,
+            "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files],
+            "made_from": sorted({e.digest for e in made_from} - {artifact.digest}),
+            "made_into": sorted({e.digest for e in made_into} - {artifact.digest}),
+        }
+        print(json.dumps(data, indent=2))
+        return
+    console = Console()
+    console.print(
+        Text(f"{artifact.kind} {artifact.digest}\n{artifact.uri}, {artifact.size_bytes:,} bytes")
+    )
+    files = Table("file", "bytes", "sha256")
+    for file in manifest.files:
+        files.add_row(Text(file.path), f"{file.size:,}", file.sha256[:12])
+    console.print(files)
+    lineage = Table("lineage", "run", "stage", "artifact")
+    for title, edges in (("made from", made_from), ("made into", made_into)):
+        for edge in edges:
+            lineage.add_row(
+                title, Text(edge.run_id), Text(f"{edge.node} {edge.direction}"),
+                Text(f"{edge.name} {edge.digest[:12]}"),
+            )  # fmt: skip
+    console.print(lineage)
+
+
+def get(reference: str, to: Path) -> None:
+    settings = load_settings()
+    if to.exists():
+        raise CaravanError(f"{to} exists; name a directory that does not")
+    with open_registry(settings) as registry:
+        artifact = find(reference, registry)
+    source = open_store(settings.resolved_store_url, settings).fetch(artifact.digest)
+    shutil.copytree(source, to, copy_function=shutil.copyfile)
+    print(to)
+
+
+def find(reference: str, registry: Registry) -> ArtifactRow:
+    """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`.
+
+    Raises:
+        CaravanError: there is none, or several.
+    """
+    run_id, colon, output = reference.partition(":")
+    if not colon or "/" not in output:
+        return registry.artifact(reference)
+    node, _, name = output.rpartition("/")
+    run = registry.get_run(run_id)
+    made = {
+        f"{stage.node}/{key}": digest
+        for stage in registry.stage_runs(run.id)
+        for key, digest in stage.outputs.items()
+    }
+    if f"{node}/{name}" not in made:
+        known = ", ".join(sorted(made)) or "none yet"
+        raise CaravanError(f"run {run.id} has no artifact {output!r} (it has: {known})")
+    return registry.artifact(made[f"{node}/{name}"])

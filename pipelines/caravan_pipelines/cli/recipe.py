@@ -1,0 +1,66 @@
+"""caravan recipe ...: look at recipes without running them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipe = typer.Typer(help="Validate, show and compare recipes.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")]
+
+
+@recipe.command()
+def validate(file: File) -> None:
+    """Check a recipe; exit code 2 says what is wrong."""
+    from caravan.recipe_io import load_recipe, recipe_digest
+    from caravan_pipelines.cli.common import find_recipe
+    from caravan_pipelines.graph import stage_graph
+
+    path = find_recipe(file)
+    loaded = load_recipe(path)
+    stages = len(stage_graph(loaded))
+    print(f"{path}: valid, {stages} stages, digest {recipe_digest(loaded)[:12]}")
+
+
+@recipe.command()
+def show(file: File) -> None:
+    """Print a recipe with every default filled in."""
+    import yaml
+
+    from caravan.recipe_io import load_recipe
+    from caravan_pipelines.cli.common import find_recipe
+
+    loaded = load_recipe(find_recipe(file))
+    print(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+@recipe.command()
+def diff(old: File, new: File) -> None:
+    """Print the fields in which two recipes differ."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from caravan.recipe_io import diff as recipe_diff
+    from caravan.recipe_io import load_recipe
+    from caravan_pipelines.cli.common import find_recipe
+
+    differences = recipe_diff(load_recipe(find_recipe(old)), load_recipe(find_recipe(new)))
+    if not differences:
+        print("no difference")
+        return
+    table = Table("field", str(old), str(new))
+    for difference in differences:
+        table.add_row(*(Text(str(value)) for value in difference))
+    Console().print(table)
+
+
+@recipe.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from caravan.recipe_io import schema_text
+
+    print(schema_text(), end="")

@@ -1,0 +1,118 @@
+"""Run, follow, stop and continue runs on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from caravan.errors import CaravanError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe
+from caravan.registry import Registry, State
+from caravan.settings import Settings, load_settings
+from caravan.store import open_store
+from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.follow import follow
+from caravan_pipelines.cli.tables import scores_table, stages_table
+from caravan_pipelines.launch import local
+
+
+def run(
+    recipe: Path, overrides: list[str], tags: tuple[str, ...], *, dry_run: bool, detach: bool
+) -> None:
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides)
+    settings = load_settings()
+    if dry_run:
+        from caravan_pipelines.dry_run import dry_run as check
+
+        check(loaded, path.parent, settings, Console())
+        return
+    run_id = local.create_run(loaded, settings, recipe_dir=path.parent, tags=tags)
+    _execute(run_id, settings, detach=detach)
+
+
+def resume(run_id: str) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+    _execute(run.id, settings, detach=False)
+
+
+def cancel(run_id: str) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+    local.cancel(run.id, settings)
+    print(f"stopping {run.id}; continue it with: caravan resume {run.id}")
+
+
+def logs(run_id: str) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+    log = local.run_dir(settings, run.id) / "log.txt"
+    if not log.exists():
+        raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        shutil.copyfileobj(lines, sys.stdout)
+
+
+def _execute(run_id: str, settings: Settings, *, detach: bool) -> None:
+    """Start or continue a run, follow it to its end and show what came out."""
+    console = Console()
+    started = local.start(run_id, settings, detached=detach)
+    console.print(f"run [bold]{run_id}[/bold]  (log: {started.log})", highlight=False)
+    if detach:
+        console.print(f"follow it with: caravan show {run_id}", highlight=False)
+        return
+    with open_registry(settings) as registry:
+        recipe = Recipe.model_validate(registry.get_run(run_id).recipe)
+        try:
+            follow(recipe, run_id, registry, started.process, console)
+        except KeyboardInterrupt:
+            console.print("stopping ...")
+            started.stop()
+        _finish(run_id, registry, settings, started, console)
+
+
+def _finish(
+    run_id: str, registry: Registry, settings: Settings, started: local.LocalRun, console: Console
+) -> None:
+    code = started.process.wait()
+    run = registry.get_run(run_id)
+    if not run.state.finished:  # the executing process died without a word
+        registry.update_run_state(run_id, State.CANCELLED)
+        local.close_open_stages(run_id, registry, State.CANCELLED)
+        run = registry.get_run(run_id)
+    console.print(stages_table(registry.stage_runs(run_id)))
+    if run.state is not State.SUCCEEDED:
+        for stage in registry.stage_runs(run_id):
+            if stage.state is State.FAILED:
+                reason = (stage.error or "").strip().splitlines()[-1:]
+                console.print(f"stage {stage.node} failed: {''.join(reason)}", markup=False)
+        console.print(
+            f"run {run_id} {run.state}; its log is {started.log}\n"
+            f"finished stages are kept; continue with: caravan resume {run_id}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+        sys.exit(code or 1)
+    console.print(scores_table(registry.scores(run_id)))
+    report = export_report(run_id, registry, settings)
+    console.print(
+        f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",
+        markup=False, highlight=False,
+    )  # fmt: skip
+
+
+def export_report(run_id: str, registry: Registry, settings: Settings) -> Path:
+    """Copy the report of a finished run beside its log; returns the page."""
+    digest = next(s for s in registry.stage_runs(run_id) if s.node == "report").outputs["report"]
+    store = open_store(settings.resolved_store_url, settings)
+    target = local.run_dir(settings, run_id) / "report"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(store.fetch(digest), target)
+    return target / "report.html"

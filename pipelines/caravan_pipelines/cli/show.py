@@ -1,0 +1,94 @@
+"""Show runs: as tables, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from caravan.registry import Registry, RunRow
+from caravan.settings import load_settings
+from caravan_pipelines.cli.common import open_registry
+from caravan_pipelines.cli.tables import (
+    STATE_STYLE,
+    model_of,
+    runs_table,
+    scores_table,
+    stages_table,
+)
+from caravan_pipelines.launch.local import run_dir
+
+
+def runs(limit: int, *, as_json: bool) -> None:
+    with open_registry() as registry:
+        found = registry.list_runs(limit)
+    if as_json:
+        rows = [
+            {"run": r.id, "state": r.state, "seed": r.seed, "owner": r.owner, "tags": r.tags}
+            for r in found
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        Console().print(runs_table(found) if found else "no run yet: caravan run pocket")
+
+
+def show(run_id: str, *, as_json: bool) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+        if as_json:
+            print(json.dumps(as_data(run, registry), indent=2))
+            return
+        console = Console()
+        console.print(
+            Text.assemble((run.id, "bold"), "  ", (run.state, STATE_STYLE[run.state]),
+                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}")
+        )  # fmt: skip
+        console.print(stages_table(registry.stage_runs(run.id)))
+        if scores := registry.scores(run.id):
+            console.print(scores_table(scores))
+        for stage in registry.stage_runs(run.id):
+            if stage.error:
+                console.print(Text(f"{stage.node}:\n{stage.error}", style="red"))
+    report = run_dir(settings, run.id) / "report" / "report.html"
+    if report.exists():
+        console.print(Text(f"report: {report}"))
+
+
+def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
+    """What `caravan show --json` prints."""
+    return {
+        "run": run.id,
+        "state": run.state,
+        "recipe": run.name,
+        "recipe_digest": run.recipe_digest,
+        "seed": run.seed,
+        "error": run.error,
+        "stages": [
+            {
+                "name": stage.node,
+                "state": stage.state,
+                "seconds": stage.seconds,
+                "reused": stage.reused_from is not None,
+                "artifacts": dict(stage.outputs),
+                "metrics": dict(stage.metrics),
+                "error": stage.error,
+            }
+            for stage in registry.stage_runs(run.id)
+        ],
+        "scores": [
+            {
+                "stage": model_of(score),
+                "task": score.task,
+                "metric": score.metric,
+                "suite": score.suite,
+                "value": score.value,
+                "low": score.low,
+                "high": score.high,
+                "n": score.n,
+            }
+            for score in registry.scores(run.id)
+        ],
+    }

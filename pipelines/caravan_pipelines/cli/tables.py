@@ -1,0 +1,84 @@
+"""Tables of runs, stages and scores for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from caravan.registry import RunRow, ScoreRow, StageRunRow, State
+
+STATE_STYLE = {
+    State.PENDING: "dim",
+    State.RUNNING: "cyan",
+    State.SUCCEEDED: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "yellow",
+    State.INTERRUPTED: "yellow",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def model_of(score: ScoreRow) -> str:
+    """The model that a score is of: `sft` for scores of the stage run `evaluate-sft`."""
+    return score.node.removeprefix("evaluate-")
+
+
+def runs_table(runs: Iterable[RunRow]) -> Table:
+    table = Table("run", "state", "seed", "started", "took", "owner", "tags")
+    for run in runs:
+        started = run.started_at or run.created_at
+        table.add_row(
+            Text(run.id), Text(run.state, style=STATE_STYLE[run.state]), str(run.seed),
+            f"{started.astimezone():%Y-%m-%d %H:%M}", duration(run.seconds), Text(run.owner),
+            Text(" ".join(run.tags)),
+        )  # fmt: skip
+    return table
+
+
+def stages_table(stages: Iterable[StageRunRow]) -> Table:
+    table = Table("stage", "state", "took", "artifacts")
+    for stage in stages:
+        state = "reused" if stage.reused_from else str(stage.state)
+        outputs = "  ".join(f"{name} {digest[:12]}" for name, digest in stage.outputs.items())
+        table.add_row(
+            Text(stage.node), Text(state, style=STATE_STYLE[stage.state]),
+            "" if stage.reused_from else duration(stage.seconds), outputs,
+        )  # fmt: skip
+    return table
+
+
+def scores_table(scores: Sequence[ScoreRow]) -> Table:
+    """Tasks down, models across; each value in per cent with its 95 % confidence interval."""
+    models = list(dict.fromkeys(model_of(score) for score in scores))
+    rows = list(dict.fromkeys((score.task, score.metric) for score in scores))
+    found = {(s.task, s.metric, model_of(s)): s for s in scores}
+    table = Table("task", "metric", *models, "n", title="Scores, % with 95 % confidence interval")
+    for task, metric in rows:
+        cells = [found.get((task, metric, model)) for model in models]
+        table.add_row(
+            Text(task), Text(metric), *(_cell(score) for score in cells),
+            str(next(score.n for score in cells if score)),
+        )  # fmt: skip
+    return table
+
+
+def _cell(score: ScoreRow | None) -> Text:
+    if score is None:
+        return Text("")
+    text = Text(f"{100 * score.value:5.1f}")
+    return text.append(f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]", style="dim")

@@ -1,0 +1,1 @@
+"""Launchers: where the pipeline of a run is executed."""

@@ -1,0 +1,138 @@
+"""Launch a run on this machine: `kfp.local` in a process of its own, steps as its subprocesses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caravan.errors import CaravanError
+from caravan.recipe import Recipe
+from caravan.recipe_io import recipe_digest
+from caravan.registry import Registry
+from caravan.registry.states import State
+from caravan.settings import Settings, load_settings
+from caravan.store import Store, open_store
+from caravan_pipelines.launch.lock import holder
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A run whose pipeline is being executed by a child process."""
+
+    run_id: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> None:
+        """Ask every step to stop, and wait until all have."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self.process.wait()
+
+
+def run_dir(settings: Settings, run_id: str) -> Path:
+    """Where a local run keeps its log, its lock and its report."""
+    return settings.home / "runs" / run_id
+
+
+def create_run(
+    recipe: Recipe, settings: Settings, *, recipe_dir: Path, tags: tuple[str, ...] = ()
+) -> str:
+    """Register a run of `recipe`; nothing is started.
+
+    Raises:
+        CaravanError: the registry or the store cannot be used.
+    """
+    _check_writable(open_store(settings.resolved_store_url, settings))
+    with Registry(settings.resolved_registry_url) as registry:
+        return registry.create_run(
+            recipe.model_dump(mode="json"),
+            name=recipe.name,
+            seed=recipe.seed,
+            recipe_digest=recipe_digest(recipe),
+            owner=settings.owner,
+            recipe_dir=recipe_dir.resolve(),
+            tags=tags,
+        )
+
+
+def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRun:
+    """Execute the run in a child process, from where it stopped if it was started before.
+
+    A child that is not `detached` ends when this process does.
+
+    Raises:
+        CaravanError: the run is being executed already.
+    """
+    directory = run_dir(settings, run_id)
+    directory.mkdir(parents=True, exist_ok=True)
+    if pid := holder(directory / "lock"):
+        raise CaravanError(
+            f"run {run_id} is being executed by process {pid}: "
+            f"follow it with `caravan show {run_id}`, stop it with `caravan cancel {run_id}`"
+        )
+    log = directory / "log.txt"
+    command = [sys.executable, "-m", "caravan_pipelines.launch.runner", run_id]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command + (["--detached"] if detached else []),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(settings),
+        )
+    return LocalRun(run_id, process, log)
+
+
+def launch_detached(
+    recipe: Recipe, *, recipe_dir: Path, settings: Settings | None = None
+) -> str:
+    """Create and start a run that outlives this process; returns its id."""
+    settings = settings or load_settings()
+    run_id = create_run(recipe, settings, recipe_dir=recipe_dir)
+    start(run_id, settings, detached=True)
+    return run_id
+
+
+def resume_detached(run_id: str, settings: Settings | None = None) -> None:
+    """Continue a stopped run in a process that outlives this one."""
+    start(run_id, settings or load_settings(), detached=True)
+
+
+def cancel(run_id: str, settings: Settings | None = None) -> None:
+    """Stop a run that is being executed on this machine; `resume` continues it.
+
+    Raises:
+        CaravanError: no process of this machine executes it.
+    """
+    settings = settings or load_settings()
+    pid = holder(run_dir(settings, run_id) / "lock")
+    if pid is None:
+        raise CaravanError(f"run {run_id} is not being executed on this machine")
+    os.killpg(pid, signal.SIGTERM)
+
+
+def close_open_stages(run_id: str, registry: Registry, state: State) -> None:
+    """Give every stage run that a dead process left open its final `state`."""
+    for stage in registry.stage_runs(run_id):
+        if not stage.state.finished:
+            registry.finish_stage_run(stage.id, state)
+
+
+def _check_writable(store: Store) -> None:
+    """Publish and remove a small artifact: what a stage would otherwise learn after an hour."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "probe").write_text("may this process write here?\n")
+        store.delete(store.put(Path(directory), "report").digest)
+
+
+def _environment(settings: Settings) -> Mapping[str, Any]:
+    return os.environ | settings.environment() | {"PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,90 @@
+"""The process that executes one run with `kfp.local`: python -m caravan_pipelines.launch.runner RUN
+
+Its output is the run's log. It holds the run's lock, so a run is executed by one process at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+
+from caravan.recipe import Recipe
+from caravan.registry import Registry
+from caravan.registry.states import State
+from caravan.settings import Settings, load_settings
+from caravan.stages.execute import die_with_parent
+from caravan_pipelines.launch.local import close_open_stages, run_dir
+from caravan_pipelines.launch.lock import acquire
+from caravan_pipelines.step import RECIPE_DIR, RUNNER_PID
+
+
+def execute_run(run_id: str, settings: Settings) -> State:
+    """Run the pipeline of `run_id` to its end; returns the state it ended in."""
+    stopped = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.set()  # the steps got the signal too: the pipeline ends when they have
+
+    signal.signal(signal.SIGTERM, stop)
+    directory = run_dir(settings, run_id)
+    acquire(directory / "lock")
+    with Registry(settings.resolved_registry_url) as registry:
+        run = registry.get_run(run_id)
+        close_open_stages(run_id, registry, State.CANCELLED)
+        registry.update_run_state(run_id, State.RUNNING)
+        beat = threading.Thread(target=_heartbeat, args=(run_id, settings, stopped), daemon=True)
+        beat.start()
+        os.environ[RUNNER_PID] = str(os.getpid())
+        os.environ[RECIPE_DIR] = run.recipe_dir
+        recipe = Recipe.model_validate(run.recipe)
+        error = None
+        try:
+            _run_pipeline(recipe, run_id, settings)
+            state = State.SUCCEEDED
+        except Exception as failure:  # a step failed: its own traceback is in the registry
+            traceback.print_exc()
+            state, error = (State.CANCELLED, None) if stopped.is_set() else (State.FAILED, failure)
+        close_open_stages(run_id, registry, State.CANCELLED)
+        registry.update_run_state(run_id, state, error=str(error) if error else None)
+    return state
+
+
+def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
+    from kfp import local
+
+    from caravan_pipelines.pipeline import build_pipeline
+
+    root = run_dir(settings, run_id) / "kfp"
+    shutil.rmtree(root, ignore_errors=True)
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+    build_pipeline(recipe)(recipe_json=recipe.model_dump_json(), run=run_id)
+
+
+def _heartbeat(run_id: str, settings: Settings, stopped: threading.Event) -> None:
+    with Registry(settings.resolved_registry_url) as registry:
+        while not stopped.wait(settings.heartbeat_seconds):
+            try:
+                registry.heartbeat_run(run_id)
+            except Exception:  # the registry is away: the next beat tells
+                traceback.print_exc()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="caravan_pipelines.launch.runner")
+    parser.add_argument("run")
+    parser.add_argument("--detached", action="store_true", help="outlive the launching process")
+    arguments = parser.parse_args()
+    if not arguments.detached:
+        die_with_parent()
+    state = execute_run(arguments.run, load_settings())
+    sys.exit(0 if state is State.SUCCEEDED else 1)
+
+
+if __name__ == "__main__":
+    main()
