@@ -18,6 +18,30 @@ class RecipeError(CaravanError):
     """A recipe does not say something that can be run."""
 
 
+class SettingsError(CaravanError):
+    """An environment variable `CARAVAN_...` does not say something that can be used."""
+
+
+class StoreError(CaravanError):
+    """The artifact store cannot do what it was asked: full, read-only, refused, corrupted."""
+
+
+class StoreUnavailableError(StoreError):
+    """The artifact store does not answer; trying again later may help."""
+
+
+class RegistryError(CaravanError):
+    """The registry cannot do what it was asked."""
+
+
+class RegistryUnavailableError(RegistryError):
+    """The registry does not answer; trying again later may help."""
+
+
+class StageError(CaravanError):
+    """A stage cannot run, or did not keep its promise."""
+
+
 class MissingExtraError(CaravanError):
     """An optional dependency is not installed."""
 

@@ -1,0 +1,20 @@
+"""Runs, stage runs, artifacts and their lineage, metrics, scores, tags and notes."""
+
+from caravan.registry.database import upgrade
+from caravan.registry.registry import Registry
+from caravan.registry.rows import (
+    ArtifactRow,
+    LineageEdge,
+    MetricRow,
+    NoteRow,
+    RunRow,
+    ScoreInstanceRow,
+    ScoreRow,
+    StageRunRow,
+)
+from caravan.registry.states import RunState, StageState, State
+
+__all__ = [
+    "ArtifactRow", "LineageEdge", "MetricRow", "NoteRow", "Registry", "RunRow", "RunState",
+    "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "upgrade",
+]  # fmt: skip

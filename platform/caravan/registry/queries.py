@@ -1,0 +1,358 @@
+"""What can be asked of the registry. Each function takes a session and gives back plain rows."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased
+
+from caravan.errors import RegistryError
+from caravan.registry import models as m
+from caravan.registry.rows import (
+    ArtifactRow,
+    Direction,
+    LineageEdge,
+    MetricRow,
+    NoteRow,
+    RunRow,
+    ScoreInstanceRow,
+    ScoreRow,
+    StageRunRow,
+)
+from caravan.registry.states import State
+
+LIVE = (State.PENDING, State.RUNNING)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def run(session: Session, run_id: str, stale_after_seconds: float) -> RunRow:
+    """The run of that id, or of the one id that begins with it.
+
+    Raises:
+        RegistryError: no run, or more than one, is meant.
+    """
+    found = session.get(m.Run, run_id)
+    if found is None:
+        pattern = run_id.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
+        matches = session.scalars(
+            select(m.Run).where(m.Run.id.like(pattern, escape="\\")).order_by(m.Run.id).limit(3)
+        ).all()
+        if not matches or not run_id:
+            raise RegistryError(f"no run {run_id!r}; `caravan runs` lists them")
+        if len(matches) > 1:
+            names = ", ".join(match.id for match in matches)
+            raise RegistryError(f"{run_id!r} may mean several runs: {names}, ...; write more of it")
+        found = matches[0]
+    return _run_rows(session, [found], stale_after_seconds)[0]
+
+
+def runs(
+    session: Session,
+    stale_after_seconds: float,
+    *,
+    limit: int | None = 100,
+    state: State | None = None,
+    name: str | None = None,
+    owner: str | None = None,
+    tag: str | None = None,
+) -> list[RunRow]:
+    """Runs, newest first."""
+    query = select(m.Run).order_by(m.Run.created_at.desc(), m.Run.id.desc())
+    if state in (State.PENDING, State.RUNNING, State.INTERRUPTED):
+        query = query.where(m.Run.state.in_(LIVE))  # told apart by their heartbeat, below
+    elif state is not None:
+        query = query.where(m.Run.state == state)
+    if name is not None:
+        query = query.where(m.Run.name == name)
+    if owner is not None:
+        query = query.where(m.Run.owner == owner)
+    if tag is not None:
+        query = query.join(m.Tag, m.Tag.run_id == m.Run.id).where(m.Tag.name == tag)
+    if state not in (State.PENDING, State.RUNNING, State.INTERRUPTED):
+        query = query.limit(limit)
+    rows = _run_rows(session, session.scalars(query).all(), stale_after_seconds)
+    return [row for row in rows if state is None or row.state == state][:limit]
+
+
+def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: float) -> list[RunRow]:
+    ids = [r.id for r in found]
+    tags: dict[str, list[str]] = {}
+    for tag in session.scalars(select(m.Tag).where(m.Tag.run_id.in_(ids)).order_by(m.Tag.name)):
+        tags.setdefault(tag.run_id, []).append(tag.name)
+    live = [r.id for r in found if r.state in LIVE]
+    beats = dict(
+        session.execute(
+            select(m.StageRun.run_id, func.max(m.StageRun.heartbeat_at))
+            .where(m.StageRun.run_id.in_(live))
+            .group_by(m.StageRun.run_id)
+        )
+        .tuples()
+        .all()
+    )
+    rows = []
+    for r in found:
+        # A run lives as long as its launcher or one of its stages does.
+        signs = [t for t in (r.heartbeat_at, beats.get(r.id)) if t is not None]
+        heartbeat = max(signs, default=None)
+        rows.append(
+            RunRow(
+                id=r.id, name=r.name, seed=r.seed, owner=r.owner, recipe=r.recipe,
+                recipe_digest=r.recipe_digest, recipe_dir=r.recipe_dir, created_at=r.created_at,
+                started_at=r.started_at, finished_at=r.finished_at, heartbeat_at=heartbeat,
+                error=r.error, tags=tuple(tags.get(r.id, ())),
+                state=_derived(r.state, heartbeat or r.created_at, stale_after_seconds),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _derived(state: State, heartbeat: object, stale_after_seconds: float) -> State:
+    if state not in LIVE:
+        return state
+    stale = m.now() - timedelta(seconds=stale_after_seconds) > heartbeat  # type: ignore[operator]
+    return State.INTERRUPTED if stale else state
+
+
+# --- stage runs ---------------------------------------------------------------------------------
+
+
+def stage_runs(session: Session, run_id: str, stale_after_seconds: float) -> list[StageRunRow]:
+    """The stage runs of a run, in the order in which they were first opened."""
+    query = select(m.StageRun).where(m.StageRun.run_id == run_id).order_by(m.StageRun.id)
+    return _stage_rows(session, session.scalars(query).all(), stale_after_seconds)
+
+
+def stage_run(session: Session, stage_run_id: int, stale_after_seconds: float) -> StageRunRow:
+    found = session.get(m.StageRun, stage_run_id)
+    if found is None:
+        raise RegistryError(f"no stage run {stage_run_id}")
+    return _stage_rows(session, [found], stale_after_seconds)[0]
+
+
+def finished_with_key(session: Session, key: str, stale_after_seconds: float) -> StageRunRow | None:
+    """The newest stage run that did the work of `key` itself and succeeded."""
+    query = (
+        select(m.StageRun)
+        .where(m.StageRun.key == key, m.StageRun.state == State.SUCCEEDED)
+        .where(m.StageRun.reused_from.is_(None))
+        .order_by(m.StageRun.finished_at.desc(), m.StageRun.id.desc())
+        .limit(1)
+    )
+    rows = _stage_rows(session, session.scalars(query).all(), stale_after_seconds)
+    return rows[0] if rows else None
+
+
+def _stage_rows(
+    session: Session, found: Sequence[m.StageRun], stale_after_seconds: float
+) -> list[StageRunRow]:
+    edges: dict[tuple[int, str], dict[str, str]] = {}
+    query = (
+        select(m.StageRunArtifact)
+        .where(m.StageRunArtifact.stage_run_id.in_([s.id for s in found]))
+        .order_by(m.StageRunArtifact.name)
+    )
+    for edge in session.scalars(query):
+        edges.setdefault((edge.stage_run_id, edge.direction), {})[edge.name] = edge.digest
+    return [
+        StageRunRow(
+            id=s.id, run_id=s.run_id, node=s.node, stage=s.stage, key=s.key,
+            state=_derived(s.state, s.heartbeat_at or s.created_at, stale_after_seconds),
+            attempt=s.attempt, created_at=s.created_at, started_at=s.started_at,
+            finished_at=s.finished_at, heartbeat_at=s.heartbeat_at,
+            progress_done=s.progress_done, progress_total=s.progress_total, error=s.error,
+            reused_from=s.reused_from,
+            metrics={k: math.nan if v is None else v for k, v in s.metrics.items()},
+            inputs=edges.get((s.id, "in"), {}), outputs=edges.get((s.id, "out"), {}),
+        )
+        for s in found
+    ]  # fmt: skip
+
+
+# --- artifacts and lineage ----------------------------------------------------------------------
+
+
+def artifact(session: Session, digest: str) -> ArtifactRow:
+    """The artifact of that digest, or of the one digest that begins with it (4 digits or more).
+
+    Raises:
+        RegistryError: no artifact, or more than one, is meant.
+    """
+    found = session.get(m.Artifact, digest)
+    if found is None:
+        usable = len(digest) >= 4 and all(c in "0123456789abcdef" for c in digest)
+        query = select(m.Artifact).where(m.Artifact.digest.like(digest + "%")).limit(2)
+        matches = session.scalars(query).all() if usable else []
+        if not matches:
+            raise RegistryError(
+                f"no artifact {digest!r}; `caravan show RUN` lists a run's artifacts"
+            )
+        if len(matches) > 1:
+            raise RegistryError(f"{digest!r} may mean several artifacts; write more of the digest")
+        found = matches[0]
+    return _artifact_row(found)
+
+
+def artifacts(
+    session: Session, *, kind: str | None = None, limit: int | None = 100
+) -> list[ArtifactRow]:
+    """Artifacts, newest first."""
+    query = select(m.Artifact).order_by(m.Artifact.created_at.desc(), m.Artifact.digest)
+    if kind is not None:
+        query = query.where(m.Artifact.kind == kind)
+    return [_artifact_row(a) for a in session.scalars(query.limit(limit))]
+
+
+def _artifact_row(found: m.Artifact) -> ArtifactRow:
+    return ArtifactRow(
+        digest=found.digest, kind=found.kind, size_bytes=found.size_bytes, files=found.files,
+        uri=found.uri, created_at=found.created_at, metadata=found.details,
+    )  # fmt: skip
+
+
+def lineage(
+    session: Session, digest: str, *, direction: Direction, run_id: str | None = None
+) -> list[LineageEdge]:
+    """Everything an artifact was made from (`in`), or everything made from it (`out`).
+
+    Walks from artifact to stage run to artifact, breadth first. Stage runs that did the same work
+    (same key) count once; with `run_id`, only that run's stage runs are walked, reused ones too.
+    """
+    towards: Direction = "out" if direction == "in" else "in"
+    seen_digests, seen_keys = {digest}, set[str]()
+    edges: list[LineageEdge] = []
+    frontier, depth = deque([digest]), 0
+    while frontier:
+        reached = _stage_runs_touching(session, frontier, towards, run_id)
+        fresh = {}
+        for stage in reached:
+            if stage.key not in seen_keys:
+                seen_keys.add(stage.key)
+                fresh[stage.id] = stage
+        frontier = deque()
+        for edge in _edges_of(session, fresh, depth):
+            edges.append(edge)
+            if edge.direction == direction and edge.digest not in seen_digests:
+                seen_digests.add(edge.digest)
+                frontier.append(edge.digest)
+        depth += 1
+    return edges
+
+
+def _stage_runs_touching(
+    session: Session, digests: Collection[str], direction: Direction, run_id: str | None
+) -> Sequence[m.StageRun]:
+    query = (
+        select(m.StageRun)
+        .join(m.StageRunArtifact, m.StageRunArtifact.stage_run_id == m.StageRun.id)
+        .where(m.StageRunArtifact.digest.in_(digests), m.StageRunArtifact.direction == direction)
+        .order_by(m.StageRun.id)
+    )
+    if run_id is None:
+        query = query.where(m.StageRun.reused_from.is_(None))
+    else:
+        query = query.where(m.StageRun.run_id == run_id)
+    return session.scalars(query.distinct()).all()
+
+
+def _edges_of(session: Session, stages: dict[int, m.StageRun], depth: int) -> Iterable[LineageEdge]:
+    query = (
+        select(m.StageRunArtifact, m.Artifact.kind)
+        .join(m.Artifact, m.Artifact.digest == m.StageRunArtifact.digest)
+        .where(m.StageRunArtifact.stage_run_id.in_(stages))
+        .order_by(
+            m.StageRunArtifact.stage_run_id, m.StageRunArtifact.direction, m.StageRunArtifact.name
+        )
+    )
+    for edge, kind in session.execute(query).tuples():
+        stage = stages[edge.stage_run_id]
+        yield LineageEdge(
+            digest=edge.digest, kind=kind, stage_run_id=stage.id, run_id=stage.run_id,
+            node=stage.node, stage=stage.stage, name=edge.name, depth=depth,
+            direction="in" if edge.direction == "in" else "out",
+        )  # fmt: skip
+
+
+# --- metrics and scores -------------------------------------------------------------------------
+
+
+def metrics(
+    session: Session,
+    stage_run_id: int,
+    *,
+    names: Collection[str] = (),
+    after_step: int | None = None,
+) -> list[MetricRow]:
+    """The metric points of a stage run (of the one that did the work, if reused), by step."""
+    stage = session.get(m.StageRun, stage_run_id)
+    if stage is None:
+        raise RegistryError(f"no stage run {stage_run_id}")
+    origin = stage.reused_from or stage.id
+    query = select(m.Metric).where(m.Metric.stage_run_id == origin)
+    if names:
+        query = query.where(m.Metric.name.in_(names))
+    if after_step is not None:
+        query = query.where(m.Metric.step > after_step)
+    rows = session.scalars(query.order_by(m.Metric.step, m.Metric.name))
+    return [MetricRow(step=r.step, name=r.name, value=_number(r.value), at=r.at) for r in rows]
+
+
+def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
+    """The scores of runs, those of reused stages included, in the order of the stages."""
+    asked, origin = m.StageRun, aliased(m.StageRun)
+    query = (
+        select(m.Score, asked)
+        .select_from(asked)
+        .join(origin, origin.id == func.coalesce(asked.reused_from, asked.id))
+        .join(m.Score, m.Score.stage_run_id == origin.id)
+        .where(asked.run_id.in_(run_ids))
+        .order_by(asked.run_id, asked.id, m.Score.id)
+    )
+    return [
+        ScoreRow(
+            id=score.id, stage_run_id=score.stage_run_id, run_id=stage.run_id, node=stage.node,
+            stage=stage.stage, task=score.task, metric=score.metric, suite=score.suite,
+            value=_number(score.value), low=_number(score.low), high=_number(score.high), n=score.n,
+        )
+        for score, stage in session.execute(query).tuples()
+    ]  # fmt: skip
+
+
+def score_instances(session: Session, score_id: int) -> list[ScoreInstanceRow]:
+    query = (
+        select(m.ScoreInstance)
+        .where(m.ScoreInstance.score_id == score_id)
+        .order_by(m.ScoreInstance.instance_id)
+    )
+    return [
+        ScoreInstanceRow(instance_id=r.instance_id, value=_number(r.value))
+        for r in session.scalars(query)
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+# --- annotations --------------------------------------------------------------------------------
+
+
+def tags(session: Session, run_id: str) -> list[str]:
+    query = select(m.Tag.name).where(m.Tag.run_id == run_id).order_by(m.Tag.name)
+    return list(session.scalars(query))
+
+
+def notes(session: Session, run_id: str) -> list[NoteRow]:
+    query = select(m.Note).where(m.Note.run_id == run_id).order_by(m.Note.id)
+    return [
+        NoteRow(
+            id=r.id, run_id=r.run_id, subject=r.subject, author=r.author, text=r.text,
+            created_at=r.created_at,
+        )
+        for r in session.scalars(query)
+    ]  # fmt: skip

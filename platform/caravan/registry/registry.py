@@ -1,0 +1,298 @@
+"""The registry: what has been run, with what, and what came out.
+
+    registry = Registry("sqlite:///.caravan/registry.db")
+    run_id = registry.create_run(recipe, name="pocket", seed=17, recipe_digest=digest, owner="ann")
+    for stage in registry.stage_runs(run_id):
+        print(stage.node, stage.state, stage.seconds)
+
+Every method is one transaction. What comes back is plain frozen rows (`caravan.registry.rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy.orm import Session
+
+from caravan.registry import queries, writes
+from caravan.registry.database import mask, open_engine, plain_errors
+from caravan.registry.models import now
+from caravan.registry.rows import (
+    ArtifactRow,
+    Direction,
+    LineageEdge,
+    MetricRow,
+    NoteRow,
+    RunRow,
+    ScoreInstanceRow,
+    ScoreRow,
+    StageRunRow,
+)
+from caravan.registry.states import State
+from caravan.store.manifest import Artifact
+
+if TYPE_CHECKING:  # stages are above this room; only the record of a score is shared
+    from caravan.stages.context import Score
+
+
+class Registry:
+    """A connection to the registry's database. Safe to share between threads."""
+
+    def __init__(self, url: str, *, stale_after_seconds: float = 60.0) -> None:
+        """Open the registry; a new SQLite file is created with its tables.
+
+        Raises:
+            RegistryUnavailableError: the database does not answer.
+            RegistryError: it refuses us, is empty (Postgres), or has another schema.
+            MissingExtraError: the driver is not installed.
+        """
+        self._engine, self._url = open_engine(url)
+        self._writer = self._engine.execution_options(write=True)
+        self.stale_after_seconds = stale_after_seconds
+
+    @property
+    def url(self) -> str:
+        """The URL without its password."""
+        return mask(self._url)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with plain_errors(self._url), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with plain_errors(self._url), Session(self._writer) as session, session.begin():
+            yield session
+
+    # --- runs -------------------------------------------------------------------------------
+
+    def create_run(
+        self,
+        recipe: Mapping[str, Any],
+        *,
+        name: str,
+        seed: int,
+        recipe_digest: str,
+        owner: str = "",
+        recipe_dir: Path | str = "",
+        tags: Iterable[str] = (),
+        run_id: str | None = None,
+    ) -> str:
+        """Record a run that is about to start, and give its id: `pocket-20261122-153000-ab12`."""
+        with self._write() as session:
+            return writes.create_run(
+                session, recipe, name=name, seed=seed, recipe_digest=recipe_digest, owner=owner,
+                recipe_dir=str(recipe_dir), tags=tags, run_id=run_id,
+            )  # fmt: skip
+
+    def get_run(self, run_id: str) -> RunRow:
+        """The run of an id, of an unambiguous beginning of one, or of `latest`."""
+        with self._read() as session:
+            if run_id == "latest":
+                found = queries.runs(session, self.stale_after_seconds, limit=1)
+                if found:
+                    return found[0]
+            return queries.run(session, run_id, self.stale_after_seconds)
+
+    def list_runs(
+        self,
+        limit: int | None = 100,
+        *,
+        state: State | None = None,
+        name: str | None = None,
+        owner: str | None = None,
+        tag: str | None = None,
+    ) -> list[RunRow]:
+        """Runs, newest first."""
+        with self._read() as session:
+            return queries.runs(
+                session, self.stale_after_seconds, limit=limit, state=state, name=name,
+                owner=owner, tag=tag,
+            )  # fmt: skip
+
+    def latest_run(self) -> RunRow | None:
+        runs = self.list_runs(limit=1)
+        return runs[0] if runs else None
+
+    def update_run_state(self, run_id: str, state: State, *, error: str | None = None) -> None:
+        with self._write() as session:
+            writes.update_run_state(session, run_id, state, error)
+
+    def heartbeat_run(self, run_id: str) -> None:
+        """Tell that the run's launcher lives."""
+        with self._write() as session:
+            writes.heartbeat_run(session, run_id)
+
+    # --- stage runs -------------------------------------------------------------------------
+
+    def open_stage_run(self, run_id: str, node: str, stage: str, key: str) -> StageRunRow:
+        """Record that `node` is about to run, or to run again: one row per node of a run.
+
+        A row that succeeded with the same key stays as it is.
+        """
+        with self._write() as session:
+            opened = writes.open_stage_run(session, run_id, node, stage, key)
+            session.flush()
+            return queries.stage_run(session, opened, self.stale_after_seconds)
+
+    def start_stage_run(self, stage_run_id: int, inputs: Mapping[str, str] = {}) -> None:
+        """Record that the stage now runs, on these input artifacts (name to digest)."""
+        with self._write() as session:
+            writes.start_stage_run(session, stage_run_id)
+            writes.link(session, stage_run_id, "in", inputs)
+
+    def heartbeat(self, stage_run_id: int, progress: tuple[int, int] | None = None) -> None:
+        """Tell that the stage lives and, if given, how many of how many it has done."""
+        with self._write() as session:
+            writes.heartbeat(session, stage_run_id, progress)
+
+    def finish_stage_run(
+        self,
+        stage_run_id: int,
+        state: State,
+        *,
+        error: str | None = None,
+        metrics: Mapping[str, float] = {},
+    ) -> None:
+        with self._write() as session:
+            writes.finish_stage_run(
+                session, stage_run_id, state, error=error, metrics=metrics, reused_from=None
+            )
+
+    def succeed_stage_run(
+        self,
+        stage_run_id: int,
+        outputs: Mapping[str, tuple[Artifact, str]],
+        *,
+        metrics: Mapping[str, float] = {},
+        scores: Sequence[Score] = (),
+    ) -> None:
+        """Record, in one transaction, what a stage run made: name to artifact and its URI."""
+        with self._write() as session:
+            for artifact, uri in outputs.values():
+                writes.add_artifact(session, artifact, uri, {})
+            digests = {name: artifact.digest for name, (artifact, _) in outputs.items()}
+            writes.link(session, stage_run_id, "out", digests)
+            writes.add_scores(session, stage_run_id, scores)
+            writes.finish_stage_run(
+                session, stage_run_id, State.SUCCEEDED, error=None, metrics=metrics,
+                reused_from=None,
+            )  # fmt: skip
+
+    def reuse_stage_run(self, stage_run_id: int, origin: StageRunRow) -> None:
+        """Record that the artifacts of `origin` were taken and nothing ran."""
+        with self._write() as session:
+            writes.link(session, stage_run_id, "in", origin.inputs)
+            writes.link(session, stage_run_id, "out", origin.outputs)
+            itself = origin.id == stage_run_id
+            writes.finish_stage_run(
+                session, stage_run_id, State.SUCCEEDED, error=None, metrics=origin.metrics,
+                reused_from=None if itself else origin.id,
+            )  # fmt: skip
+
+    def stage_runs(self, run_id: str) -> list[StageRunRow]:
+        """The stage runs of a run, in the order in which they were first opened."""
+        with self._read() as session:
+            return queries.stage_runs(session, run_id, self.stale_after_seconds)
+
+    def stage_run(self, stage_run_id: int) -> StageRunRow:
+        with self._read() as session:
+            return queries.stage_run(session, stage_run_id, self.stale_after_seconds)
+
+    def find_finished(self, key: str) -> StageRunRow | None:
+        """The newest stage run that did the work of `key` and succeeded."""
+        with self._read() as session:
+            return queries.finished_with_key(session, key, self.stale_after_seconds)
+
+    # --- artifacts --------------------------------------------------------------------------
+
+    def add_artifact(self, artifact: Artifact, uri: str, metadata: Mapping[str, Any] = {}) -> None:
+        with self._write() as session:
+            writes.add_artifact(session, artifact, uri, metadata)
+
+    def link(self, stage_run_id: int, direction: Direction, artifacts: Mapping[str, str]) -> None:
+        """Record that a stage run read (`in`) or wrote (`out`) artifacts: name to digest."""
+        with self._write() as session:
+            writes.link(session, stage_run_id, direction, artifacts)
+
+    def artifact(self, digest: str) -> ArtifactRow:
+        """The artifact of a digest, or of an unambiguous beginning of one (4 digits or more)."""
+        with self._read() as session:
+            return queries.artifact(session, digest)
+
+    def artifacts(self, *, kind: str | None = None, limit: int | None = 100) -> list[ArtifactRow]:
+        """Artifacts, newest first."""
+        with self._read() as session:
+            return queries.artifacts(session, kind=kind, limit=limit)
+
+    def lineage(
+        self, digest: str, direction: Direction, *, run_id: str | None = None
+    ) -> list[LineageEdge]:
+        """All that an artifact was made from (`in`), or all that was made from it (`out`)."""
+        with self._read() as session:
+            return queries.lineage(session, digest, direction=direction, run_id=run_id)
+
+    # --- metrics and scores -----------------------------------------------------------------
+
+    def log_metrics(self, stage_run_id: int, step: int, values: Mapping[str, float]) -> None:
+        at = now()
+        self.log_points(stage_run_id, [(step, name, value, at) for name, value in values.items()])
+
+    def log_points(self, stage_run_id: int, points: Sequence[writes.MetricPoint]) -> None:
+        """Record points (step, name, value, time); delivering one again changes nothing."""
+        with self._write() as session:
+            writes.log_metrics(session, stage_run_id, points)
+
+    def metrics(
+        self, stage_run_id: int, *, names: Collection[str] = (), after_step: int | None = None
+    ) -> list[MetricRow]:
+        """The metric points of a stage run, by step; a reused one answers with its origin's."""
+        with self._read() as session:
+            return queries.metrics(session, stage_run_id, names=names, after_step=after_step)
+
+    def add_scores(self, stage_run_id: int, scores: Sequence[Score]) -> None:
+        """Replace the scores of a stage run."""
+        with self._write() as session:
+            writes.add_scores(session, stage_run_id, scores)
+
+    def scores(self, *run_ids: str) -> list[ScoreRow]:
+        """The scores of runs, those of reused stages included."""
+        with self._read() as session:
+            return queries.scores(session, run_ids)
+
+    def score_instances(self, score_id: int) -> list[ScoreInstanceRow]:
+        with self._read() as session:
+            return queries.score_instances(session, score_id)
+
+    # --- annotations ------------------------------------------------------------------------
+
+    def set_tags(self, run_id: str, tags: Iterable[str]) -> None:
+        """Make `tags` the tags of the run."""
+        with self._write() as session:
+            writes.set_tags(session, run_id, tags)
+
+    def tags(self, run_id: str) -> list[str]:
+        with self._read() as session:
+            return queries.tags(session, run_id)
+
+    def add_note(self, run_id: str, text: str, *, author: str, subject: str = "") -> int:
+        """Write a note on a run, or on a thing in it that `subject` names."""
+        with self._write() as session:
+            return writes.add_note(session, run_id, text, author, subject)
+
+    def notes(self, run_id: str) -> list[NoteRow]:
+        with self._read() as session:
+            return queries.notes(session, run_id)

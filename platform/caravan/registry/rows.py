@@ -1,0 +1,147 @@
+"""What the registry answers with: plain frozen rows, free of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from caravan.registry.states import State
+
+Direction = Literal["in", "out"]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    id: str
+    name: str
+    state: State
+    seed: int
+    owner: str
+    recipe: Mapping[str, Any]
+    recipe_digest: str
+    recipe_dir: str
+    """Directory that relative paths of the recipe are meant from."""
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    heartbeat_at: datetime | None
+    error: str | None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        return _seconds(self.started_at, self.finished_at or self.heartbeat_at)
+
+
+@dataclass(frozen=True)
+class StageRunRow:
+    id: int
+    run_id: str
+    node: str
+    """Unique in the run: `sft`, `evaluate-dpo`."""
+    stage: str
+    """The stage module: `sft`, `evaluate`."""
+    key: str
+    state: State
+    attempt: int
+    """0 before the first start; each start adds one, also of a resumed run."""
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    heartbeat_at: datetime | None
+    progress_done: int
+    progress_total: int
+    error: str | None
+    reused_from: int | None
+    """The stage run that did the work, where this one only took its artifacts."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Final numbers of the stage."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each input artifact, by name."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def origin_id(self) -> int:
+        """The stage run that holds the metric series and the scores."""
+        return self.reused_from or self.id
+
+    @property
+    def seconds(self) -> float | None:
+        return _seconds(self.started_at, self.finished_at or self.heartbeat_at)
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    digest: str
+    kind: str
+    size_bytes: int
+    files: int
+    uri: str
+    created_at: datetime
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LineageEdge:
+    """One artifact read or written by one stage run."""
+
+    digest: str
+    kind: str
+    stage_run_id: int
+    run_id: str
+    node: str
+    stage: str
+    direction: Direction
+    """`in`: the stage read it; `out`: the stage wrote it."""
+    name: str
+    depth: int
+    """Stages between the artifact that was asked about and this edge, from 0."""
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    step: int
+    name: str
+    value: float
+    at: datetime
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    id: int
+    stage_run_id: int
+    """The stage run that was evaluated in; with a reused stage, the one that did the work."""
+    run_id: str
+    """The run that was asked about."""
+    node: str
+    stage: str
+    task: str
+    metric: str
+    suite: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ScoreInstanceRow:
+    instance_id: str
+    value: float
+
+
+@dataclass(frozen=True)
+class NoteRow:
+    id: int
+    run_id: str
+    subject: str
+    """What in the run it is about: a node, a pair, an instance; empty for the run itself."""
+    author: str
+    text: str
+    created_at: datetime
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> float | None:
+    return None if start is None or end is None else max(0.0, (end - start).total_seconds())

@@ -1,0 +1,98 @@
+"""The typed environment: where the work directory, the registry and the store are.
+
+Every field is read from an environment variable with the prefix `CARAVAN_`
+(`CARAVAN_REGISTRY_URL`). With none of them set, everything lies in `./.caravan`.
+"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, PositiveFloat, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from caravan.errors import SettingsError
+
+PREFIX = "CARAVAN_"
+
+
+def _absolute(value: object) -> object:
+    return Path(value).expanduser().resolve() if isinstance(value, str | Path) else value
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return "unknown"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True,
+        validate_default=True,
+    )  # fmt: skip
+
+    home: Annotated[Path, BeforeValidator(_absolute)] = Path(".caravan")
+    """Directory for work in progress, the cache, and by default the registry and the store."""
+    registry_url: str = ""
+    """Database of the registry: `postgresql://...`; empty takes an SQLite file in `home`."""
+    store_url: str = ""
+    """Artifact store: a directory or `s3://bucket/prefix`; empty takes a directory in `home`."""
+    owner: str = Field(default_factory=_user)
+    """Who launches runs."""
+
+    s3_endpoint: str = ""
+    """Endpoint of the S3 store: `http://minio:9000`, `https://s3.example.com`."""
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_region: str = ""
+
+    heartbeat_seconds: PositiveFloat = 5.0
+    """Time between two signs of life of a running stage."""
+    stale_after_seconds: PositiveFloat = 60.0
+    """A stage or run silent for longer counts as interrupted."""
+    patience_seconds: PositiveFloat = 120.0
+    """How long a stage waits for a registry or a store that is away."""
+
+    @property
+    def resolved_registry_url(self) -> str:
+        return self.registry_url or f"sqlite:///{self.home / 'registry.db'}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or str(self.home / "store")
+
+    @property
+    def work_dir(self) -> Path:
+        return self.home / "work"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.home / "cache"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings, secrets included."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            PREFIX + name.upper(): str(
+                value.get_secret_value() if isinstance(value, SecretStr) else value
+            )
+            for name, value in values.items()
+        }
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises:
+        SettingsError: a variable holds a value that cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error

@@ -1,0 +1,428 @@
+"""The plumbing around every stage: key, reuse, inputs, heartbeat, publish, lineage, failure.
+
+    execute("sft", "sft", recipe.sft, {"model": base, "dataset": mix}, run_id, settings)
+
+A stage that was killed anywhere continues by being executed again: what it published is reused,
+and its work directory `home/work/KEY` with its checkpoints is still there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic import BaseModel
+
+from caravan.errors import (
+    CaravanError,
+    RegistryError,
+    RegistryUnavailableError,
+    StageError,
+    StoreUnavailableError,
+)
+from caravan.registry import Registry, RunRow, StageRunRow, State
+from caravan.settings import Settings, load_settings
+from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
+from caravan.stages.local_context import Journal, LocalContext, Reporter
+from caravan.stages.process import (
+    StageStopped,
+    StopSignals,
+    die_with_parent,
+    exclusive,
+    launcher_environment,
+)
+from caravan.store import Artifact, Store, open_store
+from caravan.store.manifest import hash_file, list_files
+
+__all__ = ["die_with_parent", "execute", "launcher_environment", "stage_key", "stage_seed"]
+
+logger = logging.getLogger(__name__)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CANCEL_PATIENCE_SECONDS = 5.0
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+T = TypeVar("T")
+
+
+class Stage(Protocol):
+    """A module of `caravan.stages`.
+
+    It may also have `external_files(config, recipe_dir) -> Iterable[Path]`: files that its config
+    names and that are not artifacts; their content takes part in the key.
+    """
+
+    NAME: str
+    VERSION: int
+
+    def run(
+        self, config: Any, inputs: Mapping[str, Path], context: StageContext
+    ) -> StageResult: ...
+
+
+def execute(
+    node: str,
+    stage: str,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    run_id: str,
+    settings: Settings | None = None,
+    *,
+    recipe_dir: Path | None = None,
+) -> dict[str, str]:
+    """Run one stage of a run, or reuse what an earlier run of it made.
+
+    Args:
+        node: name of the stage run, unique in the run (`evaluate-dpo`).
+        stage: module of `caravan.stages`, or the full name of a module elsewhere.
+        config: all that the stage sees of the recipe.
+        inputs: digest of each input artifact, by name.
+        recipe_dir: directory that relative paths are meant from; the run knows it otherwise.
+
+    Returns:
+        Digest of each output artifact, by name.
+
+    Raises:
+        CaravanError: the stage, the registry or the store failed in a way that a user can mend.
+        Exception: whatever else the stage raised; the registry keeps its traceback.
+        KeyboardInterrupt, SystemExit: the process was asked to stop (SIGINT, SIGTERM).
+    """
+    settings = settings or load_settings()
+    _limit_threads(config)
+    module = _load(stage)
+    store = open_store(settings.resolved_store_url, settings)
+    with _open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+        seed = stage_seed(run.seed, node)
+        directory = recipe_dir or Path(run.recipe_dir or ".")
+        key = stage_key(module, config, inputs, seed, recipe_dir=directory)
+        try:
+            with StopSignals() as stop_signals:
+                return _Execution(
+                    node=node, stage=stage, module=module, config=config, inputs=dict(inputs),
+                    run=run, key=key, seed=seed, recipe_dir=directory, settings=settings,
+                    registry=registry, store=store, stop_signals=stop_signals,
+                ).outputs()  # fmt: skip
+        except StageStopped as stopped:
+            if stopped.signal_number == signal.SIGINT:
+                raise KeyboardInterrupt from stopped
+            raise SystemExit(128 + stopped.signal_number) from stopped
+
+
+def _open_registry(settings: Settings) -> Registry:
+    return patiently(
+        lambda: Registry(
+            settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
+        ),
+        settings.patience_seconds,
+    )
+
+
+# --- identity -----------------------------------------------------------------------------------
+
+
+def stage_seed(recipe_seed: int, node: str) -> int:
+    """The seed of one stage run: the same in every run of the recipe, and different per node."""
+    digest = hashlib.sha256(f"{recipe_seed}/{node}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1  # 31 bits suit every generator
+
+
+def stage_key(
+    module: Stage,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    seed: int,
+    *,
+    recipe_dir: Path = Path(),
+) -> str:
+    """What the outputs of a stage depend on, as one digest.
+
+    Of the resources only `cpus` counts: the number of threads fixes the order of sums.
+    """
+    content = {
+        "stage": module.NAME,
+        "version": module.VERSION,
+        "config": _without_resources(config.model_dump(mode="json")),
+        "inputs": dict(inputs),
+        "seed": seed,
+    }
+    external: Callable[[Any, Path], Iterable[Path]] | None
+    external = getattr(module, "external_files", None)
+    if external is not None:
+        content["files"] = _file_digests(external(config, recipe_dir))
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_resources(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_resources(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {k: _without_resources(v) for k, v in value.items()}
+    resources = kept.get("resources")
+    if isinstance(resources, dict) and "cpus" in resources:
+        kept["resources"] = {"cpus": resources["cpus"]}
+    return kept
+
+
+def _file_digests(paths: Iterable[Path]) -> list[str]:
+    digests = []
+    for path in paths:
+        try:
+            digests.append(hash_file(path, "").sha256)
+        except OSError as error:
+            raise StageError(f"{path}: {error.strerror}; correct the path in the recipe") from error
+    return digests
+
+
+def _load(stage: str) -> Stage:
+    name = stage if "." in stage else f"caravan.stages.{stage.replace('-', '_')}"
+    try:
+        return cast(Stage, import_module(name))
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise StageError(f"there is no stage {stage!r} (module {name})") from error
+
+
+def _limit_threads(config: BaseModel) -> None:
+    """Fix the number of threads before the libraries that read it are imported."""
+    cpus = getattr(getattr(config, "resources", None), "cpus", None)
+    if cpus is not None:
+        for variable in THREAD_VARIABLES:
+            os.environ[variable] = str(cpus)
+
+
+# --- one execution ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Execution:
+    node: str
+    stage: str
+    module: Stage
+    config: BaseModel
+    inputs: dict[str, str]
+    run: RunRow
+    key: str
+    seed: int
+    recipe_dir: Path
+    settings: Settings
+    registry: Registry
+    store: Store
+    stop_signals: StopSignals
+
+    @property
+    def directory(self) -> Path:
+        return self.settings.work_dir / self.key
+
+    def outputs(self) -> dict[str, str]:
+        """The stage's outputs: found, or made."""
+        if (found := self._reuse()) is not None:
+            return found
+        opened = self._patiently(
+            lambda: self.registry.open_stage_run(self.run.id, self.node, self.stage, self.key)
+        )
+        with self._marks_the_end(opened):
+            lock = self.settings.work_dir / f"{self.key}.lock"
+            with exclusive(lock, on_wait=lambda: self._tell_waiting(opened)):
+                found = self._reuse()
+                return self._make(opened) if found is None else found
+
+    def _tell_waiting(self, opened: StageRunRow) -> None:
+        logger.info("%s: another process is at the same work; waiting for it", self.node)
+        with suppress(RegistryUnavailableError):
+            self.registry.heartbeat(opened.id)
+
+    def _reuse(self) -> dict[str, str] | None:
+        """The outputs of a finished stage run with our key, if the store still has them all."""
+        origin = self._patiently(lambda: self.registry.find_finished(self.key))
+        if origin is None:
+            return None
+        for name, digest in origin.outputs.items():
+            if not self._patiently(lambda digest=digest: self.store.exists(digest)):  # type: ignore[misc]
+                logger.warning(
+                    "%s: output %s (%s) is no longer in the store; running again",
+                    self.node, name, digest[:12],
+                )  # fmt: skip
+                return None
+        if (origin.run_id, origin.node) != (self.run.id, self.node):
+            opened = self._patiently(
+                lambda: self.registry.open_stage_run(self.run.id, self.node, self.stage, self.key)
+            )
+            self._patiently(lambda: self.registry.reuse_stage_run(opened.id, origin))
+        shutil.rmtree(self.directory, ignore_errors=True)  # of one stopped after it published
+        return dict(origin.outputs)
+
+    def _make(self, opened: StageRunRow) -> dict[str, str]:
+        """Run the stage and publish what it made."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        journal = Journal(self.directory / "metrics.jsonl")
+        reporter = Reporter(self.registry, opened.id, journal, self.settings.heartbeat_seconds)
+        try:
+            self._patiently(lambda: self._start(opened.id))
+            reporter.start()
+            made = self._made_before()
+            if made is None:
+                made = self._run_stage(journal, reporter)
+            published = {
+                name: self._patiently(
+                    lambda name=name, kind=kind: self.store.put(self._output(name), kind)  # type: ignore[misc]
+                )
+                for name, kind in made.kinds.items()
+            }
+            reporter.stop()
+            self._patiently(reporter.deliver)
+            self._patiently(lambda: self._succeed(opened.id, published, made.result))
+        finally:
+            reporter.stop()
+            with suppress(RegistryError):  # a last chance; the journal keeps what stays undelivered
+                reporter.deliver()
+            journal.close()
+        shutil.rmtree(self.directory)
+        return {name: artifact.digest for name, artifact in published.items()}
+
+    def _start(self, stage_run_id: int) -> None:
+        for digest in self.inputs.values():
+            manifest = self.store.manifest(digest)
+            self.registry.add_artifact(manifest.artifact, self.store.uri(digest))
+        self.registry.start_stage_run(stage_run_id, self.inputs)
+
+    def _run_stage(self, journal: Journal, reporter: Reporter) -> _Made:
+        inputs = {
+            name: self._patiently(lambda digest=digest: self.store.fetch(digest))  # type: ignore[misc]
+            for name, digest in self.inputs.items()
+        }
+        context = LocalContext(
+            self.directory, seed=self.seed, recipe_dir=self.recipe_dir, journal=journal,
+            reporter=reporter,
+        )  # fmt: skip
+        result = self.module.run(self.config, inputs, context)
+        for name in context.kinds:
+            if next(list_files(self._output(name)), None) is None:
+                raise StageError(f"{self.node}: the stage wrote nothing into its output {name!r}")
+        made = _Made(context.kinds, result)
+        made.save(self.directory / "made.json")
+        return made
+
+    def _made_before(self) -> _Made | None:
+        """What an earlier attempt made that ended before all of it was published."""
+        path = self.directory / "made.json"
+        return _Made.load(path) if path.exists() else None
+
+    def _output(self, name: str) -> Path:
+        return self.directory / "outputs" / name
+
+    def _succeed(
+        self, stage_run_id: int, published: Mapping[str, Artifact], result: StageResult
+    ) -> None:
+        self.registry.succeed_stage_run(
+            stage_run_id,
+            {
+                name: (artifact, self.store.uri(artifact.digest))
+                for name, artifact in published.items()
+            },
+            metrics=result.metrics,
+            scores=result.scores,
+        )
+
+    # --- when it does not go well -----------------------------------------------------------
+
+    @contextmanager
+    def _marks_the_end(self, opened: StageRunRow) -> Iterator[None]:
+        """Record in the registry how the stage ended, if not well."""
+        try:
+            yield
+        except StageStopped as stopped:
+            self.stop_signals.ignore()
+            self._mark(opened, State.CANCELLED, str(stopped), CANCEL_PATIENCE_SECONDS)
+            raise
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                self._mark(opened, State.FAILED, _describe(error))
+                raise
+            plain = StageError(
+                f"{self.node}: {error.strerror} while working in {self.directory}; free some "
+                "space or point CARAVAN_HOME at another disk, then resume the run"
+            )
+            self._mark(opened, State.FAILED, _describe(plain, error))
+            raise plain from error
+        except BaseException as error:
+            self._mark(opened, State.FAILED, _describe(error))
+            raise
+
+    def _mark(
+        self, opened: StageRunRow, state: State, text: str, patience_seconds: float | None = None
+    ) -> None:
+        try:
+            self._patiently(
+                lambda: self.registry.finish_stage_run(opened.id, state, error=text),
+                patience_seconds,
+            )
+        except RegistryError as error:  # what stopped the stage matters more
+            logger.error("%s: could not record that it %s: %s", self.node, state, error)
+
+    def _patiently(self, attempt: Callable[[], T], patience_seconds: float | None = None) -> T:
+        patience = self.settings.patience_seconds if patience_seconds is None else patience_seconds
+        return patiently(attempt, patience)
+
+
+def patiently(attempt: Callable[[], T], patience_seconds: float) -> T:
+    """Do something, again and again while the registry or the store is away."""
+    deadline, pause = time.monotonic() + patience_seconds, 0.25
+    while True:
+        try:
+            return attempt()
+        except (RegistryUnavailableError, StoreUnavailableError) as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            logger.warning("%s; trying again", error)
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def _describe(error: BaseException, cause: BaseException | None = None) -> str:
+    """The error in a sentence, then its traceback."""
+    text = str(error) if isinstance(error, CaravanError) else f"{type(error).__name__}: {error}"
+    trace = traceback.format_exception(cause or error)
+    return f"{text}\n\n{''.join(trace)}"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A stage's complete outputs in its work directory, and what it returned."""
+
+    kinds: dict[str, ArtifactKind]
+    result: StageResult
+
+    def save(self, path: Path) -> None:
+        content = {
+            "kinds": self.kinds,
+            "metrics": dict(self.result.metrics),
+            "scores": [
+                {**vars(score), "instances": dict(score.instances)} for score in self.result.scores
+            ],
+        }
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(content), encoding="utf-8")
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> _Made:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scores = tuple(Score(**score) for score in content["scores"])
+        return cls(content["kinds"], StageResult(content["metrics"], scores))
