@@ -17,7 +17,7 @@ PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
 def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or what there is to choose from."""
     choices = list(known)
-    close = get_close_matches(name, choices, n=1, cutoff=0.6)
+    close = get_close_matches(name, choices, n=1, cutoff=0.55)
     if close:
         return f"; did you mean {close[0]!r}?"
     if not choices:

@@ -129,16 +129,47 @@ SCHEMA_FILE = "recipe.schema.json"
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe file, for editors and forms. Fields' docstrings describe them."""
-    schema = Recipe.model_json_schema()
-    required = schema.pop("required")
-    schema["properties"]["extends"] = {
-        "type": "string",
-        "description": "Another recipe file; this one gives only what differs.",
+    """JSON schema of a recipe file, for editors and forms. Fields' docstrings describe them.
+
+    A file that extends another gives only what differs: there no key is required, at any depth.
+    """
+    whole = Recipe.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = whole.pop("$defs")
+    changes = _without_required({**whole, "title": "Changes to a recipe"})
+    changes["properties"] = {
+        "extends": {"type": "string", "description": "The recipe file that this one changes."},
+        **changes["properties"],
     }
-    schema["if"] = {"required": ["extends"]}
-    schema["else"] = {"required": required}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    partial = {f"{name}{_CHANGES}": _without_required(d) for name, d in definitions.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "if": {"required": ["extends"]},
+        "then": changes,
+        "else": whole,
+        "$defs": definitions | partial,
+    }
+
+
+_CHANGES = "-changes"
+
+
+def _without_required(schema: Any) -> Any:
+    """`schema` with nothing required, and so all that it refers to; items of lists stay whole."""
+    if isinstance(schema, list):
+        return [_without_required(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "$ref":
+            changed[key] = value + _CHANGES
+        elif key == "oneOf":  # a union: `kind` may be left to the recipe that is changed
+            changed["anyOf"] = _without_required(value)
+        elif key in ("items", "prefixItems"):
+            changed[key] = value
+        elif key not in ("required", "discriminator"):
+            changed[key] = _without_required(value)
+    return changed
 
 
 def schema_text() -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from caravan.recipe import Recipe
 from caravan.recipe_checks import suggest
-from caravan.recipe_yaml import Document, dotted
+from caravan.recipe_yaml import Document, FieldPath, dotted
 
 
 class Problem(NamedTuple):
@@ -29,34 +30,42 @@ class Problem(NamedTuple):
 def problems_of(error: ValidationError, document: Document) -> list[Problem]:
     """Every error of `error`, in the order of the recipe."""
     found: list[Problem] = []
-    for details in error.errors(include_url=False):
+    every = error.errors(include_url=False)
+    for details in every:
         path, owner = _resolve(details["loc"])
         message = details["msg"].removeprefix("Value error, ")
+        if details["type"] == "too_short" and _has_inner(details["loc"], every):
+            continue  # only because its items are wrong, which is said already
         if details["type"] == "value_error" and not path:  # the checks across sections
             found += [_with_path(line, document) for line in message.splitlines()]
-        else:
-            text = _message(details["type"], message, path, owner, details["input"])
-            place = document.place(path)
-            found.append(Problem(place, dotted(path) if path else "", text))
+            continue
+        if details["type"] == "union_tag_invalid":
+            path = (*path, "kind")
+        text = _message(details["type"], message, path, owner, details["input"])
+        found.append(Problem(document.place(path), dotted(path) if path else "", text))
     return found
+
+
+def _has_inner(loc: FieldPath, errors: Sequence[ErrorDetails]) -> bool:
+    return any(e["loc"][: len(loc)] == loc and e["loc"] != loc for e in errors)
 
 
 def misread_booleans(data: Any, recipe: Recipe, document: Document) -> Iterator[Problem]:
     """YAML's `yes`, `on` and `true` where a number is meant: pydantic would read them as 1."""
-    pending: list[tuple[tuple[str | int, ...], Any, Any]] = [((), data, recipe.model_dump())]
+    pending: list[tuple[FieldPath, Any, Any]] = [((), data, recipe.model_dump())]
     while pending:
         path, raw, value = pending.pop()
         if isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
-            yield Problem(document.place(path), dotted(path), f"expected a number, got {raw!r}")
+            yield Problem(
+                document.place(path), dotted(path), f"expected a number; got {_shown(raw)}"
+            )
         elif isinstance(raw, dict) and isinstance(value, dict):
             pending += [((*path, k), raw[k], value[k]) for k in raw if k in value]
         elif isinstance(raw, list) and isinstance(value, tuple) and len(raw) == len(value):
             pending += [((*path, i), raw[i], value[i]) for i in range(len(raw))]
 
 
-def _message(
-    kind: str, message: str, path: tuple[str | int, ...], owner: Any, value: object
-) -> str:
+def _message(kind: str, message: str, path: FieldPath, owner: Any, value: object) -> str:
     if kind == "extra_forbidden":
         return f"unknown key {path[-1]!r}{_suggest_key(str(path[-1]), owner)}"
     if kind == "missing":
@@ -68,15 +77,44 @@ def _message(
     if kind == "union_tag_invalid":
         given = value.get("kind") if isinstance(value, dict) else value
         return f"unknown kind {given!r}{suggest(str(given), _kinds(owner))}"
-    expected = message.removeprefix("Input should be ").replace("Input should ", "something to ")
-    expected = expected.replace("a valid dictionary or instance of ", "a mapping, for ")
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return f"expected {expected}; got {shown} ({_type_name(value)})"
+    expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
+    hint = "; put it in quotes" if kind == "string_type" and _is_plain(value) else ""
+    return f"expected {expected}; got {_shown(value)}{hint}"
 
 
-def _type_name(value: object) -> str:
-    names = {"str": "text", "dict": "a mapping", "list": "a list", "NoneType": "nothing"}
-    return names.get(type(value).__name__, type(value).__name__)
+_EXPECTED = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "too_short": "at least one item",
+    "string_pattern_mismatch": (
+        "a name of lower-case letters, digits, '.', '_' and '-' that starts with a letter or digit"
+    ),
+}
+"""Expectations by pydantic's type of error, where its own words are not a recipe author's."""
+
+
+def _is_plain(value: object) -> bool:
+    """Whether YAML made something else of what was perhaps meant as text: a number, a date."""
+    return value is not None and not isinstance(value, str | dict | list)
+
+
+def _shown(value: object) -> str:
+    names = {str: "text", int: "a number", float: "a number", dict: "a mapping", list: "a list"}
+    if value is None:
+        return "nothing"
+    text = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return f"{text} ({names.get(type(value), type(value).__name__)})"
 
 
 def _with_path(line: str, document: Document) -> Problem:
@@ -92,7 +130,7 @@ def _suggest_key(key: str, owner: Any) -> str:
     return suggest(key, models[0].model_fields) if models else ""
 
 
-def _resolve(loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], Any]:
+def _resolve(loc: FieldPath) -> tuple[FieldPath, Any]:
     """The path without the tags of unions, and the type that holds (or misses) its last part."""
     current: Any = Recipe
     owner: Any = Recipe

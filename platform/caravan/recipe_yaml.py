@@ -31,7 +31,10 @@ class Document:
     """`file:line`, or the override, of the value at a path."""
 
     def place(self, path: FieldPath) -> str:
-        """Of the value at `path`, or of the nearest thing around it."""
+        """Of the value at `path`, else of the first thing in it, else of the nearest around it."""
+        if path and path not in self.places:
+            inside = (p for p in self.places if p[: len(path)] == path)
+            path = next(inside, path)
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "")
@@ -55,16 +58,32 @@ def parse_document(text: str, file: str, directory: Path | None = None) -> Docum
 def apply_override(document: Document, override: str) -> Document:
     """`document` with `dotted.path=value`; the value is YAML. An item of a list is named by its
     position or its name: `evaluate.tasks.gsm8k.limit=100`."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted.strip():
+    dotted_path, equals, text = override.partition("=")
+    if not equals or not dotted_path.strip():
         raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
-    path = tuple(_segment(part) for part in dotted.strip().split("."))
-    data = _with_value(document.data, path, value, override, ())
-    return Document(data, document.places | {path: f"--set {override}"})
+    parts = tuple(_segment(part) for part in dotted_path.strip().split("."))
+    path = _positions(document.data, parts)
+    data = _with_value(document.data, path, _with_own_names(value), override, ())
+    kept = {at: place for at, place in document.places.items() if at[: len(path)] != path}
+    return Document(data, kept | {path: f"--set {override}"})
+
+
+def _positions(data: Any, path: FieldPath) -> FieldPath:
+    """`path` with the names of list items replaced by their positions, where there are such."""
+    found: list[str | int] = []
+    for part in path:
+        if isinstance(data, list):
+            position = _position(data, part)
+            found.append(part if position is None else position)
+            data = None if position is None else data[position]
+        else:
+            found.append(str(part))
+            data = data.get(str(part)) if isinstance(data, dict) else None
+    return tuple(found)
 
 
 def _segment(part: str) -> str | int:
@@ -77,20 +96,18 @@ def _with_value(old: Any, path: FieldPath, value: Any, override: str, done: Fiel
         return value
     key, rest = path[0], path[1:]
     if isinstance(old, list):
-        position = _position(old, key)
-        if position is None:
+        if not isinstance(key, int) or key >= len(old):
             raise RecipeError(
                 f"{override!r}: {dotted(done)} is a list of {len(old)} without {key!r}; give the "
                 f"name of an item, or a position from 0 to {len(old) - 1}"
             )
         new = list(old)
-        new[position] = _with_value(old[position], rest, value, override, (*done, position))
+        new[key] = _with_value(old[key], rest, value, override, (*done, key))
         return new
     if old is None:
         old = {}
     if not isinstance(old, dict):
         raise RecipeError(f"{override!r}: {dotted(done)} is {old!r}, it has nothing called {key!r}")
-    key = str(key)
     if key == "kind" and not rest and old.get("kind") != value:
         return {"kind": value}  # the options of another kind do not carry over
     return {**old, key: _with_value(old.get(key), rest, value, override, (*done, key))}

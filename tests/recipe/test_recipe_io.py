@@ -1,0 +1,325 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from caravan.errors import RecipeError
+from caravan.recipe import GRPOConfig, PPOConfig, Recipe
+from caravan.recipe_io import (
+    ABSENT,
+    InvalidRecipeError,
+    canonical_json,
+    diff,
+    json_schema,
+    load_recipe,
+    parse_recipe,
+    recipe_digest,
+    recipe_from_data,
+)
+
+SMALL = """\
+name: small
+base_model: {kind: imported, model_name_or_path: base}
+engines:
+  teacher: {kind: openai, base_url: "http://localhost", model: m}
+curate:
+  sources:
+    - name: sums
+      origin: {kind: files, paths: [sums.jsonl]}
+      license: MIT
+      skill: math
+    - name: chats
+      origin: {kind: files, paths: [chats.jsonl]}
+      license: MIT
+      skill: chat
+sft:
+  learning_rate: 5e-7
+evaluate:
+  tasks:
+    - {name: gsm8k, task: gsm8k}
+"""
+
+PREFERENCES = """\
+sample_prompts: {used_in_sft: 10, unused_in_sft: 10}
+respond: {pool: [{name: own, artifact: sft}, {name: teacher, engine: teacher}]}
+judge: {judge: {kind: llm, engine: teacher}}
+pair: {}
+"""
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, overrides, file="r.yaml")
+    return str(caught.value)
+
+
+def test_a_rate_without_a_point_is_a_number() -> None:
+    assert parse_recipe(SMALL).sft.learning_rate == 5e-7
+
+
+def test_a_key_given_twice_is_refused_with_both_lines() -> None:
+    text = SMALL + "sft:\n  beta: 1\n"
+    assert refusal(text) == "r.yaml:20: sft is given twice, first on line 15; keep one"
+
+
+def test_two_names_of_one_key_are_a_key_given_twice() -> None:
+    text = SMALL.replace("5e-7", "5e-7\n  max_length: 10\n  max_seq_length: 10")
+    assert "sft.max_length is given twice, first on line 17" in refusal(text)
+
+
+def test_max_seq_length_is_max_length() -> None:
+    text = SMALL.replace("5e-7", "5e-7\n  max_seq_length: 77")
+    assert parse_recipe(text).sft.max_length == 77
+    assert parse_recipe(text, ["sft.max_length=78"]).sft.max_length == 78
+    assert parse_recipe(SMALL, ["sft={max_seq_length: 79}"]).sft.max_length == 79
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sft.lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        ("curate.sources.sums.lisence=MIT", "unknown key 'lisence'; did you mean 'license'?"),
+        ("engines.teacher.bse_url=x", "unknown key 'bse_url'; did you mean 'base_url'?"),
+        ("sft.learning_rate=fast", "sft.learning_rate: expected a number; got 'fast' (text)"),
+        ("sft.learning_rate=yes", "sft.learning_rate: expected a number; got True (bool)"),
+        ("sft.sequences_per_step=1.5", "expected a whole number; got 1.5 (a number)"),
+        ("sft.bf16=7", "sft.bf16: expected true or false; got 7 (a number)"),
+        ("name=5", "name: expected text; got 5 (a number); put it in quotes"),
+        ("sft=", "sft: expected a mapping; got nothing"),
+        ("sft.warmup_ratio=2", "expected less than or equal to 1; got 2 (a number)"),
+        ("evaluate.tasks=[]", "evaluate.tasks: expected at least one item; got [] (a list)"),
+        ("engines.teacher.kind=vlm", "unknown kind 'vlm'; did you mean 'vllm'?"),
+        ("engines.other.model=m", "needs a kind: transformers, vllm, openai, program"),
+        ("evaluate.tasks.mmlu.limit=1", "evaluate.tasks is a list of 1 without 'mmlu'"),
+        ("evaluate.tasks.4.limit=1", "a position from 0 to 0"),
+        ("name.x=1", "name is 'small', it has nothing called 'x'"),
+        ("sft", "an override is dotted.path=value"),
+        ("sft=[", "the value is not YAML"),
+    ],
+)
+def test_a_mistake_in_an_override_names_it_and_the_way_out(override: str, message: str) -> None:
+    refused = refusal(SMALL, override)
+    assert message in refused
+    assert override in refused
+
+
+def test_a_mistake_in_the_file_names_file_line_field_and_value() -> None:
+    text = SMALL.replace("5e-7", "quick")
+    assert refusal(text) == ("r.yaml:16: sft.learning_rate: expected a number; got 'quick' (text)")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = SMALL.replace("5e-7", "quick").replace("license: MIT", "licence: MIT")
+    with pytest.raises(InvalidRecipeError) as caught:
+        parse_recipe(text, file="r.yaml")
+    problems = caught.value.problems
+    assert [p.path for p in problems] == [
+        "curate.sources[0].license",
+        "curate.sources[0].licence",
+        "curate.sources[1].license",
+        "curate.sources[1].licence",
+        "sft.learning_rate",
+    ]
+    assert problems[1].place == "r.yaml:9"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "r.yaml: expected a mapping of sections"),
+        ("- a\n- b\n", "r.yaml: expected a mapping of sections"),
+        ("name: [\n", "r.yaml:2: not YAML"),
+        ("name: a\nname: b\n", "r.yaml:2: name is given twice"),
+        ("name: !!python/object:os.system x\n", "r.yaml:1: not YAML"),
+    ],
+)
+def test_what_is_not_a_recipe_is_refused(text: str, message: str) -> None:
+    assert message in refusal(text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: there is no such recipe file"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("mix: {dataset_mixer_list: [{source: sum, count: 3}]}", "did you mean 'sums'?"),
+        ("mix: {dataset_mixer_list: [sums, 1.0, sums, 5]}", "'sums' appears 2 times"),
+        ("mix: {dataset_mixer_list: [sums, 1.0, chats]}", "alternates source and amount"),
+        ("decontaminate: {keep_sources: [chat]}", "did you mean 'chats'?"),
+        ("rlvr: {skills: [maths], algorithm: {kind: grpo}}", "did you mean 'math'?"),
+        ("rlvr: {}", "add reward_model, or choose kind: grpo"),
+        ("dpo: {}", "it needs sample_prompts, respond, judge and pair"),
+        ("reward_model: {}", "or model_name_or_path of one that exists"),
+        ("pair: {}", "pair: needs sample_prompts, respond and judge too"),
+        (
+            PREFERENCES.replace("engine: teacher}]", "engine: techer}]"),
+            "respond.pool[1].engine: 'techer' is not in engines; did you mean 'teacher'?",
+        ),
+        (PREFERENCES.replace("name: teacher", "name: own"), "'own' appears 2 times"),
+        (PREFERENCES.replace("pool:", "models_per_prompt: 3, pool:"), "does not fit a pool of 2"),
+        (
+            "synthesize: {tasks: [{name: sums, kind: math, skill: math, count: 1, "
+            "prompt_engine: teacher, response_engine: teacher}]}",
+            "'sums' is also the name of a source",
+        ),
+    ],
+)
+def test_a_contradiction_between_sections_is_refused(added: str, message: str) -> None:
+    assert message in refusal(SMALL + added)
+
+
+def test_a_contradiction_names_its_line() -> None:
+    text = SMALL + "decontaminate:\n  keep_sources:\n    - chat\n"
+    assert refusal(text).startswith("r.yaml:22: decontaminate.keep_sources[0]: 'chat'")
+
+
+def test_the_four_preference_stages_together_are_a_recipe() -> None:
+    recipe = parse_recipe(SMALL + PREFERENCES + "dpo: {}\nreward_model: {}\nrlvr: {}\n")
+    assert recipe.rlvr is not None
+    assert recipe.rlvr.algorithm == PPOConfig()
+
+
+def test_a_reward_model_that_exists_needs_no_pairs() -> None:
+    parse_recipe(SMALL + "reward_model: {model_name_or_path: rm}\nrlvr: {}\n")
+
+
+def test_the_flat_mixer_list_of_open_instruct_is_understood() -> None:
+    recipe = parse_recipe(SMALL + "mix: {dataset_mixer_list: [sums, 0.5, chats, 500]}")
+    first, second = recipe.mix.dataset_mixer_list
+    assert (first.source, first.weight, first.count) == ("sums", 0.5, None)
+    assert (second.source, second.weight, second.count) == ("chats", None, 500)
+
+
+def test_overrides_reach_into_lists_by_name_and_by_position() -> None:
+    recipe = parse_recipe(
+        SMALL, ["evaluate.tasks.gsm8k.limit=5", "curate.sources.1.skill=talk", "seed=4"]
+    )
+    assert recipe.evaluate.tasks[0].limit == 5
+    assert recipe.curate.sources[1].skill == "talk"
+    assert recipe.seed == 4
+
+
+def test_an_override_of_kind_leaves_the_options_of_the_old_kind_behind() -> None:
+    text = SMALL + "rlvr: {algorithm: {kind: ppo, gamma: 0.9}}\nreward_model: {}\n" + PREFERENCES
+    recipe = parse_recipe(text, ["rlvr.algorithm.kind=grpo", "rlvr.algorithm.num_generations=4"])
+    assert recipe.rlvr is not None
+    assert recipe.rlvr.algorithm == GRPOConfig(num_generations=4)
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(SMALL + "rlvr: {algorithm: {kind: grpo}, beta: 0.3}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: base.yaml\nname: child\nsft: {max_length: 9}\n"
+        "evaluate: {tasks: [{name: math, task: math}]}\nrlvr: null\n"
+    )
+    base, derived = load_recipe(tmp_path / "base.yaml"), load_recipe(child)
+    assert derived.sft == base.sft.derive(max_length=9)  # mappings merge
+    assert [task.name for task in derived.evaluate.tasks] == ["math"]  # lists replace
+    assert derived.rlvr is None  # null leaves a section out
+    assert parse_recipe(child.read_text(), directory=tmp_path) == derived
+
+
+def test_another_kind_replaces_what_it_extends(tmp_path: Path) -> None:
+    text = SMALL + "rlvr: {algorithm: {kind: ppo, gamma: 0.9}, beta: 0.3}\n"
+    (tmp_path / "base.yaml").write_text(text)
+    derived = parse_recipe(
+        "extends: base.yaml\nrlvr: {algorithm: {kind: grpo}}", directory=tmp_path
+    )
+    assert derived.rlvr is not None
+    assert (derived.rlvr.algorithm, derived.rlvr.beta) == (GRPOConfig(), 0.3)
+
+
+def test_a_mistake_in_what_is_extended_is_found_where_it_was_made(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(SMALL.replace("5e-7", "quick"))
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nname: child\n")
+    with pytest.raises(RecipeError, match=r"base\.yaml:16: sft\.learning_rate"):
+        load_recipe(tmp_path / "child.yaml")
+
+
+def test_extending_in_a_circle_or_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(RecipeError, match=r"a\.yaml -> b\.yaml -> a\.yaml"):
+        load_recipe(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("name: c\nextends: d.yaml\n")
+    with pytest.raises(RecipeError, match=r"c\.yaml:2: extends: there is no file .*d\.yaml"):
+        load_recipe(tmp_path / "c.yaml")
+
+
+def test_the_canonical_form_reads_back_and_has_one_digest() -> None:
+    recipe = parse_recipe(SMALL)
+    again = recipe_from_data(json.loads(canonical_json(recipe)))
+    assert again == recipe
+    assert recipe_digest(again) == recipe_digest(recipe)
+    assert re.fullmatch("[0-9a-f]{64}", recipe_digest(recipe))
+
+
+@given(seed=st.integers(0, 2**31), rate=st.floats(1e-8, 1.0))
+def test_different_recipes_have_different_digests(seed: int, rate: float) -> None:
+    recipe = parse_recipe(SMALL)
+    other = parse_recipe(SMALL, [f"seed={seed}", f"sft.learning_rate={rate}"])
+    assert (recipe_digest(recipe) == recipe_digest(other)) == (recipe == other)
+
+
+def test_a_spelled_out_default_changes_nothing() -> None:
+    recipe = parse_recipe(SMALL)
+    assert recipe_digest(parse_recipe(SMALL, ["sft.warmup_ratio=0.03"])) == recipe_digest(recipe)
+
+
+def test_a_difference_names_the_field_and_both_values() -> None:
+    old = parse_recipe(SMALL)
+    new = parse_recipe(
+        SMALL,
+        ["sft.max_length=9", "curate.sources.sums.name=adds", "rlvr={algorithm: {kind: grpo}}"],
+    )
+    found = {d.path: (d.old, d.new) for d in diff(old, new)}
+    assert found.pop("sft.max_length") == (4096, 9)
+    assert found.pop("curate.sources[sums]")[1] is ABSENT
+    assert found.pop("curate.sources[adds]")[0] is ABSENT
+    assert found.pop("rlvr")[0] is None
+    assert not found
+    assert diff(old, old) == []
+
+
+def test_the_schema_says_no_to_what_the_recipe_refuses() -> None:
+    validator = Draft202012Validator(json_schema())
+    good = json.loads(canonical_json(parse_recipe(SMALL)))
+    assert validator.is_valid(good)
+    assert not validator.is_valid(good | {"surprise": 1})
+    assert not validator.is_valid({"name": "x"})
+    assert validator.is_valid({"extends": "base.yaml", "name": "x", "sft": {"max_length": 9}})
+    assert not validator.is_valid({"extends": "base.yaml", "sft": {"max_lenth": 9}})
+
+
+def test_every_documented_field_is_described_in_the_schema() -> None:
+    described = json_schema()["$defs"]["DPOConfig"]["properties"]["beta"]["description"]
+    assert described.startswith("Pull towards the reference policy.")
+
+
+def test_reading_a_recipe_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, caravan.recipe_io\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'sqlalchemy', 'kfp', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_deriving_validates() -> None:
+    recipe = parse_recipe(SMALL)
+    with pytest.raises(ValueError, match="greater than 0"):
+        recipe.sft.derive(learning_rate=-1)
+    assert isinstance(recipe.derive(seed=3), Recipe)
