@@ -302,6 +302,18 @@ def metrics(
     return [MetricRow(step=r.step, name=r.name, value=_number(r.value), at=r.at) for r in rows]
 
 
+def measured_stages(session: Session, run_id: str) -> list[int]:
+    """The stage runs of a run that have metric points, their own or those of their origin."""
+    origin = func.coalesce(m.StageRun.reused_from, m.StageRun.id)
+    query = (
+        select(m.StageRun.id)
+        .where(m.StageRun.run_id == run_id)
+        .where(select(m.Metric.step).where(m.Metric.stage_run_id == origin).exists())
+        .order_by(m.StageRun.id)
+    )
+    return list(session.scalars(query))
+
+
 def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
     """The scores of runs, those of reused stages included, in the order of the stages."""
     asked, origin = m.StageRun, aliased(m.StageRun)

@@ -263,6 +263,11 @@ class Registry:
         with self._read() as session:
             return queries.metrics(session, stage_run_id, names=names, after_step=after_step)
 
+    def measured_stages(self, run_id: str) -> list[int]:
+        """The stage runs of a run that have metrics."""
+        with self._read() as session:
+            return queries.measured_stages(session, run_id)
+
     def add_scores(self, stage_run_id: int, scores: Sequence[Score]) -> None:
         """Replace the scores of a stage run."""
         with self._write() as session:
@@ -292,6 +297,14 @@ class Registry:
         """Write a note on a run, or on a thing in it that `subject` names."""
         with self._write() as session:
             return writes.add_note(session, run_id, text, author, subject)
+
+    def edit_note(self, note_id: int, text: str) -> None:
+        with self._write() as session:
+            writes.edit_note(session, note_id, text)
+
+    def delete_note(self, note_id: int) -> None:
+        with self._write() as session:
+            writes.delete_note(session, note_id)
 
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:

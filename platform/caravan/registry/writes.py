@@ -241,6 +241,23 @@ def add_note(session: Session, run_id: str, text: str, author: str, subject: str
     return note.id
 
 
+def edit_note(session: Session, note_id: int, text: str) -> None:
+    if not text.strip():
+        raise RegistryError("a note needs some text; delete the note instead")
+    _existing_note(session, note_id).text = text
+
+
+def delete_note(session: Session, note_id: int) -> None:
+    session.delete(_existing_note(session, note_id))
+
+
+def _existing_note(session: Session, note_id: int) -> m.Note:
+    note = session.get(m.Note, note_id)
+    if note is None:
+        raise RegistryError(f"no note {note_id}; somebody has deleted it")
+    return note
+
+
 def _insert(session: Session, table: type[m.Base]) -> Any:
     """An INSERT of the database in use: both have ON CONFLICT, each in its own module."""
     connection: Connection = session.connection()
