@@ -59,7 +59,10 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
     def write(file: IO[str]) -> None:
         nonlocal count
         for count, row in enumerate(rows, start=1):
-            file.write(_line(row, path, count))
+            try:
+                file.write(to_line(row))
+            except DataError as error:
+                raise DataError(f"{path}, row {count}: {error}") from error
 
     _atomically(path, write)
     return count
@@ -74,6 +77,26 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, all or nothing."""
     _atomically(path, lambda file: file.write(text))
+
+
+def to_line(row: BaseModel) -> str:
+    """A record as one line of JSON.
+
+    Raises:
+        DataError: it holds what JSON in UTF-8 cannot hold.
+    """
+    fields = type(row).model_fields
+    values = {
+        name: value
+        for name, value in row.model_dump(mode="json").items()
+        if value is not None or fields[name].is_required()
+    }
+    try:
+        line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        line.encode("utf-8")
+    except ValueError as error:  # NaN, or half of a surrogate pair
+        raise DataError(f"cannot be written as JSON ({error}); correct the row") from error
+    return line + "\n"
 
 
 def describe(error: ValidationError) -> str:
@@ -98,23 +121,6 @@ def _parse(line: str, record: type[Row], path: Path, number: int) -> Row:
             else "correct or remove the row"
         )
         raise DataError(f"{path}, row {number}: {describe(error)}; {hint}") from error
-
-
-def _line(row: BaseModel, path: Path, number: int) -> str:
-    fields = type(row).model_fields
-    values = {
-        name: value
-        for name, value in row.model_dump(mode="json").items()
-        if value is not None or fields[name].is_required()
-    }
-    try:
-        line = json.dumps(values, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
-        line.encode("utf-8")
-    except ValueError as error:  # NaN, or half of a surrogate pair
-        raise DataError(
-            f"{path}, row {number}: cannot be written as JSON ({error}); correct the row"
-        ) from error
-    return line + "\n"
 
 
 def _atomically(path: Path, write: Callable[[IO[str]], object]) -> None:

@@ -1,0 +1,314 @@
+"""Datasets as others write them, read into conversations. docs/data-formats.md lists the formats.
+
+{"messages": [{"role": "user", "content": "..."}, ...]}                chat
+{"prompt": "...", "completion": "..."}                                 prompt and completion
+{"text": "### Human: ...### Assistant: ..."}                           one text with turns
+{"conversations": [{"from": "human", "value": "..."}, ...]}            ShareGPT
+{"instruction": "...", "input": "...", "output": "..."}                Alpaca
+{"messages": [...], "ground_truth": "19", "dataset": "gsm8k"}          open-instruct RLVR
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from pydantic import ValidationError
+
+from caravan.data.io import describe
+from caravan.data.records import Conversation, Message, Role
+from caravan.errors import DataError, require
+from caravan.recipe import HubSource
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+"""Names of roles in the wild, and ours."""
+
+VERIFIER_NAMES: Mapping[str, str] = {"gsm": "gsm8k", "MATH": "math", "IFEval": "ifeval"}
+"""Spellings of verifiers in the wild, and ours; other names stay as they are."""
+
+_SPEAKERS = re.compile(
+    r"(?:^|(?<=\n)|(?<=[^\n#])(?=###\s))"
+    r"(?:<\|(?P<tulu>system|user|assistant)\|>\n"
+    r"|###\s?(?P<guanaco>Human|Assistant):\s?"
+    r"|(?P<plain>Human|Assistant):\s?)"
+)
+
+RawRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a source says about all of its rows."""
+
+    source: str
+    skill: str
+    license: str
+    verifier: str | None = None
+    """Of rows that name none themselves."""
+
+
+# --- rows out of files ---------------------------------------------------------------------------
+
+
+def read_raw(path: Path) -> Iterator[tuple[int, RawRow]]:
+    """(number, row) of a .jsonl, .json, .parquet or .csv file, gzipped or not; numbers from 1.
+
+    A .json file holds one list of rows, or one row a line.
+
+    Raises:
+        DataError: names the file, the row and what to do.
+    """
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, RawRow]]]] = {
+        ".jsonl": _read_json,
+        ".ndjson": _read_json,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    if suffix not in readers:
+        raise DataError(f"{path}: cannot tell the format; name it {', '.join(readers)} (or .gz)")
+    try:
+        yield from readers[suffix](path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); re-encode the file") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}; check the file") from error
+
+
+def read_hub(origin: HubSource) -> Iterator[tuple[int, RawRow]]:
+    """(number, row) of a dataset on the hub, from the local cache where it holds it."""
+    datasets = require("datasets", extra="train", feature=f"reading {origin.dataset_name}")
+    try:
+        rows = datasets.load_dataset(
+            origin.dataset_name, origin.config_name, split=origin.split, revision=origin.revision
+        )
+    except Exception as error:
+        raise DataError(
+            f"cannot load dataset {origin.dataset_name!r} (split {origin.split!r}): {error}; "
+            "check name, split and network, or give the rows as files"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        if all(row.get(column) in values for column, values in origin.where.items()):
+            yield number, row
+
+
+def _open(path: Path, newline: str = "\n") -> IO[str]:
+    # utf-8-sig: a byte-order mark is no part of the first field.
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
+    with _open(path) as file:
+        first = file.readline()
+        while first and not first.strip():
+            first = file.readline()
+        if first.lstrip().startswith("["):
+            rows = _parse_json(first + file.read(), f"{path}")
+            yield from ((n, _row(row, f"{path}, row {n}")) for n, row in enumerate(rows, start=1))
+            return
+        number = 1
+        while first:
+            if first.strip():
+                where = f"{path}, row {number}"
+                yield number, _row(_parse_json(first, where), where)
+            first, number = file.readline(), number + 1
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error}); correct or remove it") from error
+
+
+def _row(value: Any, where: str) -> RawRow:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a row is an object, not {type(value).__name__}; correct it")
+    return value
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, RawRow]]:
+    with _open(path, newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, row {number}: more or fewer columns than the header; correct it"
+                )
+            yield number, row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, RawRow]]:
+    pyarrow = require("pyarrow", extra="train", feature=f"reading {path.name}")
+    parquet = require("pyarrow.parquet", extra="train", feature=f"reading {path.name}")
+    number = 0
+    try:
+        source = pyarrow.input_stream(str(path)).read() if path.suffix == ".gz" else None
+        file = parquet.ParquetFile(pyarrow.BufferReader(source) if source else path)
+        for batch in file.iter_batches(batch_size=1000):
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                yield number, row
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}, after row {number}: {error}; write the file again") from error
+
+
+# --- rows into conversations ---------------------------------------------------------------------
+
+
+def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
+    """One row of any known format as a conversation.
+
+    Raises:
+        DataError: says which column or message is wrong; the caller knows file and row.
+    """
+    messages = _messages(row)
+    if not any(message.role == "user" for message in messages):
+        raise DataError("no user's turn among the messages; correct or remove the row")
+    ground_truth, verifier = _ground_truth(row)
+    if ground_truth is not None:
+        verifier = verifier or labels.verifier
+    try:
+        return Conversation(
+            id=id,
+            messages=tuple(messages),
+            source=labels.source,
+            skill=labels.skill,
+            license=labels.license,
+            verifier=verifier if ground_truth is not None else None,
+            ground_truth=ground_truth,
+            persona=row.get("persona"),
+        )
+    except ValidationError as error:
+        raise DataError(f"{describe(error)}; correct or remove the row") from error
+
+
+def _messages(row: RawRow) -> list[Message]:
+    if row.get("messages") is not None:
+        return _turns(row["messages"], "messages", role="role", content="content")
+    if row.get("conversations") is not None:
+        turns = row["conversations"]
+        keys = ("from", "value") if turns and "from" in turns[0] else ("role", "content")
+        messages = _turns(turns, "conversations", *keys)
+        return [*_system(row), *messages]
+    if row.get("prompt") is not None:
+        return [*_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
+    if row.get("instruction") is not None:
+        return _alpaca(row)
+    if row.get("text") is not None:
+        return split_turns(_text(row, "text"))
+    raise DataError(
+        f"none of the columns messages, conversations, prompt, instruction, text (the row has "
+        f"{', '.join(row) or 'none'}); rename a column"
+    )
+
+
+def _turns(turns: Any, column: str, role: str, content: str) -> list[Message]:
+    if isinstance(turns, str) or not isinstance(turns, Sequence):
+        raise DataError(f"column {column!r} is not a list of messages; correct the row")
+    if not turns:
+        raise DataError(f"column {column!r} holds no message; remove the row")
+    messages = []
+    for index, turn in enumerate(turns):
+        where = f"{column}[{index}]"
+        if not isinstance(turn, Mapping) or role not in turn or content not in turn:
+            raise DataError(f"{where} has no {role!r} and {content!r}; correct the row")
+        if turn[role] not in ROLES:
+            raise DataError(
+                f"{where}: unknown role {turn[role]!r} (known: {', '.join(ROLES)}); "
+                "correct or remove the row"
+            )
+        text = turn[content]
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: {content!r} is not text; correct the row")
+        messages.append(Message(role=ROLES[turn[role]], content=text or ""))
+    return messages
+
+
+def _side(row: RawRow, column: str, role: Role) -> list[Message]:
+    """A prompt or a completion: text, or messages; a completion may be missing."""
+    value = row.get(column)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [Message(role=role, content=value)]
+    return _turns(value, column, role="role", content="content")
+
+
+def _alpaca(row: RawRow) -> list[Message]:
+    """Instruction and optional input make the user's turn; `history` holds earlier turns."""
+    messages = _system(row)
+    for question, answer in row.get("history") or ():
+        messages.append(Message(role="user", content=question))
+        messages.append(Message(role="assistant", content=answer))
+    prompt = "\n\n".join(part for part in (_text(row, "instruction"), row.get("input")) if part)
+    messages.append(Message(role="user", content=prompt))
+    if row.get("output") is not None:
+        messages.append(Message(role="assistant", content=_text(row, "output")))
+    return messages
+
+
+def _system(row: RawRow) -> list[Message]:
+    return [Message(role="system", content=row["system"])] if row.get("system") else []
+
+
+def split_turns(text: str) -> list[Message]:
+    """The turns of one text: marked `<|user|>`, `### Human:` or `Human:`, each marker first on
+    its line (`###` also within one).
+
+    Raises:
+        DataError: the text marks no turns.
+    """
+    marks = list(_SPEAKERS.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
+        raise DataError(
+            "column 'text' marks no turns (<|user|>, ### Human:, Human:); use messages or prompt"
+        )
+    messages = []
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        end = following.start() if following else len(text)
+        speaker = cast(str, mark["tulu"] or mark["guanaco"] or mark["plain"])
+        messages.append(
+            Message(role=ROLES[speaker.lower()], content=text[mark.end() : end].strip())
+        )
+    return messages
+
+
+def _ground_truth(row: RawRow) -> tuple[Any, str | None]:
+    """(ground truth, verifier's name) of our own rows, open-instruct's and verl's."""
+    truth, verifier = row.get("ground_truth"), row.get("verifier")
+    if verifier is None and truth is not None:
+        verifier = row.get("dataset")
+    if truth is None and isinstance(row.get("reward_model"), Mapping):
+        truth, verifier = row["reward_model"].get("ground_truth"), row.get("data_source")
+    if isinstance(verifier, list):
+        if len(verifier) != 1:
+            raise DataError(
+                f"column 'dataset' names {len(verifier)} verifiers, one is supported; split the row"
+            )
+        verifier = verifier[0]
+        truth = truth[0] if isinstance(truth, list) and len(truth) == 1 else truth
+    return truth, VERIFIER_NAMES.get(verifier, verifier) if verifier else None
+
+
+def _text(row: RawRow, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise DataError(f"column {column!r} is not text; correct the row")
+    return value

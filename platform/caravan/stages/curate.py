@@ -1,0 +1,220 @@
+"""Load every source, check it, drop what does not belong, and say so on a data card.
+
+Outputs:
+    dataset: the rows that stay, sources in the order of the recipe, rows in the order of a source.
+    card: card.json and card.md (counts, drops by reason, licences, lengths, samples per source),
+        duplicates.jsonl (every duplicate with the row it repeats).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from glob import glob
+from itertools import count
+from pathlib import Path
+
+from caravan.data.card import SourceCard, card_json, card_markdown
+from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, prompt_text
+from caravan.data.formats import Labels, RawRow, read_hub, read_raw, to_conversation
+from caravan.data.io import ROWS, write_json, write_rows, write_text
+from caravan.data.records import Conversation, Record
+from caravan.errors import DataError, RecipeError
+from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source
+from caravan.stages.context import StageContext, StageResult
+
+NAME = "curate"
+VERSION = 1
+
+
+class DuplicateRow(Record):
+    """One line of duplicates.jsonl."""
+
+    id: str
+    source: str
+    reason: str
+    of: str
+    similarity: float
+
+
+def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    check_licenses(config)
+    cards: list[SourceCard] = []
+    duplicates: list[DuplicateRow] = []
+    filters = Filters(config, duplicates)
+
+    def rows() -> Iterator[Conversation]:
+        for number, source in enumerate(config.sources):
+            context.progress(number, len(config.sources))
+            card = SourceCard(source)
+            cards.append(card)
+            yield from curate(load(source, context.seed, context.recipe_dir), card, filters)
+            _check_count(card)
+
+    kept = write_rows(context.output("dataset", "dataset") / ROWS, rows())
+    context.progress(len(config.sources), len(config.sources))
+    if not kept:
+        raise DataError("no row of any source was kept; look at the sources and at `curate`")
+    directory = context.output("card", "report")
+    card = card_json(cards)
+    write_json(directory / "card.json", card)
+    write_text(directory / "card.md", card_markdown(card))
+    write_rows(directory / "duplicates.jsonl", duplicates)
+    dropped = {f"dropped/{reason}": float(n) for reason, n in card["dropped"].items()}
+    return StageResult(metrics={"rows": kept, "available": card["available"], **dropped})
+
+
+def curate(
+    rows: Iterable[Conversation], card: SourceCard, filters: Filters
+) -> Iterator[Conversation]:
+    """The rows that pass, counted on `card` with those that do not."""
+    for row in rows:
+        card.available += 1
+        reason = filters.reason_to_drop(row)
+        if reason:
+            card.dropped[reason] += 1
+        else:
+            card.keep(row)
+            yield row
+
+
+class Filters:
+    """What a row is dropped for. Remembers all rows that passed, so order matters: first stays."""
+
+    def __init__(self, config: CurateConfig, duplicates: list[DuplicateRow]) -> None:
+        self._forbidden = _any_of(config.forbidden_phrases)
+        self._exact = ExactDuplicates() if config.drop_exact_duplicates else None
+        threshold = config.near_duplicate_threshold
+        self._near = NearDuplicates(threshold) if threshold is not None else None
+        self._duplicates = duplicates
+
+    def reason_to_drop(self, row: Conversation) -> str | None:
+        if not all(message.content.strip() for message in row.messages):
+            return "empty message"
+        replies = (m.content for m in row.messages if m.role == "assistant")
+        if self._forbidden and any(self._forbidden.search(reply) for reply in replies):
+            return "forbidden phrase"
+        if self._exact and (found := self._exact.find_or_add(row)):
+            return self._duplicate(row, "exact duplicate", found)
+        if self._near and (found := self._near.find_or_add(row.id, prompt_text(row.prompt))):
+            return self._duplicate(row, "near duplicate", found)
+        return None
+
+    def _duplicate(self, row: Conversation, reason: str, found: Duplicate) -> str:
+        self._duplicates.append(
+            DuplicateRow(
+                id=row.id,
+                source=row.source,
+                reason=reason,
+                of=found.of,
+                similarity=round(found.similarity, 4),
+            )
+        )
+        return reason
+
+
+def load(source: Source, seed: int, recipe_dir: Path) -> Iterator[Conversation]:
+    """The rows of one source as conversations with the ids `source/0`, `source/1`, ...
+
+    Raises:
+        DataError: a file or a row is not what it should be; names the file, the row and the field.
+    """
+    labels = Labels(source.name, source.skill, source.license, source.verifier)
+    origin = source.origin
+    if isinstance(origin, GeneratedSource):
+        yield from _generated(origin, labels, seed)
+        return
+    numbers = count()
+    for where, rows in _tables(origin, recipe_dir):
+        for number, row in rows:
+            try:
+                yield to_conversation(row, f"{source.name}/{next(numbers)}", labels)
+            except DataError as error:
+                raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
+
+
+def check_licenses(config: CurateConfig) -> None:
+    """Refuse sources whose licence the recipe does not allow; an unknown one must be allowed.
+
+    Raises:
+        RecipeError: names the source.
+    """
+    for source in config.sources:
+        allowed = config.allowed_licenses
+        refused = source.license not in allowed if allowed else source.license == "unknown"
+        if refused:
+            raise RecipeError(
+                f"source {source.name} has the licence {source.license!r}, which "
+                f"curate.allowed_licenses does not allow; add it there, or remove the source"
+            )
+
+
+def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
+    """The files that `paths` means, sorted within each pattern.
+
+    Raises:
+        DataError: a pattern matches no file.
+    """
+    found: list[Path] = []
+    for pattern in origin.paths:
+        matches = sorted(glob(pattern, root_dir=recipe_dir, recursive=True))
+        files = [recipe_dir / match for match in matches if (recipe_dir / match).is_file()]
+        if not files:
+            raise DataError(
+                f"no file matches {pattern!r} in {recipe_dir}; "
+                "paths are relative to the recipe's directory"
+            )
+        found += files
+    return found
+
+
+def _tables(
+    origin: FileSource | HubSource, recipe_dir: Path
+) -> Iterator[tuple[str, Iterator[tuple[int, RawRow]]]]:
+    if isinstance(origin, HubSource):
+        yield origin.dataset_name, read_hub(origin)
+    else:
+        yield from ((str(path), read_raw(path)) for path in source_files(origin, recipe_dir))
+
+
+def _generated(origin: GeneratedSource, labels: Labels, seed: int) -> Iterator[Conversation]:
+    from caravan.pocket.sources import GENERATORS
+
+    if origin.generator not in GENERATORS:
+        raise RecipeError(
+            f"source {labels.source}: no generator {origin.generator!r}; "
+            f"there are: {', '.join(sorted(GENERATORS))}"
+        )
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{labels.source}".encode()).digest()[:4])
+    generate: Callable[[int, int], Iterator[Conversation]] = GENERATORS[origin.generator]
+    for number, row in enumerate(generate(origin.count, own_seed)):
+        yield row.model_copy(
+            update={
+                "id": f"{labels.source}/{number}",
+                "source": labels.source,
+                "skill": labels.skill,
+                "license": labels.license,
+                "verifier": row.verifier or (labels.verifier if row.ground_truth else None),
+            }
+        )
+
+
+def _check_count(card: SourceCard) -> None:
+    source = card.source
+    if source.rows is not None and card.available != source.rows:
+        raise DataError(
+            f"source {source.name} holds {card.available} rows, the recipe says {source.rows}; "
+            "check the files or the split, or correct `rows`"
+        )
+    if not card.available:
+        raise DataError(f"source {source.name} holds no row; check its origin")
+
+
+def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Any of the phrases as whole words, in any case."""
+    if not phrases:
+        return None
+    longest_first = sorted(phrases, key=len, reverse=True)
+    alternatives = "|".join(re.escape(phrase) for phrase in longest_first)
+    return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
