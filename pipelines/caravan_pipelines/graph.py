@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from caravan.errors import RecipeError
-from caravan.recipe import Config, EngineConfig, Recipe, Resources
+from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
     DecontaminateStageConfig,
     JudgeStageConfig,
@@ -60,14 +60,17 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     ]
     if recipe.sample_prompts and recipe.respond and recipe.judge and recipe.pair:
         nodes.append(Node("sample-prompts", "sample_prompts", recipe.sample_prompts))
+        drawn_from, drawn = _draw(recipe.respond)
         for member in recipe.respond.pool:
-            config = RespondStageConfig(
+            answering = RespondStageConfig(
                 member=member,
                 engine=_engine(recipe, member.engine) if member.engine else None,
                 sampling=member.sampling or recipe.respond.sampling,
-                resources=recipe.respond.resources,
+                drawn_from=drawn_from,
+                drawn=drawn,
+                resources=member.resources or recipe.respond.resources,
             )
-            nodes.append(Node(f"respond-{member.name}", "respond", config))
+            nodes.append(Node(f"respond-{member.name}", "respond", answering))
         judge = recipe.judge.judge
         engine = _engine(recipe, judge.engine) if judge.kind == "llm" else None
         nodes += [
@@ -105,6 +108,15 @@ def find_node(recipe: Recipe, name: str) -> Node:
         if node.name == name:
             return node
     raise RecipeError(f"recipe {recipe.name} has no stage {name!r}")
+
+
+def _draw(respond: RespondConfig) -> tuple[tuple[str, ...], int]:
+    """Of which members how many answer each prompt, beside the run's own models."""
+    if respond.models_per_prompt is None:
+        return (), 0
+    hosted = tuple(member.name for member in respond.pool if member.artifact is None)
+    own = len(respond.pool) - len(hosted)
+    return hosted, respond.models_per_prompt - own
 
 
 def _engine(recipe: Recipe, name: str) -> EngineConfig:

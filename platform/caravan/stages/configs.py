@@ -5,6 +5,8 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 
 from __future__ import annotations
 
+import hashlib
+
 from caravan.recipe import (
     Config,
     DecontaminateConfig,
@@ -43,7 +45,22 @@ class RespondStageConfig(Config):
     engine: EngineConfig | None
     """None where the member is a model of this run, given as the input `model`."""
     sampling: Sampling
+    drawn_from: tuple[str, ...] = ()
+    """Names of the members of which `drawn` answer each prompt; empty where all answer all."""
+    drawn: int = 0
     resources: Resources = Resources()
+
+    def answers(self, prompt_id: str) -> bool:
+        """Whether this member answers the prompt: the run's own models always do, of the others
+        some are drawn. Every member knows the draw without asking: it depends on names only."""
+        if self.member.artifact is not None or not self.drawn_from:
+            return True
+        ranks = sorted(self.drawn_from, key=lambda name: _rank(prompt_id, name))
+        return self.member.name in ranks[: self.drawn]
+
+
+def _rank(prompt_id: str, name: str) -> bytes:
+    return hashlib.sha256(f"{prompt_id}/{name}".encode()).digest()
 
 
 class JudgeStageConfig(Config):
