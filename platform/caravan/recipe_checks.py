@@ -105,13 +105,9 @@ def _missing_stages(recipe: Recipe) -> Iterator[str]:
         yield f"{present[-1]}: needs {_listed(missing)} too; add them, or leave all four out"
     if recipe.dpo is not None and not present:
         yield f"dpo: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}"
-    reward_model = recipe.reward_model
-    if reward_model is not None and reward_model.model_name_or_path is None and not present:
-        yield (
-            f"reward_model: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}, "
-            "or model_name_or_path of one that exists"
-        )
-    if recipe.rlvr is not None and recipe.rlvr.algorithm.kind == "ppo" and reward_model is None:
+    if recipe.reward_model is not None and not present:
+        yield f"reward_model: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}"
+    if recipe.rlvr is not None and recipe.rlvr.algorithm.kind == "ppo" and not recipe.reward_model:
         yield (
             "rlvr.algorithm: ppo starts its value model from the reward model; "
             "add reward_model, or choose kind: grpo"

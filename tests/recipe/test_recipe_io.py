@@ -158,7 +158,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("rlvr: {skills: [maths], algorithm: {kind: grpo}}", "did you mean 'math'?"),
         ("rlvr: {}", "add reward_model, or choose kind: grpo"),
         ("dpo: {}", "it needs sample_prompts, respond, judge and pair"),
-        ("reward_model: {}", "or model_name_or_path of one that exists"),
+        ("reward_model: {}", "reward_model: trains on pairs, so it needs sample_prompts"),
         ("pair: {}", "pair: needs sample_prompts, respond and judge too"),
         (
             PREFERENCES.replace("engine: teacher}]", "engine: techer}]"),
@@ -186,10 +186,6 @@ def test_the_four_preference_stages_together_are_a_recipe() -> None:
     recipe = parse_recipe(SMALL + PREFERENCES + "dpo: {}\nreward_model: {}\nrlvr: {}\n")
     assert recipe.rlvr is not None
     assert recipe.rlvr.algorithm == PPOConfig()
-
-
-def test_a_reward_model_that_exists_needs_no_pairs() -> None:
-    parse_recipe(SMALL + "reward_model: {model_name_or_path: rm}\nrlvr: {}\n")
 
 
 def test_the_flat_mixer_list_of_open_instruct_is_understood() -> None:

@@ -40,8 +40,7 @@ def test_a_shipped_recipe_parses_and_points_editors_to_the_schema(path: Path) ->
 
 def test_the_schema_on_disk_is_that_of_the_code() -> None:
     assert (RECIPES / SCHEMA_FILE).read_text() == schema_text(), (
-        "the recipe changed: write caravan.recipe_io.schema_text() to pipelines/recipes/"
-        + SCHEMA_FILE
+        f"the recipe changed: caravan recipe schema > pipelines/recipes/{SCHEMA_FILE}"
     )
 
 
