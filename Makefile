@@ -1,5 +1,5 @@
 # Caravan's commands. `make help` lists them.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
@@ -14,8 +14,8 @@ setup: $(VENV)/.installed ## Install everything into .venv
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: setup ## Run the whole recipe on this machine (about ten minutes) and show what each stage changed

@@ -18,10 +18,9 @@ from caravan.recipe import Recipe
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import die_with_parent
+from caravan.stages.execute import die_with_parent, launcher_environment
 from caravan_pipelines.launch.local import close_open_stages, run_dir
 from caravan_pipelines.launch.lock import acquire
-from caravan_pipelines.step import RECIPE_DIR, RUNNER_PID
 
 
 def execute_run(run_id: str, settings: Settings) -> State:
@@ -40,8 +39,7 @@ def execute_run(run_id: str, settings: Settings) -> State:
         registry.update_run_state(run_id, State.RUNNING)
         beat = threading.Thread(target=_heartbeat, args=(run_id, settings, stopped), daemon=True)
         beat.start()
-        os.environ[RUNNER_PID] = str(os.getpid())
-        os.environ[RECIPE_DIR] = run.recipe_dir
+        os.environ |= launcher_environment()
         recipe = Recipe.model_validate(run.recipe)
         error = None
         try:

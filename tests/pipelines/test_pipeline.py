@@ -1,0 +1,97 @@
+"""The pipeline of a recipe compiles for the cluster, and runs the same stages on the laptop."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp import compiler
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from caravan.errors import RecipeError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe
+from caravan_pipelines.graph import find_node, stage_graph
+from caravan_pipelines.pipeline import build_pipeline
+
+RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
+FULL_GRAPH = [
+    "base", "curate", "synthesize", "decontaminate", "mix", "sft", "sample-prompts", "judge",
+    "pair", "dpo", "reward-model", "rlvr", "evaluate-base", "evaluate-sft", "evaluate-dpo",
+    "evaluate-rlvr", "report",
+]  # fmt: skip
+
+
+def recipes() -> list[Path]:
+    found = sorted(RECIPES.glob("*.yaml"))
+    assert {path.stem for path in found} >= {"pocket", "tulu3-8b", "tulu3-70b"}
+    return found
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
+def test_every_shipped_recipe_compiles_to_a_valid_pipeline(path, tmp_path):
+    recipe = load_recipe(path)
+    compiler.Compiler().compile(build_pipeline(recipe), str(tmp_path / "pipeline.yaml"))
+
+    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+
+    executors = spec["deploymentSpec"]["executors"]
+    commands = [" ".join(e["container"]["command"]) for e in executors.values()]
+    assert not any("pip install" in command for command in commands)
+
+
+def test_the_pocket_recipe_has_every_stage():
+    names = [node.name for node in stage_graph(load_recipe(RECIPES / "pocket.yaml"))]
+
+    assert [name for name in names if not name.startswith("respond-")] == FULL_GRAPH
+    assert sum(name.startswith("respond-") for name in names) >= 4
+
+
+def test_a_stage_sees_only_its_own_part_of_the_recipe():
+    recipe = load_recipe(RECIPES / "pocket.yaml")
+    changed = load_recipe(RECIPES / "pocket.yaml", ["rlvr.learning_rate=1e-9"])
+
+    before = {node.name: node.config for node in stage_graph(recipe)}
+    after = {node.name: node.config for node in stage_graph(changed)}
+    assert [name for name in before if before[name] != after[name]] == ["rlvr"]
+
+
+def test_stages_that_a_recipe_leaves_out_are_not_in_its_pipeline(tmp_path):
+    recipe = load_recipe(RECIPES / "pocket.yaml")
+    left_out = dict.fromkeys(
+        ["synthesize", "sample_prompts", "respond", "judge", "pair", "dpo", "reward_model", "rlvr"]
+    )
+    sft_only = Recipe.model_validate(recipe.model_dump() | left_out)
+
+    assert [node.name for node in stage_graph(sft_only)] == [
+        "base", "curate", "decontaminate", "mix", "sft", "evaluate-base", "evaluate-sft", "report",
+    ]  # fmt: skip
+    compiler.Compiler().compile(build_pipeline(sft_only), str(tmp_path / "pipeline.yaml"))
+
+
+def test_an_unknown_stage_is_named():
+    with pytest.raises(RecipeError, match="no stage 'dop'"):
+        find_node(load_recipe(RECIPES / "pocket.yaml"), "dop")
+
+
+def test_help_starts_quickly_and_without_torch():
+    program = (
+        "import sys; sys.argv = ['caravan', '--help']\n"
+        "from caravan_pipelines.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'deepspeed', 'kfp', 'streamlit', 'sqlalchemy'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, f"--help imported {done.stderr}"
+        assert "resume" in done.stdout
+    print(f"caravan --help: {min(seconds):.2f} s")
