@@ -111,3 +111,26 @@ class EvalInstance(Record):
     """Ends with a user's turn; few-shot examples come before it as turns of their own."""
     ground_truth: Any = None
     skill: str = ""
+
+
+class RolloutGroup(Record):
+    """What a policy in reinforcement learning made of one prompt, kept for people to look at.
+
+    The lists run in parallel, one entry for each completion.
+    """
+
+    step: int
+    """Rollout batch, counted from 1 as in the metrics."""
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    skill: str
+    verifier: str
+    ground_truth: Any = None
+    completions: tuple[str, ...]
+    finish_reasons: tuple[FinishReason, ...]
+    outcomes: tuple[Literal["verified", "not_verified", "failed"], ...]
+    """`failed` says that the verifier could not decide."""
+    rewards: tuple[float | None, ...]
+    """None where the verifier failed."""
+    advantages: tuple[float, ...]
+    """Mean over the completion's tokens; 0 where it was not trained on."""

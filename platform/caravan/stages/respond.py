@@ -1,0 +1,120 @@
+"""One model of the pool answers the prompts.
+
+Inputs: `prompts`, conversations that end with a user's turn; `model`, where the member is a model
+of this run. Output: `completions`, in the order of the prompts:
+
+    {"prompt_id": "pocket-gsm/17", "model": "terse", "index": 0, "text": "19",
+     "finish_reason": "stop", ...}
+
+Prompts are answered a chunk at a time, and finished chunks are kept in the work directory: a stage
+that was stopped asks its engine only for the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from caravan.data.io import ROWS, read_rows, write_rows
+from caravan.data.records import Completion, Conversation
+from caravan.errors import StageError
+from caravan.inference import Engine, load_engine
+from caravan.stages.configs import RespondStageConfig
+from caravan.stages.context import StageContext, StageResult
+
+NAME = "respond"
+VERSION = 1
+
+PROMPTS_PER_CHUNK = 256
+BATCH_SIZE = 256
+"""Sequences that a model of this run decodes at once."""
+
+
+def run(
+    config: RespondStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    rows = read_rows(inputs["prompts"], Conversation)
+    prompts = [row for row in rows if config.answers(row.id)]
+    chunks = [prompts[i : i + PROMPTS_PER_CHUNK] for i in range(0, len(prompts), PROMPTS_PER_CHUNK)]
+    done = [context.workdir / f"chunk-{number:06d}.jsonl" for number in range(len(chunks))]
+    missing = [number for number, path in enumerate(done) if not path.exists()]
+    if missing:
+        _prepare(config, context.seed)
+        engine = _engine(config, inputs, context.recipe_dir)
+        for number in missing:
+            write_rows(
+                done[number], _answer(engine, config, chunks[number], number, len(prompts), context)
+            )
+    context.progress(len(prompts), len(prompts))
+
+    completions = (c for path in done for c in read_rows(path, Completion))
+    counts = {"prompts": len(prompts), "characters": 0, "truncated": 0}
+
+    def counted() -> Iterator[Completion]:
+        for completion in completions:
+            counts["characters"] += len(completion.text)
+            counts["truncated"] += completion.finish_reason == "length"
+            yield completion
+
+    total = write_rows(context.output("completions", "completions") / ROWS, counted())
+    return StageResult(
+        {
+            "prompts": counts["prompts"],
+            "completions": total,
+            "mean_characters": counts["characters"] / max(1, total),
+            "truncated_fraction": counts["truncated"] / max(1, total),
+        }
+    )
+
+
+def _prepare(config: RespondStageConfig, seed: int) -> None:
+    """Threads and algorithms as in training, where this process computes the replies."""
+    if config.engine is None or config.engine.kind == "transformers":
+        from caravan.training.models import prepare_torch
+
+        prepare_torch(config.resources.cpus, seed)
+
+
+def _engine(config: RespondStageConfig, inputs: Mapping[str, Path], recipe_dir: Path) -> Engine:
+    if config.engine is not None:
+        return load_engine(config.engine, recipe_dir=recipe_dir)
+    if "model" not in inputs:
+        raise StageError(
+            f"pool member {config.member.name!r} is a model of this run, but no model was given"
+        )
+    return load_engine(inputs["model"], batch_size=BATCH_SIZE)
+
+
+def _answer(
+    engine: Engine,
+    config: RespondStageConfig,
+    chunk: Sequence[Conversation],
+    number: int,
+    total: int,
+    context: StageContext,
+) -> list[Completion]:
+    """The member's replies to one chunk; what they are depends on seed and chunk alone."""
+    n = config.member.num_generations
+    before = number * PROMPTS_PER_CHUNK
+    digest = hashlib.sha256(f"{context.seed}/{config.member.name}/{number}".encode()).digest()
+    replies = engine.generate(
+        [row.prompt for row in chunk],
+        config.sampling,
+        n=n,
+        seed=int.from_bytes(digest[:8], "big") >> 1,
+        progress=lambda done, _: context.progress(before + done // n, total),
+    )
+    return [
+        Completion(
+            prompt_id=row.id,
+            model=config.member.name,
+            index=index,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            token_ids=reply.token_ids,
+            logprobs=reply.logprobs,
+        )
+        for row, group in zip(chunk, replies, strict=True)
+        for index, reply in enumerate(group)
+    ]

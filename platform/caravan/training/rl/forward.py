@@ -1,0 +1,89 @@
+"""What the models say about completions: log-probabilities, entropies and values, token by token.
+
+Shapes: B rows of a pass, T tokens of its longest row, S completion tokens of the pass, row by row,
+N completions of a step, R tokens of the longest completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from caravan.training.batching import TokenBatch, TokenRow, collate, split_passes
+from caravan.training.logprobs import LOGITS_PER_CHUNK, hidden_states, linear_logprobs
+
+
+class Pass(NamedTuple):
+    """Rows that go through the models together."""
+
+    indices: Tensor
+    """[B] which rows they are."""
+    batch: TokenBatch
+
+
+class PolicyTokens(NamedTuple):
+    logprobs: Tensor
+    """[S] in nats, at the sampling temperature, float32."""
+    entropies: Tensor
+    """[S] in nats, of the distribution each token was drawn from, detached."""
+
+
+def passes(
+    rows: Sequence[TokenRow], indices: Sequence[int], *, tokens_per_pass: int, pad_token_id: int
+) -> Iterator[Pass]:
+    """The rows `indices`, those of similar length together."""
+    for part in split_passes([rows[i].length for i in indices], tokens_per_pass):
+        chosen = [indices[i] for i in part]
+        yield Pass(torch.tensor(chosen), collate([rows[i] for i in chosen], pad_token_id))
+
+
+def policy_tokens(
+    model: PreTrainedModel, batch: TokenBatch, *, temperature: float, entropy: bool
+) -> PolicyTokens:
+    """Of every completion token, given what comes before it; entropies are 0 unless asked for."""
+    places = batch.loss_mask[:, 1:]
+    hidden = hidden_states(model, batch.input_ids)[:, :-1][places]
+    weight = cast(nn.Linear, model.get_output_embeddings()).weight
+    labels = batch.input_ids[:, 1:][places]
+    logprobs = linear_logprobs(hidden, weight, labels, temperature=temperature)
+    if not entropy:
+        return PolicyTokens(logprobs, torch.zeros_like(logprobs))
+    return PolicyTokens(logprobs, _entropies(hidden.detach(), weight.detach(), temperature))
+
+
+@torch.no_grad()
+def _entropies(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    size = max(1, LOGITS_PER_CHUNK // len(weight))
+    parts = []
+    for chunk in torch.split(hidden, size):
+        log_probs = ((chunk @ weight.T).float() / temperature).log_softmax(-1)
+        parts.append(-(log_probs.exp() * log_probs).sum(-1))
+    return torch.cat(parts)
+
+
+def values_before(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """[S] float32: the value of the state in which each completion token was chosen.
+
+    Args:
+        model: A sequence-classification model with one label, such as a reward model.
+    """
+    places = batch.loss_mask[:, 1:]
+    hidden = hidden_states(model, batch.input_ids)[:, :-1][places]
+    head = cast(nn.Linear, model.score)
+    # Multiplied out, because autocast would round the values to bfloat16.
+    return (hidden.float() * head.weight[0].float()).sum(-1)
+
+
+def scatter(target: Tensor, mask: Tensor, indices: Tensor, flat: Tensor) -> None:
+    """Put [S] values of the rows `indices` into `target` [N, R], in place."""
+    part = torch.zeros_like(target[indices])
+    target[indices] = part.masked_scatter(mask[indices], flat.to(target))
+
+
+def gather(source: Tensor, mask: Tensor, indices: Tensor) -> Tensor:
+    """[S] values of the rows `indices` of `source` [N, R]."""
+    return source[indices][mask[indices]]

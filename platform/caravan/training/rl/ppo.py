@@ -1,0 +1,75 @@
+"""The losses of proximal policy optimisation (arXiv:1707.06347), as Tülu 3 uses them.
+
+All functions return sums over tokens: the caller divides by the tokens of the whole mini-batch, so
+that the cut into passes does not change the loss. (open-instruct averages within each pass.)
+
+Shapes: S tokens of all completions of a pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor
+    """[] sum over the tokens."""
+    clipped: Tensor
+    """[] detached number of tokens where the clipped term is the one that counts."""
+    approx_kl: Tensor
+    """[] detached sum of half the squared log-ratio: KL(old || new), to second order."""
+
+
+def clipped_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    epsilon: float,
+    epsilon_high: float | None = None,
+) -> PolicyLoss:
+    """PPO's clipped objective (arXiv:1707.06347, eq. 7), negated.
+
+    Args:
+        logprobs: [S] under the policy being trained, at the sampling temperature.
+        old_logprobs: [S] under the policy that sampled.
+        advantages: [S].
+        epsilon: The ratio counts from `1 - epsilon` ...
+        epsilon_high: ... to `1 + epsilon_high` (clip-higher, DAPO, arXiv:2503.14476, eq. 10);
+            None is `epsilon`.
+    """
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    high = epsilon if epsilon_high is None else epsilon_high
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - epsilon, 1.0 + high)
+    return PolicyLoss(
+        torch.maximum(unclipped, clipped).sum(),
+        (clipped > unclipped).sum().detach(),
+        (0.5 * log_ratio.detach().square()).sum(),
+    )
+
+
+class ValueLoss(NamedTuple):
+    loss: Tensor
+    """[] sum over the tokens."""
+    clipped: Tensor
+    """[] detached number of tokens where the clipped error is the larger one."""
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, epsilon: float
+) -> ValueLoss:
+    """Half the larger of the squared errors with and without clipping the change of the value.
+
+    open-instruct, ppo_vllm_thread_ray_gtrl.py; all arguments are [S].
+    """
+    near = old_values + (values - old_values).clamp(-epsilon, epsilon)
+    unclipped = (values - returns).square()
+    clipped = (near - returns).square()
+    return ValueLoss(
+        0.5 * torch.maximum(unclipped, clipped).sum(), (clipped > unclipped).sum().detach()
+    )

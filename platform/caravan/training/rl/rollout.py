@@ -1,0 +1,201 @@
+"""Rollouts: completions of the current policy, what their verifiers say, and their rewards.
+
+Shapes: N completions, R tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caravan.data.records import Conversation
+from caravan.errors import DataError
+from caravan.inference.sampler import TokenSequence, generate_tokens
+from caravan.inference.transformers_engine import decode_reply
+from caravan.recipe import Sampling
+from caravan.training.batching import TokenRow
+from caravan.verifiers import verify
+
+logger = logging.getLogger(__name__)
+
+_STARTS_PROCESSES = frozenset({"code"})
+"""Verifiers that wait for another process, so that threads help."""
+
+
+class Outcome(StrEnum):
+    VERIFIED = "verified"
+    NOT_VERIFIED = "not_verified"
+    FAILED = "failed"
+    """The verifier raised or ran out of time: nothing is known about the completion."""
+
+
+@dataclass(frozen=True)
+class RLPrompt:
+    """A prompt with a verifier, as tokens."""
+
+    row: Conversation
+    token_ids: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one prompt."""
+
+    prompt: RLPrompt
+    sequence: TokenSequence
+    text: str
+    outcome: Outcome
+    reward: float | None
+    """None where the verifier failed: such a completion takes no part in training."""
+
+    @property
+    def token_row(self) -> TokenRow:
+        prompt, reply = self.prompt.token_ids, self.sequence.token_ids
+        mask = [False] * len(prompt) + [True] * len(reply)
+        return TokenRow(self.prompt.row.id, prompt + reply, mask)
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """The rollouts of one step; the completions of a prompt follow each other."""
+
+    rollouts: tuple[Rollout, ...]
+    num_generations: int
+
+    @cached_property
+    def token_rows(self) -> tuple[TokenRow, ...]:
+        return tuple(r.token_row for r in self.rollouts)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """[N] bool: the reward is known."""
+        return torch.tensor([r.reward is not None for r in self.rollouts])
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """[N], 0 where not known."""
+        return torch.tensor([r.reward or 0.0 for r in self.rollouts])
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[N] tokens of each completion."""
+        return torch.tensor([len(r.sequence.token_ids) for r in self.rollouts])
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[N, R] bool."""
+        return torch.arange(int(self.lengths.max()))[None, :] < self.lengths[:, None]
+
+    @cached_property
+    def sampler_logprobs(self) -> Tensor:
+        """[N, R] as the sampler reported them, 0 outside the mask."""
+        flat = [value for r in self.rollouts for value in r.sequence.logprobs]
+        return torch.zeros(self.mask.shape).masked_scatter(self.mask, torch.tensor(flat))
+
+
+def collect(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[RLPrompt],
+    *,
+    num_generations: int,
+    sampling: Sampling,
+    verification_reward: float,
+    missing_eos_reward: float | None,
+    generator: torch.Generator,
+    workers: int = 1,
+) -> RolloutBatch:
+    """Sample `num_generations` completions of each prompt, verify and reward them.
+
+    Raises:
+        DataError: a row names no known verifier, or has a ground truth that its verifier refuses.
+    """
+    groups = generate_tokens(
+        policy,
+        [prompt.token_ids for prompt in prompts],
+        n=num_generations,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_completion_length,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        generator=generator,
+    )
+    drawn = [(prompt, s) for prompt, group in zip(prompts, groups, strict=True) for s in group]
+    texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
+    jobs = [(prompt.row, text) for (prompt, _), text in zip(drawn, texts, strict=True)]
+    if workers > 1 and any(row.verifier in _STARTS_PROCESSES for row, _ in jobs):
+        with ThreadPoolExecutor(workers) as pool:
+            outcomes = list(pool.map(judge_outcome, *zip(*jobs, strict=True)))
+    else:
+        outcomes = [judge_outcome(row, text) for row, text in jobs]
+    return RolloutBatch(
+        tuple(
+            Rollout(
+                prompt,
+                sequence,
+                text,
+                outcome,
+                reward_of(
+                    outcome,
+                    ended=sequence.finish_reason == "stop",
+                    verification_reward=verification_reward,
+                    missing_eos_reward=missing_eos_reward,
+                ),
+            )
+            for (prompt, sequence), text, outcome in zip(drawn, texts, outcomes, strict=True)
+        ),
+        num_generations,
+    )
+
+
+def judge_outcome(row: Conversation, text: str) -> Outcome:
+    """What the row's verifier says about a completion.
+
+    Raises:
+        DataError: the row is at fault; names it.
+    """
+    assert row.verifier is not None
+    try:
+        correct = verify(row.verifier, text, row.ground_truth).correct
+    except DataError as error:
+        raise DataError(f"row {row.id!r}: {error}") from error
+    except Exception:
+        # Not the completion's fault, whatever it was: counted, never rewarded and never punished.
+        logger.warning(
+            "verifier %s failed on a completion of %s", row.verifier, row.id, exc_info=True
+        )
+        return Outcome.FAILED
+    return Outcome.VERIFIED if correct else Outcome.NOT_VERIFIED
+
+
+def reward_of(
+    outcome: Outcome, *, ended: bool, verification_reward: float, missing_eos_reward: float | None
+) -> float | None:
+    """The reward of one completion; None where it is not known.
+
+    A missing end token replaces the reward: a right answer that does not end is punished too
+    (Tülu 3's code; the paper's table 21).
+    """
+    if outcome is Outcome.FAILED:
+        return None
+    if not ended and missing_eos_reward is not None:
+        return missing_eos_reward
+    return verification_reward if outcome is Outcome.VERIFIED else 0.0

@@ -1,0 +1,540 @@
+"""One step of reinforcement learning: roll out, score, update.
+
+The policy that samples is always the policy that is trained: nothing is stale, so the ratio of the
+first update is 1 up to the rounding between passes. All randomness of step k comes from
+(seed, k); a run is resumed from weights, optimiser moments and the step number alone.
+
+Departures from open-instruct's Tülu 3 code: losses are averaged over the tokens of a whole
+mini-batch instead of within each forward pass; sampling and training take turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caravan.errors import StageError
+from caravan.recipe import GRPOConfig, PPOConfig, RLVRConfig
+from caravan.training.batching import epoch_order
+from caravan.training.checkpoint import TrainingState
+from caravan.training.optim import NonFiniteError, Schedule, Updater
+from caravan.training.rl.advantages import (
+    generalized_advantages,
+    group_advantages,
+    kl_k1,
+    kl_k3,
+    token_rewards,
+    whiten,
+)
+from caravan.training.rl.forward import (
+    Pass,
+    gather,
+    passes,
+    policy_tokens,
+    scatter,
+    values_before,
+)
+from caravan.training.rl.grpo import grpo_loss
+from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
+from caravan.training.rl.rollout import Outcome, RLPrompt, RolloutBatch, collect
+
+Sums = defaultdict[str, float]
+
+
+@dataclass(frozen=True)
+class RLModels:
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel | None
+    """The policy as it was; None where there is no KL penalty to pay."""
+    value: PreTrainedModel | None
+    """PPO's value model; None for GRPO."""
+
+
+@dataclass(frozen=True)
+class RLStep:
+    metrics: Mapping[str, float]
+    rollouts: RolloutBatch
+    advantages: Tensor
+    """[N] mean over each completion's tokens; 0 where it was not trained on."""
+
+
+@dataclass
+class _Targets:
+    """What the updates of a step aim at. All [N, R], 0 where not known."""
+
+    kept: list[int]
+    """Completions that are trained on."""
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    """None where the step is one update: the policy of the update is the policy that sampled."""
+    reference: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
+
+
+class _Measured(NamedTuple):
+    """The completions `kept` under the models as they were when the step began. All [N, R]."""
+
+    logprobs: Tensor
+    reference: Tensor
+    values: Tensor
+
+
+@dataclass
+class RLTrainer:
+    models: RLModels
+    config: RLVRConfig
+    seed: int
+    workers: int = 1
+    """Verifiers run at once, where they start processes."""
+    _policy: Updater = field(init=False)
+    _value: Updater | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self._policy = self._updater(self.models.policy, config.learning_rate)
+        if isinstance(config.algorithm, PPOConfig):
+            assert self.models.value is not None
+            rate = config.algorithm.value_learning_rate or config.learning_rate
+            self._value = self._updater(self.models.value, rate)
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.config.num_epochs * self.config.num_mini_batches
+
+    def state(self) -> TrainingState:
+        """What a checkpoint holds."""
+        modules = {"policy": self.models.policy}
+        optimizers: dict[str, torch.optim.Optimizer] = {"policy": self._policy.optimizer}
+        if self.models.value is not None and self._value is not None:
+            modules["value"] = self.models.value
+            optimizers["value"] = self._value.optimizer
+        return TrainingState(modules, optimizers)
+
+    def step(self, step: int, prompts: Sequence[RLPrompt]) -> RLStep:
+        """Rollout batch `step`, counted from 0, and the updates made with it.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite.
+            StageError: no verifier could decide about any completion.
+            DataError: a row cannot be verified as it is.
+        """
+        started = time.perf_counter()
+        rollouts = collect(
+            self.models.policy,
+            self.models.tokenizer,
+            prompts,
+            num_generations=self.config.algorithm.num_generations,
+            sampling=self.config.sampling,
+            verification_reward=self.config.verification_reward,
+            missing_eos_reward=self.config.missing_eos_reward,
+            generator=torch.Generator(self.models.policy.device).manual_seed(
+                derived_seed(self.seed, "rollouts", step)
+            ),
+            workers=self.workers,
+        )
+        if not rollouts.counts.any():
+            raise StageError(
+                f"step {step}: every verifier failed, on all {len(rollouts.rollouts)} completions, "
+                "so nothing is known to learn from; the log has the reasons"
+            )
+        sampled = time.perf_counter()
+        sums: Sums = defaultdict(float)
+        metrics = rollout_metrics(rollouts)
+        if isinstance(self.config.algorithm, PPOConfig):
+            targets = self._ppo_targets(rollouts, self.config.algorithm, sums, metrics)
+        else:
+            targets = self._grpo_targets(rollouts, self.config.algorithm, sums, metrics)
+        self._update(step, rollouts, targets, sums, metrics)
+        metrics |= _means(sums)
+        finished = time.perf_counter()
+        metrics |= {
+            "episodes": float((step + 1) * len(rollouts.rollouts)),
+            "perf/rollout_seconds": sampled - started,
+            "perf/train_seconds": finished - sampled,
+            "perf/tokens_per_second": sum(row.length for row in rollouts.token_rows)
+            / (finished - started),
+        }
+        mean_advantages = targets.advantages.sum(1) / rollouts.lengths
+        return RLStep(metrics, rollouts, mean_advantages)
+
+    def _updater(self, model: PreTrainedModel, learning_rate: float) -> Updater:
+        schedule = Schedule(
+            learning_rate,
+            self.config.max_steps * self.updates_per_step,
+            self.config.lr_scheduler_type,
+            self.config.warmup_ratio,
+        )
+        updater = Updater(
+            model,
+            schedule,
+            weight_decay=self.config.weight_decay,
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        for group in updater.optimizer.param_groups:
+            group["eps"] = self.config.adam_epsilon
+        return updater
+
+    # --- targets --------------------------------------------------------------------------------
+
+    def _ppo_targets(
+        self,
+        rollouts: RolloutBatch,
+        config: PPOConfig,
+        sums: Sums,
+        metrics: dict[str, float],
+    ) -> _Targets:
+        """GAE over KL-penalised rewards, whitened over the batch."""
+        kept = rollouts.counts.nonzero()[:, 0].tolist()
+        old = self._measure(rollouts, kept, sums, policy=True)
+        mask = rollouts.mask & rollouts.counts[:, None]
+        rewards = token_rewards(
+            rollouts.rewards, old.logprobs, old.reference, rollouts.mask, beta=self.config.beta
+        )
+        advantages, returns = generalized_advantages(
+            rewards * mask, old.values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
+        )
+        known = rollouts.counts
+        metrics["objective/rlhf_reward"] = float((rewards * mask).sum(1)[known].mean())
+        metrics["objective/non_score_reward"] = metrics["objective/rlhf_reward"] - float(
+            rollouts.rewards[known].mean()
+        )
+        metrics["value/mean"] = float(old.values[mask].mean())
+        variance = float(returns[mask].var(correction=0))
+        if variance > 0:
+            residual = float((returns - old.values)[mask].var(correction=0))
+            metrics["value/explained_variance"] = 1.0 - residual / variance
+        return _Targets(
+            kept, whiten(advantages, mask), old.logprobs, old.reference, old.values, returns
+        )
+
+    def _grpo_targets(
+        self,
+        rollouts: RolloutBatch,
+        config: GRPOConfig,
+        sums: Sums,
+        metrics: dict[str, float],
+    ) -> _Targets:
+        """Advantages within groups; groups whose rewards agree are left out."""
+        shape = (-1, rollouts.num_generations)
+        groups = group_advantages(
+            rollouts.rewards.view(shape),
+            rollouts.counts.view(shape),
+            scale_rewards=config.scale_rewards,
+        )
+        informative = groups.informative.repeat_interleave(rollouts.num_generations)
+        kept = (informative & rollouts.counts).nonzero()[:, 0].tolist()
+        metrics["frac_reward_zero_std"] = 1.0 - float(groups.informative.float().mean())
+        metrics["batch/groups_skipped"] = float((~groups.informative).sum())
+        several = self.updates_per_step > 1
+        old = self._measure(rollouts, kept, sums, policy=several)
+        return _Targets(
+            kept,
+            groups.advantages.flatten()[:, None] * rollouts.mask,
+            old.logprobs if several else None,
+            old.reference,
+        )
+
+    @torch.no_grad()
+    def _measure(
+        self, rollouts: RolloutBatch, kept: Sequence[int], sums: Sums, *, policy: bool
+    ) -> _Measured:
+        """Policy (if asked for), reference and value model over the completions `kept`."""
+        mask = rollouts.mask
+        logprobs, reference, values = (torch.zeros(mask.shape) for _ in range(3))
+        for part in self._passes(rollouts, kept):
+            with self._autocast():
+                batch = part.batch.to(self.models.policy.device)
+                if policy:
+                    seen = policy_tokens(
+                        self.models.policy, batch, temperature=self._temperature, entropy=True
+                    )
+                    scatter(logprobs, mask, part.indices, seen.logprobs)
+                if self.models.reference is not None:
+                    unmoved = policy_tokens(
+                        self.models.reference, batch, temperature=self._temperature, entropy=False
+                    )
+                    scatter(reference, mask, part.indices, unmoved.logprobs)
+                if self.models.value is not None:
+                    scatter(values, mask, part.indices, values_before(self.models.value, batch))
+            if policy:
+                _describe(
+                    sums,
+                    rollouts,
+                    part,
+                    seen.logprobs.cpu(),
+                    seen.entropies.cpu(),
+                    self._reference_of(reference, rollouts, part),
+                )
+        if self.models.reference is None:
+            reference = logprobs
+        return _Measured(logprobs, reference, values)
+
+    # --- updates --------------------------------------------------------------------------------
+
+    def _update(
+        self,
+        step: int,
+        rollouts: RolloutBatch,
+        targets: _Targets,
+        sums: Sums,
+        metrics: dict[str, float],
+    ) -> None:
+        """All epochs and mini-batches over the completions that are trained on."""
+        order_seed = derived_seed(self.seed, "mini-batches", step)
+        update = step * self.updates_per_step
+        skipped = 0
+        for epoch in range(self.config.num_epochs):
+            order = epoch_order(len(targets.kept), epoch, order_seed)
+            for chosen in np.array_split(order, self.config.num_mini_batches):
+                if len(chosen):
+                    indices = [targets.kept[int(i)] for i in chosen]
+                    self._mini_batch(update, rollouts, targets, indices, sums, metrics)
+                else:
+                    skipped += 1
+                update += 1
+        metrics["batch/updates_skipped"] = float(skipped)
+
+    def _mini_batch(
+        self,
+        update: int,
+        rollouts: RolloutBatch,
+        targets: _Targets,
+        indices: Sequence[int],
+        sums: Sums,
+        metrics: dict[str, float],
+    ) -> None:
+        tokens = int(rollouts.lengths[list(indices)].sum())
+        device = self.models.policy.device
+        for part in self._passes(rollouts, indices):
+            batch = part.batch.to(device)
+            with self._autocast():
+                seen = policy_tokens(
+                    self.models.policy,
+                    batch,
+                    temperature=self._temperature,
+                    entropy=targets.old_logprobs is None,
+                )
+                loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
+            if targets.old_logprobs is None:
+                _describe(
+                    sums,
+                    rollouts,
+                    part,
+                    seen.logprobs.detach().cpu(),
+                    seen.entropies.cpu(),
+                    self._reference_of(targets.reference, rollouts, part),
+                )
+            _check_finite(update, "policy loss", loss.loss, rollouts, part)
+            self._policy.backward(loss.loss / tokens)
+            _add(
+                sums,
+                {
+                    "loss/policy": loss.loss.item(),
+                    "clip_ratio": loss.clipped.item(),
+                    "policy/approx_kl": loss.approx_kl.item(),
+                    "update_tokens": len(seen.logprobs),
+                },
+            )
+            if self._value is not None:
+                self._value_pass(update, rollouts, targets, part, tokens, sums)
+        result = self._policy.step(update)
+        metrics |= {"learning_rate": result.learning_rate, "grad_norm": result.grad_norm}
+        if self._value is not None:
+            result = self._value.step(update)
+            metrics |= {
+                "value/learning_rate": result.learning_rate,
+                "value/grad_norm": result.grad_norm,
+            }
+
+    def _policy_loss(
+        self, logprobs: Tensor, rollouts: RolloutBatch, targets: _Targets, part: Pass
+    ) -> PolicyLoss:
+        algorithm = self.config.algorithm
+
+        def of(source: Tensor) -> Tensor:
+            return gather(source, rollouts.mask, part.indices).to(logprobs.device)
+
+        advantages = of(targets.advantages)
+        old = logprobs.detach() if targets.old_logprobs is None else of(targets.old_logprobs)
+        if isinstance(algorithm, PPOConfig):
+            return clipped_surrogate(logprobs, old, advantages, epsilon=algorithm.epsilon)
+        assert targets.reference is not None
+        return grpo_loss(
+            logprobs,
+            old,
+            of(targets.reference),
+            advantages,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon_high,
+            beta=self.config.beta,
+        )
+
+    def _value_pass(
+        self,
+        update: int,
+        rollouts: RolloutBatch,
+        targets: _Targets,
+        part: Pass,
+        tokens: int,
+        sums: Sums,
+    ) -> None:
+        algorithm, model = self.config.algorithm, self.models.value
+        assert isinstance(algorithm, PPOConfig)
+        assert model is not None
+        assert self._value is not None
+        assert targets.old_values is not None
+        assert targets.returns is not None
+        with self._autocast():
+            values = values_before(model, part.batch.to(model.device))
+        loss = clipped_value_loss(
+            values,
+            gather(targets.old_values, rollouts.mask, part.indices).to(values.device),
+            gather(targets.returns, rollouts.mask, part.indices).to(values.device),
+            epsilon=algorithm.value_epsilon,
+        )
+        _check_finite(update, "value loss", loss.loss, rollouts, part)
+        self._value.backward(algorithm.value_coefficient * loss.loss / tokens)
+        _add(sums, {"loss/value": loss.loss.item(), "value/clip_ratio": loss.clipped.item()})
+
+    # --- small things ---------------------------------------------------------------------------
+
+    @property
+    def _temperature(self) -> float:
+        return self.config.sampling.temperature
+
+    def _autocast(self) -> torch.autocast:
+        device = self.models.policy.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.bf16)
+
+    def _passes(self, rollouts: RolloutBatch, indices: Sequence[int]) -> list[Pass]:
+        return list(
+            passes(
+                rollouts.token_rows,
+                indices,
+                tokens_per_pass=self.config.tokens_per_pass,
+                pad_token_id=self.models.tokenizer.pad_token_id,
+            )
+        )
+
+    def _reference_of(
+        self, reference: Tensor | None, rollouts: RolloutBatch, part: Pass
+    ) -> Tensor | None:
+        if self.models.reference is None or reference is None:
+            return None
+        return gather(reference, rollouts.mask, part.indices)
+
+
+def derived_seed(seed: int, purpose: str, step: int) -> int:
+    """A seed in [0, 2^63) for one purpose in one step."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
+    """What can be said of a rollout batch without the models.
+
+    Rewards are over the completions whose reward is known; lengths are in tokens, over all.
+    """
+    known = rollouts.rewards[rollouts.counts]
+    lengths = rollouts.lengths.float()
+    ended = [r.sequence.finish_reason == "stop" for r in rollouts.rollouts]
+    metrics = {
+        "reward": float(known.mean()),
+        "reward_std": float(known.std(correction=0)),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": 1.0 - sum(ended) / len(ended),
+        "verifier/failures": float((~rollouts.counts).sum()),
+    }
+    by_verifier: dict[str, list[tuple[float, bool]]] = {}
+    for rollout in rollouts.rollouts:
+        if rollout.reward is not None:
+            name = rollout.prompt.row.verifier or ""
+            verified = rollout.outcome is Outcome.VERIFIED
+            by_verifier.setdefault(name, []).append((rollout.reward, verified))
+    for name, seen in sorted(by_verifier.items()):
+        metrics[f"rewards/{name}/mean"] = sum(reward for reward, _ in seen) / len(seen)
+        metrics[f"verifier/{name}/accuracy"] = sum(verified for _, verified in seen) / len(seen)
+    everything = [verified for seen in by_verifier.values() for _, verified in seen]
+    metrics["objective/verified"] = sum(everything) / len(everything)
+    return metrics
+
+
+def _add(sums: Sums, numbers: Mapping[str, float]) -> None:
+    for name, number in numbers.items():
+        sums[name] += number
+
+
+def _describe(
+    sums: Sums,
+    rollouts: RolloutBatch,
+    part: Pass,
+    logprobs: Tensor,
+    entropies: Tensor,
+    reference: Tensor | None,
+) -> None:
+    """Add the policy's numbers of one pass, as it was when it sampled."""
+    gap = logprobs - gather(rollouts.sampler_logprobs, rollouts.mask, part.indices)
+    _add(
+        sums,
+        {
+            "tokens": len(logprobs),
+            "completions": len(part.indices),
+            "entropy": entropies.sum().item(),
+            "mismatch/logprob_abs_mean": gap.abs().sum().item(),
+            # KL(sampler || trainer), which is 0 where they are the same program.
+            "mismatch/kl": (torch.expm1(gap) - gap).sum().item(),
+        },
+    )
+    sums["mismatch/logprob_abs_max"] = max(
+        sums["mismatch/logprob_abs_max"],
+        gap.abs().max().item(),
+    )
+    if reference is not None:
+        _add(
+            sums,
+            {
+                "kl": kl_k3(logprobs, reference).sum().item(),
+                "objective/kl": kl_k1(logprobs, reference).sum().item(),
+            },
+        )
+
+
+def _means(sums: Sums) -> dict[str, float]:
+    """Sums over tokens as means; `objective/kl` per completion, as open-instruct reports it."""
+    per_token = ("entropy", "kl", "mismatch/logprob_abs_mean", "mismatch/kl")
+    per_update_token = (
+        "loss/policy", "loss/value", "clip_ratio", "value/clip_ratio", "policy/approx_kl"
+    )  # fmt: skip
+    means: dict[str, float] = {}
+    for names, unit in (
+        (per_token, "tokens"),
+        (per_update_token, "update_tokens"),
+        (("objective/kl",), "completions"),
+    ):
+        means |= {name: sums[name] / sums[unit] for name in names if name in sums}
+    if "mismatch/logprob_abs_max" in sums:
+        means["mismatch/logprob_abs_max"] = sums["mismatch/logprob_abs_max"]
+    return means
+
+
+def _check_finite(update: int, what: str, loss: Tensor, rollouts: RolloutBatch, part: Pass) -> None:
+    if math.isfinite(loss.item()):
+        return
+    ids = sorted({rollouts.rollouts[i].prompt.row.id for i in part.indices.tolist()})
+    raise NonFiniteError(
+        f"update {update}: the {what} is {loss.item()} on completions of {', '.join(ids[:8])}; "
+        "lower learning_rate, or look at the rewards and the KL of the steps before"
+    )
