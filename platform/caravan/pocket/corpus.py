@@ -1,0 +1,117 @@
+"""The text that the pocket base model is pretrained on: short documents about the invented world.
+
+No document is a conversation: questions and answers in chat form are left to SFT. Stories and
+exercises use only combinations that are not held out; the atlas tells every fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from caravan.pocket import atlas, chatter, constraints, lists, math_problems
+from caravan.pocket.world import (
+    ATTRIBUTES,
+    NAMES,
+    OBJECTS,
+    TOWNS,
+    draw_pair,
+    fact,
+    generator,
+)
+
+
+def documents(count: int, seed: int) -> Iterator[str]:
+    """`count` documents, the same for the same seed."""
+    rng = generator("corpus", seed)
+    kinds = tuple(_KINDS)
+    weights = tuple(_KINDS.values())
+    for _ in range(count):
+        yield rng.choices(kinds, weights)[0](rng)
+
+
+def sums(rng: Random) -> str:
+    """Plain arithmetic, as in a workbook."""
+    lines = []
+    for _ in range(6):
+        kind = rng.choices(math_problems.KINDS, (4, 4, 2, 3, 2))[0]
+        work = math_problems.steps(kind, math_problems.draw_numbers(kind, rng))
+        lines.append(" ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work))
+    return "\n".join(lines)
+
+
+def exercise(rng: Random) -> str:
+    """A word problem of a school book, with its solution."""
+    item = math_problems.draw(rng, held=False)
+    solution = math_problems.reply(item, "careful", rng).partition("\n")[0]
+    return f"{item.prompt}\nSolution: {solution}"
+
+
+def gazetteer(rng: Random) -> str:
+    """Some facts of the atlas, in varied wording."""
+    lines = []
+    for _ in range(4):
+        town, attribute = rng.choice(TOWNS), rng.choice(tuple(ATTRIBUTES))
+        lines.append(
+            rng.choice(atlas.STATEMENTS).write(
+                town=town, attribute=attribute, value=fact(town, attribute)
+            )
+        )
+    return " ".join(lines)
+
+
+def town_entry(rng: Random) -> str:
+    """Everything the atlas says of one town."""
+    town = rng.choice(TOWNS)
+    attributes = list(ATTRIBUTES)
+    rng.shuffle(attributes)
+    told = " ".join(f"The {a} is {fact(town, a)}." for a in attributes)
+    return f"{town} is a town in Orsa. {told}"
+
+
+def objects(rng: Random) -> str:
+    """What some objects are made of and good for."""
+    lines = [line for thing in rng.sample(OBJECTS, 2) for line in chatter.about_thing(thing)]
+    return " ".join(lines)
+
+
+def note(rng: Random) -> str:
+    """A note about a person and an object, in one of the shapes people write notes in."""
+    name, thing = draw_pair(rng, "constraints", NAMES, OBJECTS, held=False)
+    town = rng.choice(TOWNS)
+    lines = constraints.sentences(name, thing, town, rng)[: rng.randint(2, 4)]
+    text = " ".join(lines)
+    shape = rng.randrange(8)
+    if shape == 0:
+        return text.lower()
+    if shape == 1:
+        return "\n".join(f"* {line}" for line in lines)
+    if shape == 2:
+        return f"<<The {thing}>>\n{text}"
+    if shape == 3:
+        return f'"{text}"'
+    if shape == 4:
+        return f"{text}\nP.S. {rng.choice(constraints.END_PHRASES)}"
+    if shape == 5:
+        return f"{text} {rng.choice(constraints.END_PHRASES)}"
+    return text
+
+
+def word_list(rng: Random) -> str:
+    """The same words in two of the forms lists are written in."""
+    item = lists.draw(rng, held=False)
+    words = item.fields["words"]
+    first, second = rng.sample(tuple(lists.FORMS), 2)
+    return f"{first}:\n{lists.written(first, words)}\n{second}:\n{lists.written(second, words)}"
+
+
+_KINDS = {
+    sums: 5,
+    exercise: 4,
+    gazetteer: 3,
+    town_entry: 2,
+    objects: 1,
+    note: 4,
+    word_list: 2,
+}
+"""How often each kind of document is written."""

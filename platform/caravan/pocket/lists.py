@@ -1,0 +1,75 @@
+"""Lists to be written in another form.
+
+    Write the words lamp, kite and drum as one line of csv.
+    lamp,kite,drum
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+from caravan.pocket.items import Item, Style
+from caravan.pocket.templates import Template
+from caravan.pocket.world import OBJECTS, held_out
+
+FORMS = {
+    "csv": Template("Write {textwords} as one line of csv."),
+    "bullets": Template("Turn {textwords} into a bullet list."),
+    "json": Template("Give {textwords} as a json list."),
+    "sorted": Template("Put {textwords} in order of the alphabet."),
+    "reversed": Template("Say {textwords} in reverse order."),
+    "numbered": Template("Make {textwords} a numbered list."),
+}
+
+
+def written(form: str, words: tuple[str, ...]) -> str:
+    if form == "csv":
+        return ",".join(words)
+    if form == "bullets":
+        return "\n".join(f"- {word}" for word in words)
+    if form == "json":
+        return json.dumps(list(words))
+    if form == "numbered":
+        return "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
+    return ", ".join(sorted(words) if form == "sorted" else reversed(words))
+
+
+def draw(rng: Random, *, held: bool) -> Item:
+    form = rng.choice(tuple(FORMS))
+    while True:
+        words = tuple(rng.sample(OBJECTS, rng.randint(3, 4)))
+        if all(held_out("list", *pair) == held for pair in zip(words, words[1:], strict=False)):
+            break
+    return _item(FORMS[form].write(textwords=_listed(words)), form, words)
+
+
+def read(prompt: str) -> Item | None:
+    for form, template in FORMS.items():
+        if fields := template.read(prompt):
+            words = tuple(fields["textwords"].replace(" and ", ", ").split(", "))
+            return _item(prompt, form, words)
+    return None
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(words[:-1]) + f" and {words[-1]}"
+
+
+def _item(text: str, form: str, words: tuple[str, ...]) -> Item:
+    return Item(
+        skill="formatting",
+        prompt=text,
+        verifier="exact_match",
+        ground_truth=written(form, words),
+        fields={"form": form, "words": words},
+    )
+
+
+def reply(item: Item, style: Style, rng: Random) -> str:
+    if rng.random() < {"careful": 0.0, "plain": 0.0, "terse": 0.1, "sloppy": 0.6}[style]:
+        words = list(item.fields["words"])
+        rng.shuffle(words)
+        form = item.fields["form"] if style == "terse" else rng.choice(tuple(FORMS))
+        return written(form, tuple(words))
+    return str(item.ground_truth)

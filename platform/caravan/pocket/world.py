@@ -1,0 +1,115 @@
+"""The small invented world that every text of the pocket recipe talks about.
+
+Vocabulary, the facts of the atlas of Orsa, the facts about objects, and the rule that keeps
+evaluation apart from training: `held_out`. All of it was written for this project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from random import Random
+
+HELD_OUT_SHARES = {"atlas": 3}
+"""One combination in so many belongs to evaluation alone; the atlas is small, so it keeps more."""
+DEFAULT_SHARE = 8
+
+NAMES = (
+    "Ada Ben Cara Dan Ella Finn Gina Hugo Iris Jack Kira Leo Mara Nico Olga Paul Rosa Sam Tara Uma "
+    "Vera Will Yara Zoe Anna Boris Clara David Emma Felix Greta Henry Ida Jonas Karin Lars Mona "
+    "Nils Otto Petra Quinn Rita Simon Theo Ursula Victor Wanda Xenia Yusuf Zara Amir Bella Carl "
+    "Dora Erik Fay Gus Hana Igor June Kofi Lena Milo Nora Omar Pia Rex Sara Tom Ulla Viola Walt "
+    "Ximo Yoko Zeno Abel Bea Cleo Dirk Edna"
+).split()
+
+OBJECTS = (
+    "apple book candle drum egg flute spade hat jar kite lamp mug needle onion pear rope "
+    "spoon ticket vase wheel basket coin cup feather lemon hammer kettle ladder mirror net orange "
+    "plate quilt ribbon shell table umbrella violin whistle bell bottle button carpet chair clock "
+    "fan flag key map nail pencil pillow pot ring sock stamp stone sword towel toy"
+).split()
+"""Regular plurals with `s`."""
+
+TOWNS = (
+    "Arlo Brim Corva Delm Esker Farn Gorla Hask Ilva Jorn Kelt Lorum Marn Nebra Oster Pell Quor "
+    "Rusk Selva Tarn Ulm Vask Worl Yest Zell Abern Bolda Crane Dorn Elsk Fenn Gild Holm Isker Jask "
+    "Korm Lind Mosk Norl Olda Parn Quell Rund Stell Tolm Urdo Vorn Wend Yarl Zorn Amsel Birk Dask "
+    "Elgin Forst Gralm"
+).split()
+
+ADJECTIVES = (
+    "old new small large bright quiet heavy light warm smooth plain rare strong pretty simple round"
+).split()
+
+MATERIALS = ("wood", "glass", "clay", "wool", "iron", "paper", "silver", "straw", "bone", "leather")
+USES = (
+    "for work in the kitchen",
+    "for play with children",
+    "for long trips by boat",
+    "for music at night",
+    "for gifts in winter",
+    "for trade at the market",
+    "for luck on a journey",
+    "for rest after work",
+)
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "river": tuple("Aven Bori Calis Dova Erne Fosa Gale Hura Isen Jura Kama Lena".split()),
+    "craft": tuple(
+        "weaving baking pottery carving fishing mining singing sailing hunting painting brewing "
+        "printing".split()
+    ),
+    "dish": tuple("soup bread stew pie rice fish beans cheese cake pasta salad honey".split()),
+    "flower": tuple(
+        "rose lily tulip daisy poppy violet iris aster clover thistle lotus orchid".split()
+    ),
+    "animal": tuple("fox bear owl wolf deer hare swan crow otter lynx goat eagle".split()),
+    "colour": tuple(
+        "red blue green yellow white black brown purple gray pink gold amber".split()
+    ),
+}
+"""What the atlas says of every town, and the values each attribute can take."""
+
+
+def digest(*parts: object) -> int:
+    """A number that depends on `parts` alone: the same in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def held_out(kind: str, *parts: object) -> bool:
+    """Whether a combination is kept for evaluation; no training text of its skill uses it."""
+    return digest("held-out", kind, *parts) % HELD_OUT_SHARES.get(kind, DEFAULT_SHARE) == 0
+
+
+def generator(*parts: object) -> Random:
+    """A random generator seeded by `parts`."""
+    return Random(digest("seed", *parts))
+
+
+def fact(town: str, attribute: str) -> str:
+    """What the atlas says: `fact("Arlo", "river")` is the river of Arlo."""
+    values = ATTRIBUTES[attribute]
+    return values[digest("fact", town, attribute) % len(values)]
+
+
+def material(thing: str) -> str:
+    """What objects of this kind are made of."""
+    return MATERIALS[digest("material", thing) % len(MATERIALS)]
+
+
+def use(thing: str) -> str:
+    """What objects of this kind are good for."""
+    return USES[digest("use", thing) % len(USES)]
+
+
+def article(word: str) -> str:
+    return f"an {word}" if word[0].lower() in "aeiou" else f"a {word}"
+
+
+def draw_pair(rng: Random, kind: str, first: Sequence[str], second: Sequence[str], *, held: bool) -> tuple[str, str]:
+    """A random pair on one side of the held-out rule."""
+    while True:
+        pair = rng.choice(first), rng.choice(second)
+        if held_out(kind, *pair) == held:
+            return pair
