@@ -145,16 +145,22 @@ def test_boxed_gives_the_answer_of_all_rows_of_math500() -> None:
 
 
 def test_text_matches_are_normalised() -> None:
-    assert verify("exact_match", " The Eiffel Tower! ", "eiffel tower").correct
-    assert verify("exact_match", "b", ["a b c", "B."]).correct
-    assert verify("exact_match", "> ]", "> ]").correct
-    assert not verify("exact_match", ">", "> ]").correct
-    assert not verify("exact_match", "the tower", "eiffel tower").correct
+    assert verify("normalised_match", " The Eiffel Tower! ", "eiffel tower").correct
+    assert verify("normalised_match", "b", ["a b c", "B."]).correct
+    assert not verify("normalised_match", "the tower", "eiffel tower").correct
+    assert not verify("normalised_match", "!", "?").correct
     assert verify("contains", "It is Paris, France.", ["Lyon", "paris"]).extracted == "paris"
     assert not verify("contains", "a party", "art").correct
     assert verify("f1", "the red house", "house").score == pytest.approx(2 / 3)
     with pytest.raises(DataError, match="neither a text"):
         verify("contains", "x", None)
+
+
+def test_an_exact_match_is_one_of_form_too() -> None:
+    assert verify("exact_match", " The  blue Tower.\n", "the blue tower").correct
+    assert verify("exact_match", "- a\n- b", ["1. a\n2. b", "- a\n- b"]).correct
+    for other in ("a, b", "a b", "- a\n- b", "a,b,", ""):
+        assert not verify("exact_match", other, "a,b").correct
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ VERIFIERS: dict[str, Verifier] = {
     "ifeval": ifeval.verify,
     "ifeval_loose": ifeval.verify_loose,
     "exact_match": match.exact_match,
+    "normalised_match": match.normalised_match,
     "contains": match.contains,
     "f1": match.f1,
     "choice": match.choice,

@@ -22,7 +22,7 @@ from caravan.verifiers.sandbox import run_python
 from caravan.verifiers.verdict import Verdict
 
 TIMEOUT_SECONDS = 10.0
-MEMORY_MIB = 512
+MEMORY_MIB = 1024
 
 _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:```|\Z)", re.S | re.I)
 

@@ -32,16 +32,27 @@ def _accepted(name: str, ground_truth: Any) -> list[str]:
 
 
 def exact_match(completion: str, ground_truth: Any) -> Verdict:
-    """Whether the normalised completion is one of the accepted answers.
+    """Whether the completion is one of the accepted answers, in its form as well.
 
-    An answer of punctuation alone, which normalising would empty, is compared as it is.
+    Case, spacing within a line and a closing full stop do not count; every other mark does, so
+    `a,b` is not `a, b` and a bullet list is not a numbered one.
     """
-    said, given = normalise(completion), completion.strip()
-    correct = any(
-        normalise(answer) == said if normalise(answer) else answer.strip() == given
-        for answer in _accepted("exact_match", ground_truth)
-    )
-    return Verdict(correct, float(correct), given)
+    said = _in_form(completion)
+    correct = any(_in_form(answer) == said for answer in _accepted("exact_match", ground_truth))
+    return Verdict(correct, float(correct), completion.strip())
+
+
+def _in_form(text: str) -> str:
+    lines = (" ".join(line.split()) for line in text.strip().lower().splitlines())
+    return "\n".join(lines).removesuffix(".")
+
+
+def normalised_match(completion: str, ground_truth: Any) -> Verdict:
+    """Whether the completion says one of the accepted answers, whatever its form."""
+    said = normalise(completion)
+    accepted = _accepted("normalised_match", ground_truth)
+    correct = bool(said) and any(normalise(answer) == said for answer in accepted)
+    return Verdict(correct, float(correct), completion.strip())
 
 
 def contains(completion: str, ground_truth: Any) -> Verdict:

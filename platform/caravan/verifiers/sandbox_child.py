@@ -1,7 +1,8 @@
 """The inside of the sandbox: confine this process, then run the program that stdin brings.
 
 Started by `caravan.verifiers.sandbox` as a script, with nothing of caravan importable.
-stdin: one line "token cpu_seconds memory_bytes", then the program. Reports on the file descriptor
+stdin: one line "token cpu_seconds memory_bytes", one with a folder of packages (may be empty),
+then the program. Reports on the file descriptor
 given as argument: "ready" when confined, and the token when the program ran to its end.
 """
 
@@ -77,7 +78,9 @@ def _mount_library() -> bool:
 
 def main() -> None:
     report = int(sys.argv[1])
-    header, _, source = sys.stdin.buffer.read().decode().partition("\n")
+    header, packages, source = sys.stdin.buffer.read().decode().split("\n", 2)
+    if packages:
+        sys.path.append(packages)
     token, cpu_seconds, memory_bytes = header.split()
     try:
         _unshare()

@@ -1,0 +1,290 @@
+"""Readers of public benchmarks, in the formats in which their authors publish them.
+
+Each takes a path and a number of shots and returns the instances in file order. Shots are turns
+of their own, before the question, as Tülu 3 presents them.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caravan.data.records import EvalInstance, Message
+from caravan.errors import DataError
+from caravan.evals import fewshot
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FEWSHOT_SEED = 1234
+
+
+def gsm8k(path: Path, shots: int) -> list[EvalInstance]:
+    """Grade-school word problems; up to 8 shots with their reasoning."""
+    examples = _first(fewshot.GSM8K, shots, path)
+    return [
+        _instance(
+            f"gsm8k/{i}", row["question"], examples, row["answer"].rpartition("####")[2].strip()
+        )
+        for i, row in enumerate(_rows(path, "question", "answer"))
+    ]
+
+
+def math(path: Path, shots: int) -> list[EvalInstance]:
+    """Competition mathematics; up to 4 shots. Skill: the subject."""
+    from caravan.verifiers.math import last_boxed
+
+    examples = [(f"Problem:\n{q}\n\nSolution:", a) for q, a in _first(fewshot.MATH, shots, path)]
+    instances = []
+    for i, row in enumerate(_rows(path, "problem", "solution")):
+        answer = row.get("answer") or last_boxed(row["solution"])
+        if answer is None:
+            raise DataError(f"{path}, row {i + 1}: the solution has no \\boxed answer")
+        question = f"Problem:\n{row['problem']}\n\nSolution:"
+        subject = str(row.get("subject") or row.get("type") or "")
+        instances.append(_instance(f"math/{i}", question, examples, answer, subject))
+    return instances
+
+
+def ifeval(path: Path, shots: int) -> list[EvalInstance]:
+    """Prompts with verifiable constraints."""
+    _no_shots(shots, path)
+    return [
+        _instance(
+            f"ifeval/{row['key']}",
+            row["prompt"],
+            (),
+            [
+                {"id": name, "kwargs": {k: v for k, v in kwargs.items() if v is not None}}
+                for name, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True)
+            ],
+        )
+        for row in _rows(path, "key", "prompt", "instruction_id_list", "kwargs")
+    ]
+
+
+def mmlu(path: Path, shots: int) -> list[EvalInstance]:
+    """Four-way multiple choice in 57 subjects, answered after a short summary of the reasoning.
+
+    Shots come from dev/, answered with the letter alone. Skill: the subject.
+    """
+    tests = sorted((path / "test").glob("*_test.csv"))
+    instances = []
+    for test in tests:
+        subject = test.name.removesuffix("_test.csv")
+        dev = path / "dev" / f"{subject}_dev.csv"
+        pool = (
+            [(_mmlu_question(r, subject), f"The answer is ({r[5]}).") for r in _mmlu_rows(dev)]
+            if shots
+            else []
+        )
+        examples = _first(pool, shots, dev)
+        instances += [
+            _instance(
+                f"mmlu/{subject}/{i}", _mmlu_question(row, subject), examples, row[5], subject
+            )
+            for i, row in enumerate(_mmlu_rows(test))
+        ]
+    return instances
+
+
+def _mmlu_rows(path: Path) -> list[list[str]]:
+    rows = [row for row in csv.reader(io.StringIO(_text(path))) if row]
+    for i, row in enumerate(rows):
+        if len(row) != 6 or row[5] not in "ABCD":
+            raise DataError(f"{path}, row {i + 1}: not question, four options and a letter")
+    return rows
+
+
+def _mmlu_question(row: Sequence[str], subject: str) -> str:
+    return (
+        f"Answer the following multiple-choice question about {subject.replace('_', ' ')}. "
+        'Summarise your reasoning in a few sentences, then finish with "Therefore, the answer is '
+        f'(X)", where X is the letter of your choice.\n\nQuestion: {row[0]}\n{_options(row[1:5])}'
+    )
+
+
+def bbh(path: Path, shots: int) -> list[EvalInstance]:
+    """BIG-Bench Hard: 27 tasks, up to 3 shots with their reasoning. Skill: the task.
+
+    `path` is the folder with `tasks/` (or `bbh/`) and `cot-prompts/`.
+    """
+    folder = next((path / name for name in ("tasks", "bbh") if (path / name).is_dir()), path)
+    instances = []
+    for file in sorted(folder.glob("*.json")):
+        task = file.stem
+        instruction, pool = _bbh_prompt(path / "cot-prompts" / f"{task}.txt") if shots else ("", [])
+        examples = [(f"{instruction}\n\nQ: {q}", a) for q, a in _first(pool, shots, file)]
+        head = f"{instruction}\n\n" if instruction else ""
+        tail = '\n\nThink step by step, then finish with "So the answer is ...".'
+        for i, row in enumerate(_json(file)["examples"]):
+            question = f"{head}Q: {row['input']}{'' if shots else tail}"
+            instances.append(_instance(f"bbh/{task}/{i}", question, examples, row["target"], task))
+    return instances
+
+
+def _bbh_prompt(path: Path) -> tuple[str, list[tuple[str, str]]]:
+    """The instruction and the worked examples of a task's chain-of-thought prompt."""
+    text = _text(path)
+    text = text.partition("\n-----\n")[2] or re.sub(r"\A.*canary GUID.*\n(?:-+\n)?", "", text)
+    instruction, *parts = re.split(r"\n\s*Q: ", text.strip())
+    examples = []
+    for part in parts:
+        question, _, answer = part.partition("\nA:")
+        examples.append((question.strip(), answer.strip()))
+    return instruction.strip(), examples
+
+
+def humaneval(path: Path, shots: int) -> list[EvalInstance]:
+    """Python functions to complete, from signature and docstring."""
+    _no_shots(shots, path)
+    return [
+        _instance(
+            row["task_id"],
+            f"Complete this Python function. Answer with the whole function in one fenced "
+            f"block.\n\n```python\n{row['prompt'].rstrip()}\n```",
+            (),
+            {name: row[name] for name in ("prompt", "test", "entry_point")},
+        )
+        for row in _rows(path, "task_id", "prompt", "test", "entry_point")
+    ]
+
+
+def truthfulqa(path: Path, shots: int) -> list[EvalInstance]:
+    """Questions that invite a false answer, as multiple choice with the options shuffled.
+
+    Not MC2, which needs the likelihood of every option: the model names a letter. MC1's options.
+    """
+    _no_shots(shots, path)
+    instances = []
+    for i, row in enumerate(_json(path)):
+        options = sorted(row["mc1_targets"])
+        random.Random(f"truthfulqa/{i}").shuffle(options)
+        right = next(o for o in options if row["mc1_targets"][o] == 1)
+        question = (
+            f'{row["question"]}\n{_options(options)}\n\nFinish with "The answer is (X)", where X '
+            "is the letter of the true answer."
+        )
+        instances.append(_instance(f"truthfulqa/{i}", question, (), _LETTERS[options.index(right)]))
+    return instances
+
+
+def popqa(path: Path, shots: int) -> list[EvalInstance]:
+    """Questions about entities, answered in a few words; shots are drawn from other rows."""
+    rows = list(csv.DictReader(io.StringIO(_text(path)), delimiter="\t"))
+    shown = random.Random(_FEWSHOT_SEED).sample(range(len(rows)), min(shots, len(rows)))
+    answers = [json.loads(row["possible_answers"]) for row in rows]
+    examples = [(f"Q: {rows[i]['question']} A:", str(answers[i][0])) for i in shown]
+    return [
+        _instance(f"popqa/{row['id']}", f"Q: {row['question']} A:", examples, answers[i])
+        for i, row in enumerate(rows)
+        if i not in shown
+    ]
+
+
+def drop(path: Path, shots: int) -> list[EvalInstance]:
+    """Questions that need arithmetic over a passage; shots are drawn from other passages."""
+    passages = list(_json(path).items())
+    shown = random.Random(_FEWSHOT_SEED).sample(range(len(passages)), min(shots, len(passages)))
+    examples = []
+    for i in shown:
+        passage, pair = passages[i][1]["passage"], passages[i][1]["qa_pairs"][0]
+        examples.append((_drop_question(passage, pair), _drop_answers(pair)[0]))
+    return [
+        _instance(
+            f"drop/{pair['query_id']}", _drop_question(entry["passage"], pair), examples, answers
+        )
+        for i, (_, entry) in enumerate(passages)
+        if i not in shown
+        for pair in entry["qa_pairs"]
+        if (answers := _drop_answers(pair))
+    ]
+
+
+def _drop_question(passage: str, pair: Mapping[str, Any]) -> str:
+    return f"Passage: {passage}\nQuestion: {pair['question']}\nAnswer:"
+
+
+def _drop_answers(pair: Mapping[str, Any]) -> list[str]:
+    texts = []
+    for answer in (pair["answer"], *pair.get("validated_answers", ())):
+        date = " ".join(str(answer["date"].get(k, "")) for k in ("day", "month", "year")).strip()
+        texts.append(str(answer["number"]) or ", ".join(answer["spans"]) or date)
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def alpaca_eval(path: Path, shots: int) -> list[EvalInstance]:
+    """Open instructions, rated by a judge."""
+    _no_shots(shots, path)
+    return [
+        _instance(f"alpaca_eval/{i}", row["instruction"], (), skill=str(row.get("dataset", "")))
+        for i, row in enumerate(_json(path))
+    ]
+
+
+# --- shared -------------------------------------------------------------------------------------
+
+
+def _instance(
+    id: str,
+    question: str,
+    examples: Sequence[tuple[str, str]],
+    ground_truth: Any = None,
+    skill: str = "",
+) -> EvalInstance:
+    turns = []
+    for asked, answered in examples:
+        turns += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+    messages = (*turns, Message(role="user", content=question))
+    return EvalInstance(id=id, messages=messages, ground_truth=ground_truth, skill=skill)
+
+
+def _options(options: Sequence[str]) -> str:
+    return "\n".join(f"({letter}) {o}" for letter, o in zip(_LETTERS, options, strict=False))
+
+
+def _first(pool: Sequence[tuple[str, str]], shots: int, path: Path) -> Sequence[tuple[str, str]]:
+    if shots > len(pool):
+        raise DataError(f"{path}: num_fewshot is {shots}, but there are {len(pool)} examples")
+    return pool[:shots]
+
+
+def _no_shots(shots: int, path: Path) -> None:
+    if shots:
+        raise DataError(f"{path}: this task is asked without examples; set num_fewshot to 0")
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def _rows(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file, each with at least `fields`."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, row {number}: not JSON ({error})") from error
+        missing = [f for f in fields if not isinstance(row, dict) or f not in row]
+        if missing:
+            raise DataError(f"{path}, row {number}: no field {missing[0]!r}")
+        yield row

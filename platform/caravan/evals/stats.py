@@ -1,0 +1,125 @@
+"""How sure a score is, and whether two scores differ.
+
+Intervals are 95 %. A proportion gets Wilson's interval, which stays inside [0, 1] and is honest at
+0 and 1; any other mean gets a bootstrap percentile interval. Two models on the same instances are
+compared by a paired bootstrap: instances are resampled, each with both its scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+
+_CELLS_AT_ONCE = 4_000_000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of `b - a` over the instances that both have."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    """Two-sided: how often chance alone moves the mean this far, by the same bootstrap."""
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Share of `successes` in `n` trials (Wilson 1927)."""
+    if n == 0:
+        raise ValueError("no trials, no proportion")
+    share = successes / n
+    spread = Z95**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(share, low, high, n)
+
+
+def mean_interval(scores: Sequence[float], *, samples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of scores: Wilson's interval where all are 0 or 1, else a bootstrap percentile one."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("no scores, no mean")
+    if bool(np.isin(values, (0.0, 1.0)).all()):
+        return wilson(float(values.sum()), values.size)
+    low, high = _percentiles(bootstrap_means(values, samples=samples, seed=seed))
+    return Interval(float(values.mean()), low, high, values.size)
+
+
+def macro_interval(
+    groups: Sequence[Sequence[float]], *, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of the groups' means (MMLU's subjects), resampled within each group."""
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    means = np.mean(
+        [bootstrap_means(a, samples=samples, seed=seed + i) for i, a in enumerate(arrays)], axis=0
+    )
+    low, high = _percentiles(means)
+    value = float(np.mean([a.mean() for a in arrays]))
+    return Interval(value, min(low, value), max(high, value), sum(a.size for a in arrays))
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], *, samples: int = 2000, seed: int = 0
+) -> Difference:
+    """Paired bootstrap of `mean(b) - mean(a)`; `a[i]` and `b[i]` score the same instance."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} scores against {len(b)}: not the same instances")
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    if differences.size == 0:
+        raise ValueError("no scores, no difference")
+    value = float(differences.mean())
+    means = bootstrap_means(differences, samples=samples, seed=seed)
+    low, high = _percentiles(means)
+    # centred on no difference; one more on both counts, so that p is never 0
+    as_far = np.abs(means - value) >= abs(value) - 1e-12
+    p_value = (1 + int(as_far.sum())) / (1 + samples)
+    return Difference(value, min(low, value), max(high, value), p_value, differences.size)
+
+
+def bootstrap_means(values: Floats, *, samples: int, seed: int) -> Floats:
+    """Means of `samples` resamples of `values`."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CELLS_AT_ONCE // values.size)
+    parts = [
+        values[rng.integers(values.size, size=(min(rows, samples - start), values.size))].mean(1)
+        for start in range(0, samples, rows)
+    ]
+    return np.concatenate(parts)
+
+
+def _percentiles(means: Floats) -> tuple[float, float]:
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that one of `k` of `n` samples, `correct` of which are right, is right (Chen et al.
+    2021, arXiv:2107.03374)."""
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {n} samples with {correct} right makes no sense")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)

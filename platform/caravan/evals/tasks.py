@@ -1,0 +1,202 @@
+"""The evaluation tasks: where their instances come from, and how a completion is scored.
+
+    TASKS["gsm8k"].load(EvalTask(name="gsm8k", task="gsm8k", path="gsm8k/test.jsonl"), seed)
+
+Instances never depend on the recipe's seed, and `limit` takes the same ones every time, so that
+scores compare over runs. Settings follow section 7 of the Tülu 3 paper (arXiv:2411.15124).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, Protocol
+
+from caravan.data.records import EvalInstance
+from caravan.errors import DataError, RecipeError
+from caravan.evals import files
+from caravan.recipe import EvalTask
+
+
+class Load(Protocol):
+    def __call__(
+        self, config: EvalTask, seed: int, recipe_dir: Path = Path()
+    ) -> list[EvalInstance]:
+        """The instances of a task, in a fixed order.
+
+        Raises:
+            DataError: files are missing, with where to put them, or cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to count an instance."""
+
+    name: str
+    verifier: str
+    count: Literal["correct", "score"] = "correct"
+    """Whether all must be right (0 or 1), or partial credit is given."""
+
+
+@dataclass(frozen=True)
+class TaskDefinition:
+    load: Load
+    metrics: tuple[Metric, ...] = ()
+    """The first is the task's score; the others are reported beside it. None for a judged task."""
+    judged: bool = False
+    """Whether a judge rates the completions; the score is then the mean rating, 1 to 5."""
+    macro: bool = False
+    """Mean over the skills' means (MMLU's subjects), not over the instances."""
+    pass_at: int | None = None
+    """k of pass@k, where a task asks for several completions per instance."""
+
+    @property
+    def metric(self) -> str:
+        return self.metrics[0].name if self.metrics else "mean_rating"
+
+
+class _Tasks(dict[str, TaskDefinition]):
+    def __missing__(self, name: str) -> TaskDefinition:
+        near = get_close_matches(name, self, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(self))}"
+        raise RecipeError(f"there is no evaluation task {name!r}{hint}")
+
+
+def limited(instances: Sequence[EvalInstance], limit: int | None) -> list[EvalInstance]:
+    """`limit` of the instances, drawn once and for all, in their order."""
+    if limit is None or limit >= len(instances):
+        return list(instances)
+    chosen = random.Random(20241122).sample(range(len(instances)), limit)
+    return [instances[i] for i in sorted(chosen)]
+
+
+def _from_pocket(task: str) -> Load:
+    def load(config: EvalTask, seed: int, recipe_dir: Path = Path()) -> list[EvalInstance]:
+        from caravan.pocket.tasks import instances
+
+        return list(instances(task, config.limit or 200))
+
+    return load
+
+
+def _from_files(
+    read: Callable[[Path, int], list[EvalInstance]], expected: str, origin: str
+) -> Load:
+    def load(config: EvalTask, seed: int, recipe_dir: Path = Path()) -> list[EvalInstance]:
+        if config.path is None:
+            raise DataError(
+                f"evaluation task {config.name!r} reads files: set its `path` to {expected} "
+                f"({origin})"
+            )
+        path = recipe_dir / config.path
+        if not path.exists():
+            raise DataError(
+                f"evaluation task {config.name!r}: {path} is not there; "
+                f"put {expected} there ({origin})"
+            )
+        instances = read(path, config.num_fewshot)
+        if not instances:
+            raise DataError(f"evaluation task {config.name!r}: {path} holds no instance")
+        return limited(instances, config.limit)
+
+    return load
+
+
+TASKS: dict[str, TaskDefinition] = _Tasks(
+    {
+        # the pocket recipe's, generated
+        "pocket-math": TaskDefinition(_from_pocket("pocket-math"), (Metric("accuracy", "gsm8k"),)),
+        "pocket-constraints": TaskDefinition(
+            _from_pocket("pocket-constraints"),
+            (
+                Metric("prompt_level_strict_acc", "ifeval"),
+                Metric("inst_level_strict_acc", "ifeval", "score"),
+            ),
+        ),
+        "pocket-atlas": TaskDefinition(
+            _from_pocket("pocket-atlas"), (Metric("accuracy", "exact_match"),)
+        ),
+        "pocket-lists": TaskDefinition(
+            _from_pocket("pocket-lists"), (Metric("accuracy", "exact_match"),)
+        ),
+        "pocket-chat": TaskDefinition(_from_pocket("pocket-chat"), judged=True),
+        # public benchmarks, from files
+        "gsm8k": TaskDefinition(
+            _from_files(files.gsm8k, "test.jsonl", "github.com/openai/grade-school-math"),
+            (Metric("exact_match", "gsm8k"),),
+        ),
+        "math": TaskDefinition(
+            _from_files(files.math, "test.jsonl or math500.jsonl", "github.com/hendrycks/math"),
+            (Metric("exact_match_flex", "math"),),
+        ),
+        "ifeval": TaskDefinition(
+            _from_files(
+                files.ifeval,
+                "input_data.jsonl",
+                "github.com/google-research/google-research, instruction_following_eval",
+            ),
+            (
+                Metric("prompt_level_loose_acc", "ifeval_loose"),
+                Metric("prompt_level_strict_acc", "ifeval"),
+                Metric("inst_level_loose_acc", "ifeval_loose", "score"),
+                Metric("inst_level_strict_acc", "ifeval", "score"),
+            ),
+        ),
+        "mmlu": TaskDefinition(
+            _from_files(
+                files.mmlu, "the folder with test/<subject>_test.csv", "github.com/hendrycks/test"
+            ),
+            (Metric("exact_match", "choice"),),
+            macro=True,
+        ),
+        "bbh": TaskDefinition(
+            _from_files(
+                files.bbh,
+                "the folder with tasks/*.json and cot-prompts/*.txt (bbh/ upstream)",
+                "github.com/suzgunmirac/BIG-Bench-Hard",
+            ),
+            (Metric("exact_match", "bbh"),),
+        ),
+        "humaneval": TaskDefinition(
+            _from_files(files.humaneval, "HumanEval.jsonl.gz", "github.com/openai/human-eval"),
+            (Metric("pass", "code"),),
+            pass_at=10,
+        ),
+        "humaneval_plus": TaskDefinition(
+            _from_files(
+                files.humaneval,
+                "HumanEvalPlus-OriginFmt.jsonl.gz",
+                "github.com/evalplus/humanevalplus_release",
+            ),
+            (Metric("pass", "code"),),
+            pass_at=10,
+        ),
+        "truthfulqa": TaskDefinition(
+            _from_files(files.truthfulqa, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
+            (Metric("mc1_generated", "choice"),),
+        ),
+        "popqa": TaskDefinition(
+            _from_files(files.popqa, "popQA.tsv", "github.com/AlexTMallen/adaptive-retrieval"),
+            (Metric("exact_match", "contains"),),
+        ),
+        "drop": TaskDefinition(
+            _from_files(
+                files.drop, "drop_dataset_dev.json", "allenai.org/data/drop, from the paper"
+            ),
+            (Metric("f1", "f1", "score"),),
+        ),
+        "alpaca_eval": TaskDefinition(
+            _from_files(
+                files.alpaca_eval,
+                "a model_outputs.json of the 805 prompts",
+                "github.com/tatsu-lab/alpaca_eval",
+            ),
+            judged=True,
+        ),
+    }
+)
