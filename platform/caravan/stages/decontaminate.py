@@ -141,8 +141,7 @@ def evaluation_prompts(tasks: Sequence[EvalTask], context: StageContext) -> Iter
     from caravan.evals.tasks import TASKS
 
     for task in tasks:
-        path = str(context.recipe_dir / task.path) if task.path else None
-        for instance in TASKS[task.task].load(task.derive(path=path), context.seed):
+        for instance in TASKS[task.task].load(task, context.seed, context.recipe_dir):
             question = next(m for m in reversed(instance.messages) if m.role == "user")
             yield Instance(task.name, instance.id, question.content)
 

@@ -1,0 +1,242 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from caravan.data.formats import Labels, read_raw, split_turns, to_conversation
+from caravan.errors import DataError, MissingExtraError
+from caravan.recipe import HubSource
+
+LABELS = Labels(source="s", skill="chat", license="MIT", verifier="gsm8k")
+
+
+def convert(row: dict) -> list[tuple[str, str]]:
+    return [(m.role, m.content) for m in to_conversation(row, "s/0", LABELS).messages]
+
+
+QUESTION_AND_ANSWER = [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"conversations": [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a"}],
+        },
+        {"instruction": "q", "input": "", "output": "a"},
+        {"instruction": "q", "output": "a"},
+        {"text": "<|user|>\nq\n<|assistant|>\na"},
+        {"text": "### Human: q### Assistant: a"},
+        {"text": "\n\nHuman: q\n\nAssistant: a"},
+        {"messages": None, "prompt": "q", "completion": "a"},
+    ],
+)
+def test_every_format_gives_the_same_conversation(row):
+    assert convert(row) == QUESTION_AND_ANSWER
+
+
+def test_system_input_and_history_of_alpaca():
+    row = {
+        "instruction": "q2",
+        "input": "data",
+        "output": "a2",
+        "system": "S",
+        "history": [["q1", "a1"]],
+    }
+    assert convert(row) == [
+        ("system", "S"),
+        ("user", "q1"),
+        ("assistant", "a1"),
+        ("user", "q2\n\ndata"),
+        ("assistant", "a2"),
+    ]
+    shared = {"system": "S", "conversations": [{"from": "human", "value": "q"}]}
+    assert convert(shared) == [("system", "S"), ("user", "q")]
+
+
+def test_turns_of_a_text_are_found_at_markers_only():
+    assert [(m.role, m.content) for m in split_turns("Human: a\nnot Human: b\nAssistant: c")] == [
+        ("user", "a\nnot Human: b"),
+        ("assistant", "c"),
+    ]
+    with pytest.raises(DataError, match="marks no turns"):
+        split_turns("Once upon a time")
+
+
+@pytest.mark.parametrize(
+    ("row", "verifier", "ground_truth"),
+    [
+        ({"ground_truth": "3", "dataset": "MATH"}, "math", "3"),
+        ({"ground_truth": ["3"], "dataset": ["gsm8k"]}, "gsm8k", "3"),
+        ({"ground_truth": "3"}, "gsm8k", "3"),  # the source's
+        ({"ground_truth": [{"id": "x"}], "verifier": "ifeval"}, "ifeval", [{"id": "x"}]),
+        ({"reward_model": {"ground_truth": "3"}, "data_source": "gsm8k"}, "gsm8k", "3"),
+        ({}, None, None),
+        ({"dataset": "some-mixture"}, None, None),
+    ],
+)  # fmt: skip
+def test_verifier_and_ground_truth(row, verifier, ground_truth):
+    made = to_conversation({"messages": [{"role": "user", "content": "q"}], **row}, "s/0", LABELS)
+    assert (made.verifier, made.ground_truth) == (verifier, ground_truth)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "q"}, r"none of the columns messages.*the row has question"),
+        ({}, "the row has none"),
+        ({"messages": []}, r"'messages' holds no message"),
+        ({"messages": "q"}, "not a list"),
+        ({"messages": ["q"]}, r"messages\[0\] has no 'role' and 'content'"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\] has no"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\]: unknown role 'tool'"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, r"conversations\[0\]: unknown role"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "'content' is not text"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "no user's turn"),
+        ({"prompt": 3}, "not a list"),
+        ({"instruction": 3}, "'instruction' is not text"),
+        ({"prompt": "q", "persona": 3}, "field 'persona'"),
+        ({"prompt": "q", "ground_truth": ["1", "2"], "dataset": ["a", "b"]}, "names 2 verifiers"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_is_wrong(row, said):
+    with pytest.raises(DataError, match=said):
+        convert(row)
+
+
+ROWS = [
+    {"prompt": "q\u2028é", "completion": "a", "n": 1},
+    {"prompt": "2", "completion": "b", "n": 2},
+]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    match path.name.split(".", 1)[1]:
+        case "jsonl" | "lines.json":
+            path.write_text(lines, encoding="utf-8")
+        case "bom.jsonl":
+            path.write_text("\n" + lines.replace("\n", "\r\n"), encoding="utf-8-sig")
+        case "json":
+            path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        case "jsonl.gz":
+            path.write_bytes(gzip.compress(lines.encode()))
+        case "json.gz":
+            path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+        case "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["r.jsonl", "r.lines.json", "r.bom.jsonl", "r.json", "r.jsonl.gz", "r.json.gz", "r.parquet"],
+)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str):
+    write(tmp_path / name, ROWS)
+    assert [row for _, row in read_raw(tmp_path / name)] == ROWS
+
+
+def test_csv_with_newlines_in_cells(tmp_path: Path):
+    (tmp_path / "r.csv").write_bytes(b'prompt,completion\r\n"a\r\nb",c\r\n')
+    assert list(read_raw(tmp_path / "r.csv")) == [(1, {"prompt": "a\r\nb", "completion": "c"})]
+    (tmp_path / "bad.csv").write_text("prompt,completion\na\n")
+    with pytest.raises(DataError, match="row 1: more or fewer columns"):
+        list(read_raw(tmp_path / "bad.csv"))
+
+
+def test_parquet_numbers_rows_over_batches(tmp_path: Path):
+    write(tmp_path / "r.parquet", [{"n": n} for n in range(1, 2502)])
+    assert all(number == row["n"] for number, row in read_raw(tmp_path / "r.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", b'{"a": 1}\n{"a": \n', "row 2: not JSON"),
+        ("r.jsonl", b"3\n", "row 1: a row is an object, not int"),
+        ("r.json", b"[3]", "row 1: a row is an object"),
+        ("r.json", b"[{", "not JSON"),
+        ("r.jsonl", b'{"a": "\xe9"}\n', "not UTF-8"),
+        ("r.txt", b"", "cannot tell the format"),
+        ("r.jsonl.gz", b"plain", "cannot read"),
+        ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50)[:30], "cannot read"),
+        ("r.parquet", b"PAR1", "write the file again"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        list(read_raw(tmp_path / name))
+    assert name in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path):
+    with pytest.raises(DataError, match=r"cannot read .*absent.jsonl"):
+        list(read_raw(tmp_path / "absent.jsonl"))
+
+
+def test_hub_without_the_dataset_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from caravan.data.formats import read_hub
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    origin = HubSource(dataset_name="no-such-owner/no-such-dataset")
+    with pytest.raises(
+        (DataError, MissingExtraError), match=r"cannot load dataset|caravan\[train\]"
+    ):
+        list(read_hub(origin))
+
+
+def test_hub_dataset_of_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("datasets")
+    from caravan.data.formats import read_hub
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "local").mkdir()
+    write(tmp_path / "local" / "train.jsonl", ROWS)
+    everything = list(read_hub(HubSource(dataset_name=str(tmp_path / "local"))))
+    assert everything == [(1, ROWS[0]), (2, ROWS[1])]
+    some = HubSource(dataset_name=str(tmp_path / "local"), where={"completion": ("b", "c")})
+    assert list(read_hub(some)) == [(2, ROWS[1])]
+
+
+# --- real files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_data() -> Path:
+    default = Path(__file__).parents[2] / ".." / "shared" / "data"
+    path = Path(os.environ.get("CARAVAN_TEST_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no test data at {path}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("sft/codealpaca/code_alpaca_2k.json", 2017),
+        ("sft/llamafactory/alpaca_en_demo.json", 999),
+        ("sft/oasst/oasst_20230412_fr_top1.jsonl", 256),
+        ("sft/safety/safety_only_data_Instructions.json.gz", 2483),
+        ("rlvr/rlvr_test.jsonl", 100),
+    ],
+)
+def test_real_files_convert_completely(real_data: Path, name: str, count: int):
+    rows = [to_conversation(row, f"s/{n}", LABELS) for n, row in read_raw(real_data / name)]
+    assert len(rows) == count
+    assert all(row.messages[-1].content.strip() for row in rows[:50])
+
+
+def test_real_tool_calls_are_refused_with_their_role(real_data: Path):
+    rows = read_raw(real_data / "sft/llamafactory/glaive_toolcall_en_demo.json")
+    with pytest.raises(DataError, match="unknown role 'function_call'"):
+        [to_conversation(row, f"s/{number}", LABELS) for number, row in rows]

@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from caravan.data.io import read_rows
+from caravan.data.records import Conversation
+from caravan.errors import DataError, RecipeError
+from caravan.recipe import CurateConfig, FileSource, GeneratedSource, Source
+from caravan.stages import curate
+
+TEXT = "please tell me everything you know about the long history of the old stone bridge"
+
+
+def write(path: Path, *pairs: tuple[str, str], **extra: str) -> None:
+    rows = [{"prompt": q, "completion": a, **extra} for q, a in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def source(name: str, path: str, **values: object) -> Source:
+    origin = FileSource(paths=(path,))
+    given = {"name": name, "origin": origin, "license": "MIT", "skill": "chat"} | values
+    return Source.model_validate(given)
+
+
+def rows_of(context) -> list[Conversation]:
+    return list(read_rows(context.outputs["dataset"], Conversation))
+
+
+def card_of(context) -> dict:
+    return json.loads((context.outputs["card"] / "card.json").read_text())
+
+
+def test_rows_get_id_source_skill_and_license(tmp_path: Path, make_context):
+    write(tmp_path / "b.jsonl", ("three", "c"))
+    write(tmp_path / "a.jsonl", ("one", "a"), ("two", "b"), ground_truth="7")
+    context = make_context()
+    config = CurateConfig(
+        sources=(
+            source("first", "*.jsonl", skill="math", verifier="gsm8k", rows=3),
+            source("second", "a.jsonl"),
+        ),
+        drop_exact_duplicates=False,
+        near_duplicate_threshold=None,
+    )
+    result = curate.run(config, {}, context)
+    rows = rows_of(context)
+    assert [(r.id, r.prompt[-1].content) for r in rows] == [
+        ("first/0", "one"),
+        ("first/1", "two"),
+        ("first/2", "three"),
+        ("second/0", "one"),
+        ("second/1", "two"),
+    ]
+    assert [(r.skill, r.license, r.verifier) for r in rows[1:3]] == [
+        ("math", "MIT", "gsm8k"),
+        ("math", "MIT", None),  # no ground truth, nothing to verify
+    ]
+    assert result.metrics == {"rows": 5, "available": 5}
+
+
+def test_card_counts_every_drop_and_duplicates_name_what_they_repeat(tmp_path, make_context):
+    write(
+        tmp_path / "a.jsonl",
+        (TEXT, "It is old."),
+        ("hi", "I am Claude, made elsewhere"),
+        ("hi", "Claudette says hi"),
+        ("empty", " "),
+        (TEXT.upper(), "it is OLD."),
+    )
+    write(tmp_path / "b.jsonl", (TEXT, "Another answer."), ("new", "row"))
+    context = make_context()
+    config = CurateConfig(
+        sources=(source("a", "a.jsonl", provenance="a | person"), source("b", "b.jsonl")),
+        forbidden_phrases=("claude", "Open.AI"),
+    )
+    curate.run(config, {}, context)
+    assert [row.id for row in rows_of(context)] == ["a/0", "a/2", "b/1"]
+    first, second = card_of(context)["sources"]
+    assert first["dropped"] == {"empty message": 1, "exact duplicate": 1, "forbidden phrase": 1}
+    assert (first["available"], first["kept"]) == (5, 2)
+    assert second["dropped"] == {"near duplicate": 1}
+    assert card_of(context)["by_license"] == {"MIT": 3}
+    found = [json.loads(line) for line in (context.outputs["card"] / "duplicates.jsonl").open()]
+    assert [(d["id"], d["of"], d["similarity"]) for d in found] == [
+        ("a/4", "a/0", 1.0),
+        ("b/0", "a/0", 1.0),
+    ]
+    card = (context.outputs["card"] / "card.md").read_text()
+    assert "3 of 7 rows kept" in card
+    assert "a \\| person" in card
+
+
+def test_text_of_a_row_cannot_break_out_of_the_card(tmp_path: Path, make_context):
+    write(tmp_path / "a.jsonl", ("```\n# Fake heading\n<script>", "````x"))
+    context = make_context()
+    curate.run(CurateConfig(sources=(source("a", "a.jsonl"),)), {}, context)
+    card = (context.outputs["card"] / "card.md").read_text()
+    assert card.endswith(
+        "`````text\nuser: ```\n# Fake heading\n<script>\nassistant: ````x\n`````\n"
+    )
+
+
+def test_same_config_and_seed_give_the_same_bytes(tmp_path: Path, make_context):
+    generated = Source(
+        name="gen",
+        origin=GeneratedSource(generator="math-book", count=20),
+        license="Apache-2.0",
+        skill="word-problems",
+    )
+    digests = []
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        context = make_context(name, seed=seed)
+        curate.run(CurateConfig(sources=(generated,)), {}, context)
+        files = sorted(p for out in context.outputs.values() for p in out.iterdir())
+        digests.append([path.read_bytes() for path in files])
+        assert {row.skill for row in rows_of(context)} == {"word-problems"}
+        assert rows_of(context)[0].id == "gen/0"
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("license", "allowed", "refused"),
+    [
+        ("MIT", (), False),
+        ("MIT", ("MIT",), False),
+        ("MIT", ("Apache-2.0",), True),
+        ("unknown", (), True),
+        ("unknown", ("unknown",), False),
+    ],
+)
+def test_licences(license: str, allowed: tuple[str, ...], refused: bool):
+    config = CurateConfig(
+        sources=(source("a", "x.jsonl", license=license),), allowed_licenses=allowed
+    )
+    if refused:
+        with pytest.raises(RecipeError, match=f"source a has the licence '{license}'"):
+            curate.check_licenses(config)
+    else:
+        curate.check_licenses(config)
+
+
+def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
+    write(tmp_path / "a.jsonl", ("q", "a"))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"question": "q"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    generator = GeneratedSource(generator="nothing", count=1)
+    cases = [
+        (source("a", "*.parquet"), "no file matches"),
+        (source("a", "bad.jsonl"), r"source a: .*bad.jsonl, row 2: none of the columns"),
+        (source("a", "a.jsonl", rows=2), "holds 1 rows, the recipe says 2"),
+        (source("a", "empty.jsonl"), "holds no row"),
+        (source("a", "", origin=generator), "no generator 'nothing'; there are: .*math-book"),
+    ]
+    for number, (bad, said) in enumerate(cases):
+        with pytest.raises((DataError, RecipeError), match=said):
+            curate.run(CurateConfig(sources=(bad,)), {}, make_context(f"case-{number}"))
+        assert not list((tmp_path / f"case-{number}").rglob("*.jsonl*"))
