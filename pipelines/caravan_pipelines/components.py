@@ -23,9 +23,9 @@ def base(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> str:
 
 
 @component
-def curate(
-    recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]
-) -> NamedTuple("Curated", [("dataset", str), ("card", str)]):  # type: ignore[valid-type]
+def curate(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
+    "Curated", [("dataset", str), ("card", str)]
+):
     """Load, check and deduplicate every source; returns the dataset and its card."""
     from caravan_pipelines.step import run_step
 
@@ -44,7 +44,7 @@ def synthesize(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> str:
 @component
 def decontaminate(
     recipe: str, run: str, curated: str, metrics: dsl.Output[dsl.Metrics], synthesized: str = ""
-) -> NamedTuple("Decontaminated", [("dataset", str), ("evidence", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Decontaminated", [("dataset", str), ("evidence", str)]):
     """Drop what overlaps the evaluation suite; returns the dataset and the evidence."""
     from caravan_pipelines.step import run_step
 
@@ -54,9 +54,9 @@ def decontaminate(
 
 
 @component
-def mix(
-    recipe: str, run: str, dataset: str, metrics: dsl.Output[dsl.Metrics]
-) -> NamedTuple("Mixed", [("dataset", str), ("report", str)]):  # type: ignore[valid-type]
+def mix(recipe: str, run: str, dataset: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
+    "Mixed", [("dataset", str), ("report", str)]
+):
     """Weight and downsample the sources; returns the SFT mix and its report."""
     from caravan_pipelines.step import run_step
 

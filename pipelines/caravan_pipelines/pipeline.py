@@ -82,7 +82,7 @@ def _answer_with_pool(recipe: Recipe) -> BaseComponent:
             task = c.respond(
                 recipe=recipe, run=run, member=member, prompts=prompts, base=base, sft=sft
             )
-        return dsl.Collected(out(task))  # type: ignore[return-value]
+        return dsl.Collected(out(task))
 
     return respond
 
@@ -96,6 +96,6 @@ def _evaluate_models(names: list[str]) -> BaseComponent:
             task = c.evaluate(
                 recipe=recipe, run=run, model=model, base=base, sft=sft, dpo=dpo, rlvr=rlvr
             )
-        return dsl.Collected(out(task))  # type: ignore[return-value]
+        return dsl.Collected(out(task))
 
     return evaluate

@@ -36,7 +36,9 @@ def run_step(
         Digest of each output artifact.
     """
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     found = find_node(Recipe.model_validate_json(recipe), node)
     settings = load_settings()
     given = {name: digest for name, digest in inputs.items() if digest}

@@ -50,7 +50,7 @@ def create_run(
     Raises:
         CaravanError: the registry or the store cannot be used.
     """
-    _check_writable(open_store(settings.resolved_store_url, settings))
+    check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:
         return registry.create_run(
             recipe.model_dump(mode="json"),
@@ -92,9 +92,7 @@ def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRu
     return LocalRun(run_id, process, log)
 
 
-def launch_detached(
-    recipe: Recipe, *, recipe_dir: Path, settings: Settings | None = None
-) -> str:
+def launch_detached(recipe: Recipe, *, recipe_dir: Path, settings: Settings | None = None) -> str:
     """Create and start a run that outlives this process; returns its id."""
     settings = settings or load_settings()
     run_id = create_run(recipe, settings, recipe_dir=recipe_dir)
@@ -127,7 +125,7 @@ def close_open_stages(run_id: str, registry: Registry, state: State) -> None:
             registry.finish_stage_run(stage.id, state)
 
 
-def _check_writable(store: Store) -> None:
+def check_writable(store: Store) -> None:
     """Publish and remove a small artifact: what a stage would otherwise learn after an hour."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "probe").write_text("may this process write here?\n")

@@ -1,4 +1,4 @@
-"""A file lock that a process holds for as long as it lives, and that tells which process holds it."""
+"""A lock that a process holds for as long as it lives, and that tells which process it is."""
 
 from __future__ import annotations
 

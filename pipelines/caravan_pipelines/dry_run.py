@@ -1,0 +1,214 @@
+"""Check everything that can be known before the first step of a run.
+
+caravan run RECIPE --dry-run
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from caravan.data.records import Conversation
+from caravan.errors import CaravanError, RecipeError
+from caravan.recipe import (
+    EvalTask,
+    HubSource,
+    ImportedBase,
+    OpenAIEngineConfig,
+    PretrainedBase,
+    Recipe,
+    Source,
+    VLLMEngineConfig,
+)
+from caravan.settings import Settings
+
+SAMPLE_ROWS = 200
+"""Rows of each source that are rendered and masked; of files, every row is read all the same."""
+BYTES_PER_PARAMETER = 16
+"""Weights, gradients and Adam's two moments in float32."""
+GIB = 2**30
+
+Check = tuple[str, Callable[[], str]]
+
+
+def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Console) -> None:
+    """Run every check, tell how each went, and fail if one failed.
+
+    Raises:
+        CaravanError: at least one check failed.
+    """
+    rows: list[Conversation] = []
+    failed = 0
+    for title, check in _checks(recipe, recipe_dir, settings, rows):
+        try:
+            console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
+        except CaravanError as error:
+            failed += 1
+            console.print(Text.assemble(("failed  ", "red"), f"{title}: {error}"))
+    if failed:
+        raise CaravanError(f"{failed} of the checks failed; nothing was started")
+
+
+def _checks(
+    recipe: Recipe, recipe_dir: Path, settings: Settings, rows: list[Conversation]
+) -> Iterator[Check]:
+    from caravan_pipelines.graph import stage_graph
+
+    yield "recipe", lambda: f"{recipe.name}, {len(stage_graph(recipe))} stages"
+    yield "registry", lambda: _registry(settings)
+    yield "store", lambda: _store(settings)
+    for name, engine in recipe.engines.items():
+        if isinstance(engine, OpenAIEngineConfig):
+            yield f"engine {name}", lambda engine=engine: _has_key(engine)  # type: ignore[misc]
+        if isinstance(engine, VLLMEngineConfig):
+            yield f"engine {name}", _has_vllm
+    yield "licences", lambda: _licences(recipe)
+    for source in recipe.curate.sources:
+        yield (
+            f"source {source.name}",
+            lambda source=source: _source(source, recipe, recipe_dir, rows),  # type: ignore[misc]
+        )
+    for task in recipe.evaluate.tasks:
+        yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
+    yield "template and masks", lambda: _masks(recipe, recipe_dir, rows)
+    yield "memory", lambda: _memory(recipe, recipe_dir)
+    if isinstance(recipe.base_model, PretrainedBase):
+        yield "two steps of base", lambda: _two_steps("base", recipe.base_model)
+    yield "two steps of sft", lambda: _two_steps("sft", recipe.sft, rows)
+    if recipe.dpo:
+        yield "two steps of dpo", lambda: _two_steps("dpo", recipe.dpo)
+    if recipe.reward_model:
+        yield "two steps of reward-model", lambda: _two_steps("reward_model", recipe.reward_model)
+
+
+def _registry(settings: Settings) -> str:
+    from caravan.registry import Registry
+
+    with Registry(settings.resolved_registry_url) as registry:
+        return registry.url
+
+
+def _store(settings: Settings) -> str:
+    from caravan.store import open_store
+    from caravan_pipelines.launch.local import check_writable
+
+    store = open_store(settings.resolved_store_url, settings)
+    check_writable(store)
+    return store.url
+
+
+def _has_key(engine: OpenAIEngineConfig) -> str:
+    if not os.environ.get(engine.api_key_env):
+        raise RecipeError(f"the environment variable {engine.api_key_env} is not set")
+    return f"{engine.model} at {engine.base_url}, key in {engine.api_key_env}"
+
+
+def _has_vllm() -> str:
+    if find_spec("vllm") is None:
+        raise RecipeError("vllm is not installed: pip install 'caravan[vllm]'")
+    return "vllm is installed"
+
+
+def _licences(recipe: Recipe) -> str:
+    from caravan.stages.curate import check_licenses
+
+    check_licenses(recipe.curate)
+    return ", ".join(sorted({source.license for source in recipe.curate.sources}))
+
+
+def _source(source: Source, recipe: Recipe, recipe_dir: Path, sample: list[Conversation]) -> str:
+    from caravan.stages.curate import load
+
+    rows = load(source, recipe.seed, recipe_dir)
+    sample += islice(rows, SAMPLE_ROWS)
+    if isinstance(source.origin, HubSource):
+        return "the first rows can be read"
+    return f"{sum(1 for _ in rows) + min(SAMPLE_ROWS, len(sample)):,} rows"
+
+
+def _task(task: EvalTask, recipe_dir: Path) -> str:
+    from caravan.evals.tasks import TASKS
+
+    return f"{len(TASKS[task.task].load(task, 0, recipe_dir)):,} instances"
+
+
+def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
+    from caravan.training.tokenize import tokenize_conversations
+
+    answered = [row for row in rows if row.messages[-1].role == "assistant"]
+    if not answered:
+        raise RecipeError("no source has a row that ends with an assistant's turn")
+    tokenizer = _tokenizer(recipe, recipe_dir, answered)
+    data = tokenize_conversations(answered, tokenizer, recipe.sft.max_length)
+    masks = [row.loss_mask for row in data.rows]
+    if all(all(mask) for mask in masks):
+        raise RecipeError("every token of every row would be trained on; no prompt is masked")
+    counts = ", ".join(f"{name} {value:g}" for name, value in data.counts.items())
+    return f"{len(answered)} rows rendered; {counts}"
+
+
+def _two_steps(kind: str, config: object, rows: list[Conversation] | None = None) -> str:
+    from caravan.training.dry_run import two_steps
+
+    answered = [row for row in rows or [] if row.messages[-1].role == "assistant"]
+    steps = two_steps(kind, config, rows=answered or None)  # type: ignore[arg-type]
+    return "losses " + ", ".join(f"{step.values['loss']:.3f}" for step in steps)
+
+
+def _tokenizer(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> Any:
+    """The base model's tokenizer, or one like the one the run will train."""
+    from caravan.training.bpe import train_tokenizer
+    from caravan.training.importing import find_model
+    from caravan.training.models import load_tokenizer
+
+    base = recipe.base_model
+    if isinstance(base, ImportedBase):
+        return load_tokenizer(find_model(base, recipe_dir))
+    texts = [message.content for row in rows for message in row.messages]
+    return train_tokenizer(
+        texts, vocab_size=base.vocab_size, model_max_length=base.max_position_embeddings
+    )
+
+
+def _memory(recipe: Recipe, recipe_dir: Path) -> str:
+    """A lower bound: what full training in float32 holds of every parameter, without activations.
+
+    Sharding over the processes of a node is taken as even.
+    """
+    parameters = _parameters(recipe, recipe_dir)
+    resources = recipe.sft.resources
+    needed = parameters * BYTES_PER_PARAMETER / GIB / max(1, resources.nodes * resources.gpus)
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if not resources.gpus and needed > available:
+        raise RecipeError(
+            f"{parameters:,} parameters need {needed:.1f} GiB to train, and this machine has "
+            f"{available:.1f} GiB; use a smaller base model or a larger machine"
+        )
+    where = "on each GPU" if resources.gpus else f"of this machine's {available:.1f} GiB"
+    return f"{parameters:,} parameters, {needed:.2f} GiB {where} before activations"
+
+
+def _parameters(recipe: Recipe, recipe_dir: Path) -> int:
+    base = recipe.base_model
+    if isinstance(base, PretrainedBase):
+        attention = 4 * base.hidden_size**2
+        layer = attention + 3 * base.hidden_size * base.intermediate_size
+        return base.num_hidden_layers * layer + base.vocab_size * base.hidden_size
+    from safetensors import safe_open
+
+    from caravan.training.importing import find_model
+
+    total = 0
+    for path in find_model(base, recipe_dir).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            shapes = (tensors.get_slice(key).get_shape() for key in tensors.keys())  # noqa: SIM118  # no dict
+            total += sum(prod(shape) for shape in shapes)
+    return total
