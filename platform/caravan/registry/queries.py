@@ -247,17 +247,15 @@ def lineage(
 def _stage_runs_touching(
     session: Session, digests: Collection[str], direction: Direction, run_id: str | None
 ) -> Sequence[m.StageRun]:
-    query = (
-        select(m.StageRun)
-        .join(m.StageRunArtifact, m.StageRunArtifact.stage_run_id == m.StageRun.id)
-        .where(m.StageRunArtifact.digest.in_(digests), m.StageRunArtifact.direction == direction)
-        .order_by(m.StageRun.id)
+    touching = select(m.StageRunArtifact.stage_run_id).where(
+        m.StageRunArtifact.digest.in_(digests), m.StageRunArtifact.direction == direction
     )
+    query = select(m.StageRun).where(m.StageRun.id.in_(touching)).order_by(m.StageRun.id)
     if run_id is None:
         query = query.where(m.StageRun.reused_from.is_(None))
     else:
         query = query.where(m.StageRun.run_id == run_id)
-    return session.scalars(query.distinct()).all()
+    return session.scalars(query).all()
 
 
 def _edges_of(session: Session, stages: dict[int, m.StageRun], depth: int) -> Iterable[LineageEdge]:
@@ -314,24 +312,37 @@ def measured_stages(session: Session, run_id: str) -> list[int]:
     return list(session.scalars(query))
 
 
+def measured_stages(session: Session, run_id: str) -> list[int]:
+    """The stage runs of a run that have metric points, their own or their origin's."""
+    origin = func.coalesce(m.StageRun.reused_from, m.StageRun.id)
+    query = (
+        select(m.StageRun.id)
+        .where(m.StageRun.run_id == run_id)
+        .where(select(m.Metric.step).where(m.Metric.stage_run_id == origin).exists())
+        .order_by(m.StageRun.id)
+    )
+    return list(session.scalars(query))
+
+
 def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
-    """The scores of runs, those of reused stages included, in the order of the stages."""
-    asked, origin = m.StageRun, aliased(m.StageRun)
+    """The scores of runs, in that order, those of reused stages included."""
+    asked, origin, order = m.StageRun, aliased(m.StageRun), list(run_ids)
     query = (
         select(m.Score, asked)
         .select_from(asked)
         .join(origin, origin.id == func.coalesce(asked.reused_from, asked.id))
         .join(m.Score, m.Score.stage_run_id == origin.id)
-        .where(asked.run_id.in_(run_ids))
-        .order_by(asked.run_id, asked.id, m.Score.id)
+        .where(asked.run_id.in_(order))
+        .order_by(asked.id, m.Score.id)
     )
+    found = sorted(session.execute(query).tuples(), key=lambda row: order.index(row[1].run_id))
     return [
         ScoreRow(
             id=score.id, stage_run_id=score.stage_run_id, run_id=stage.run_id, node=stage.node,
             stage=stage.stage, task=score.task, metric=score.metric, suite=score.suite,
             value=_number(score.value), low=_number(score.low), high=_number(score.high), n=score.n,
         )
-        for score, stage in session.execute(query).tuples()
+        for score, stage in found
     ]  # fmt: skip
 
 

@@ -268,6 +268,11 @@ class Registry:
         with self._read() as session:
             return queries.measured_stages(session, run_id)
 
+    def measured_stages(self, run_id: str) -> list[int]:
+        """Ids of the stage runs of a run that have metric points, their own or their origin's."""
+        with self._read() as session:
+            return queries.measured_stages(session, run_id)
+
     def add_scores(self, stage_run_id: int, scores: Sequence[Score]) -> None:
         """Replace the scores of a stage run."""
         with self._write() as session:
@@ -309,3 +314,11 @@ class Registry:
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:
             return queries.notes(session, run_id)
+
+    def edit_note(self, note_id: int, text: str) -> None:
+        with self._write() as session:
+            writes.edit_note(session, note_id, text)
+
+    def delete_note(self, note_id: int) -> None:
+        with self._write() as session:
+            writes.delete_note(session, note_id)

@@ -20,7 +20,6 @@ from caravan.store.manifest import Artifact
 
 MetricPoint = tuple[int, str, float, datetime]
 """Step, name, value, and when it was measured."""
-ROWS_PER_INSERT = 1000
 
 
 def new_run_id(name: str, at: datetime) -> str:
@@ -188,14 +187,14 @@ def log_metrics(session: Session, stage_run_id: int, points: Sequence[MetricPoin
         {"stage_run_id": stage_run_id, "step": step, "name": name, "value": value, "at": at}
         for (step, name), (value, at) in last.items()
     ]
-    for start in range(0, len(rows), ROWS_PER_INSERT):
-        insert = _insert(session, m.Metric).values(rows[start : start + ROWS_PER_INSERT])
-        session.execute(
-            insert.on_conflict_do_update(
-                index_elements=["stage_run_id", "name", "step"],
-                set_={"value": insert.excluded.value, "at": insert.excluded.at},
-            )
-        )
+    if not rows:
+        return
+    insert = _insert(session, m.Metric)
+    replace = insert.on_conflict_do_update(
+        index_elements=["stage_run_id", "name", "step"],
+        set_={"value": insert.excluded.value, "at": insert.excluded.at},
+    )
+    session.connection().execute(replace, rows)
 
 
 def add_scores(session: Session, stage_run_id: int, scores: Sequence[Any]) -> None:
@@ -256,6 +255,16 @@ def _existing_note(session: Session, note_id: int) -> m.Note:
     if note is None:
         raise RegistryError(f"no note {note_id}; somebody has deleted it")
     return note
+
+
+def edit_note(session: Session, note_id: int, text: str) -> None:
+    if not text.strip():
+        raise RegistryError("a note needs some text")
+    session.execute(update(m.Note).where(m.Note.id == note_id).values(text=text))
+
+
+def delete_note(session: Session, note_id: int) -> None:
+    session.execute(delete(m.Note).where(m.Note.id == note_id))
 
 
 def _insert(session: Session, table: type[m.Base]) -> Any:

