@@ -13,6 +13,7 @@ from caravan.errors import RecipeError
 from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
     DecontaminateStageConfig,
+    EvaluateStageConfig,
     JudgeStageConfig,
     RespondStageConfig,
     SynthesizeStageConfig,
@@ -83,7 +84,12 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
     if recipe.rlvr:
         nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
-    nodes += [Node(f"evaluate-{m}", "evaluate", recipe.evaluate) for m in evaluated_models(recipe)]
+    rater = recipe.evaluate.judge
+    suite = EvaluateStageConfig(
+        evaluate=recipe.evaluate,
+        engine=_engine(recipe, rater.engine) if rater and rater.kind == "llm" else None,
+    )
+    nodes += [Node(f"evaluate-{m}", "evaluate", suite) for m in evaluated_models(recipe)]
     nodes.append(Node("report", "report", recipe.report))
     return tuple(nodes)
 

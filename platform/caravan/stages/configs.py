@@ -12,6 +12,7 @@ from caravan.recipe import (
     DecontaminateConfig,
     EngineConfig,
     EvalTask,
+    EvaluateConfig,
     JudgeConfig,
     PoolMember,
     Resources,
@@ -71,3 +72,13 @@ class JudgeStageConfig(Config):
     @property
     def resources(self) -> Resources:
         return self.judge.resources
+
+
+class EvaluateStageConfig(Config):
+    evaluate: EvaluateConfig
+    engine: EngineConfig | None = None
+    """The engine of an LLM judge; None where a program judges, or nobody does."""
+
+    @property
+    def resources(self) -> Resources:
+        return self.evaluate.resources

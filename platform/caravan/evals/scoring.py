@@ -1,0 +1,206 @@
+"""From completions to scores, instance by instance.
+
+One line of `instances.jsonl`, the file behind every score:
+
+    {"task": "math", "id": "gsm8k/17", "index": 0, "skill": "", "messages": [...],
+     "ground_truth": "18", "completion": "... 18", "finish_reason": "stop", "extracted": "18",
+     "score": 1.0, "metrics": {"exact_match": 1.0}}
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import Field
+
+from caravan.data.records import Aspect, EvalInstance, FinishReason, Message, Record
+from caravan.evals.judging import Judge, JudgeItem
+from caravan.evals.stats import Interval, macro_interval, mean_interval, pass_at_k
+from caravan.evals.tasks import Metric, TaskDefinition
+from caravan.inference import Generation
+from caravan.recipe import EvalTask
+from caravan.stages.context import Score
+from caravan.verifiers import Verdict, VerifierError, verify
+
+_ATTEMPTS = 2
+"""Runs of a verifier that itself fails, before the instance is left out."""
+
+
+class ScoredCompletion(Record):
+    """One completion of one instance, with all that its score rests on."""
+
+    task: str
+    """Name of the task in the recipe."""
+    id: str
+    index: int = 0
+    """Which of several completions."""
+    skill: str = ""
+    messages: tuple[Message, ...]
+    ground_truth: Any = None
+    completion: str
+    finish_reason: FinishReason
+    extracted: str | None = None
+    score: float | None = None
+    """By the task's first metric; None where the verifier or the judge failed."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """By each metric of the task."""
+    ratings: dict[Aspect, int | None] | None = None
+    """By the judge, for judged tasks."""
+
+
+def verified(
+    task: EvalTask,
+    metrics: Sequence[Metric],
+    instances: Sequence[EvalInstance],
+    replies: Sequence[Sequence[Generation]],
+    threads: int,
+) -> list[ScoredCompletion]:
+    """Every reply with the verdicts of the task's verifiers."""
+    work = [
+        (instance, index, reply)
+        for instance, several in zip(instances, replies, strict=True)
+        for index, reply in enumerate(several)
+    ]
+
+    def score(part: tuple[EvalInstance, int, Generation]) -> ScoredCompletion:
+        instance, index, reply = part
+        verdicts = {m: _verdict(m, reply.text, instance.ground_truth) for m in metrics}
+        values = {
+            m.name: float(verdict.correct) if m.count == "correct" else verdict.score
+            for m, verdict in verdicts.items()
+            if verdict is not None
+        }
+        first = verdicts[metrics[0]]
+        return _row(
+            task,
+            instance,
+            index,
+            reply,
+            extracted=first.extracted if first else None,
+            score=values.get(metrics[0].name),
+            metrics=values,
+        )
+
+    if metrics[0].verifier == "code":  # each waits for a process of its own
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(score, work))
+    return [score(part) for part in work]
+
+
+def _verdict(metric: Metric, text: str, ground_truth: Any) -> Verdict | None:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return verify(metric.verifier, text, ground_truth)
+        except VerifierError:
+            if attempt + 1 == _ATTEMPTS:
+                return None
+    return None
+
+
+def judged(
+    task: EvalTask,
+    instances: Sequence[EvalInstance],
+    replies: Sequence[Sequence[Generation]],
+    judge: Judge,
+    seed: int,
+) -> list[ScoredCompletion]:
+    """Every reply with the judge's ratings; the score is their mean."""
+    items = [
+        JudgeItem(
+            id=instance.id,
+            messages=instance.messages,
+            completions=tuple(reply.text for reply in several),
+            skill=instance.skill,
+            ground_truth=instance.ground_truth,
+        )
+        for instance, several in zip(instances, replies, strict=True)
+    ]
+    rows = []
+    judgements = judge.judge(items, seed=seed)
+    for instance, several, ratings in zip(instances, replies, judgements, strict=True):
+        for index, (reply, judgement) in enumerate(zip(several, ratings, strict=True)):
+            mean = judgement.mean_rating
+            rows.append(
+                _row(
+                    task,
+                    instance,
+                    index,
+                    reply,
+                    score=mean,
+                    metrics={} if mean is None else {"mean_rating": mean},
+                    ratings=judgement.ratings,
+                )
+            )
+    return rows
+
+
+def _row(
+    task: EvalTask, instance: EvalInstance, index: int, reply: Generation, **fields: Any
+) -> ScoredCompletion:
+    return ScoredCompletion(
+        task=task.name,
+        id=instance.id,
+        index=index,
+        skill=instance.skill,
+        messages=instance.messages,
+        ground_truth=instance.ground_truth,
+        completion=reply.text,
+        finish_reason=reply.finish_reason,
+        **fields,
+    )
+
+
+def task_scores(
+    task: EvalTask, definition: TaskDefinition, rows: Sequence[ScoredCompletion]
+) -> list[Score]:
+    """The score of each metric, with its interval; the task's own first."""
+    names = [metric.name for metric in definition.metrics] or [definition.metric]
+    scores = []
+    for name in names:
+        shown, values = _per_instance(name, definition, rows)
+        if not values:
+            continue
+        skills = {row.id: row.skill for row in rows}
+        interval = _interval(values, skills, definition)
+        scores.append(
+            Score(
+                task=task.name,
+                metric=shown,
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                n=interval.n,
+                suite=task.suite,
+                instances=values,
+            )
+        )
+    return scores
+
+
+def _per_instance(
+    name: str, definition: TaskDefinition, rows: Iterable[ScoredCompletion]
+) -> tuple[str, dict[str, float]]:
+    """The metric's name as shown, and the value of each instance over its completions."""
+    several: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if name in row.metrics:
+            several[row.id].append(row.metrics[name])
+    if definition.pass_at is None:
+        return name, {id: sum(values) / len(values) for id, values in several.items()}
+    k = min(definition.pass_at, min((len(values) for values in several.values()), default=1))
+    passed = {id: pass_at_k(len(values), round(sum(values)), k) for id, values in several.items()}
+    return f"{name}@{k}", passed
+
+
+def _interval(
+    values: Mapping[str, float], skills: Mapping[str, str], definition: TaskDefinition
+) -> Interval:
+    if not definition.macro:
+        return mean_interval(list(values.values()))
+    groups: dict[str, list[float]] = defaultdict(list)
+    for id, value in values.items():
+        groups[skills[id]].append(value)
+    return macro_interval([groups[skill] for skill in sorted(groups)])
