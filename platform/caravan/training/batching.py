@@ -10,6 +10,7 @@ Shapes: B rows of a pass, T tokens of its longest row.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+
+from caravan.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 PAD_TO_MULTIPLE = 8
 """Row lengths are rounded up to this, so that kernels meet few distinct shapes."""
@@ -30,7 +35,9 @@ class TokenRow:
     input_ids: Sequence[int]
     loss_mask: Sequence[bool]
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
+        """In tokens."""
         return len(self.input_ids)
 
 
@@ -48,6 +55,11 @@ class TokenBatch:
     lengths: Tensor
     """[B] int64, tokens without padding."""
     row_ids: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.lengths.sum())
 
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(
@@ -85,6 +97,28 @@ class StepSampler:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = epoch_order(self.rows, epoch, self.seed)
         return self._orders[epoch]
+
+
+def plan_steps(
+    rows: int, rows_per_step: int, *, epochs: float, max_steps: int | None, seed: int
+) -> StepSampler:
+    """How `rows` are drawn. A step never takes more rows than there are.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if rows == 0:
+        raise DataError("no rows are left to train on; see the counts of dropped rows in the log")
+    if rows_per_step > rows:
+        logger.warning(
+            "%d rows per optimiser step were asked for, but there are only %d: each step takes all "
+            "of them",
+            rows_per_step,
+            rows,
+        )
+        rows_per_step = rows
+    total = rows_per_step * max_steps if max_steps else max(1, round(epochs * rows))
+    return StepSampler(rows, rows_per_step, total, seed)
 
 
 def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:
@@ -126,6 +160,6 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int) -> TokenBatch:
     return TokenBatch(
         input_ids=pad_right([row.input_ids for row in rows], pad_token_id),
         loss_mask=pad_right([row.loss_mask for row in rows], 0).bool(),
-        lengths=torch.tensor([len(row) for row in rows]),
+        lengths=torch.tensor([row.length for row in rows]),
         row_ids=tuple(row.id for row in rows),
     )

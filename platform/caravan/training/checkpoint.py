@@ -114,11 +114,6 @@ class Checkpoints:
         return sorted(self.directory.glob("step-*"), reverse=True)
 
 
-def fingerprint(*parts: object) -> str:
-    """Digest of what a training run is defined by; parts must have a stable `repr`."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -78,20 +78,26 @@ def load_reward_model(directory: Path) -> Policy:
 
 
 def new_reward_model(directory: Path) -> Policy:
-    """The policy in `directory` with its output head replaced by a new one of a single number.
-
-    The head is drawn from N(0, 1/sqrt(d + 1)), d the hidden size (Lambert et al. 2024, table 36),
-    with torch's default generator.
-    """
+    """The policy in `directory` as a reward model, and its tokenizer; see `reward_model_from`."""
     policy, tokenizer = load_policy(directory)
+    return Policy(reward_model_from(policy, tokenizer.pad_token_id), tokenizer)
+
+
+def reward_model_from(policy: PreTrainedModel, pad_token_id: int) -> PreTrainedModel:
+    """A copy of `policy` whose output head is replaced by a new one of a single number.
+
+    The head is drawn from N(0, 1/sqrt(d + 1)), d the hidden size (Lambert et al. 2024, section
+    5.4), with torch's default generator. 1/sqrt(d + 1) is taken as the standard deviation, as in
+    open-instruct.
+    """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    config.pad_token_id = tokenizer.pad_token_id
+    config.pad_token_id = pad_token_id
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     with torch.no_grad():
         model.score.weight.normal_(0.0, (config.hidden_size + 1) ** -0.5)
-    return Policy(model.train(), tokenizer)
+    return cast(PreTrainedModel, model.train())
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from caravan.errors import CaravanError
+from caravan.recipe import TrainingConfig
 
 Scheduler = Literal["linear", "cosine", "constant"]
 
@@ -97,6 +98,26 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return Update(learning_rate, norm)
+
+
+def updater_for(
+    model: nn.Module,
+    config: TrainingConfig,
+    total_steps: int,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> Updater:
+    """The updater that a stage's config asks for."""
+    schedule = Schedule(
+        config.learning_rate, total_steps, config.lr_scheduler_type, config.warmup_ratio
+    )
+    return Updater(
+        model,
+        schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        betas=betas,
+    )
 
 
 def adamw(

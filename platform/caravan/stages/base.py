@@ -1,0 +1,63 @@
+"""The base model: one that exists, or a small one that the run pretrains itself.
+
+No inputs. Output: `model`, a Hugging Face directory with safetensors and the Tülu chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from caravan.recipe import ImportedBase, PretrainedBase
+from caravan.stages.context import StageContext, StageResult
+from caravan.training.bpe import train_tokenizer
+from caravan.training.fit import fit, identity
+from caravan.training.importing import find_model, import_model
+from caravan.training.models import prepare_torch, save_model
+from caravan.training.pretrain import BETAS, as_sft, new_llama, pack_windows
+from caravan.training.sft import sft_job
+
+NAME = "base"
+VERSION = 1
+
+SAVE_STEPS = 100
+
+
+def run(
+    config: ImportedBase | PretrainedBase, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    if isinstance(config, ImportedBase):
+        source = find_model(config, context.recipe_dir)
+        added = import_model(source, context.output("model", "model"))
+        return StageResult({"added_tokens": added})
+    return pretrain(config, context)
+
+
+def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
+    from caravan.pocket.corpus import documents  # the pocket's corpus is used by nothing else here
+
+    device = prepare_torch(config.resources.cpus, context.seed)
+    texts = list(documents(config.documents, context.seed))
+    tokenizer = train_tokenizer(
+        texts, vocab_size=config.vocab_size, model_max_length=config.max_position_embeddings
+    )
+    rows = pack_windows(texts, tokenizer, config.max_position_embeddings)
+    settings = as_sft(config)
+    model = new_llama(config, tokenizer).to(device)
+    job = sft_job(
+        model,
+        rows,
+        settings,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=context.seed,
+        betas=BETAS,
+    )
+    metrics = fit(
+        job,
+        context,
+        identity=identity(NAME, settings, context.seed, context.workdir, rows),
+        bf16=config.bf16,
+        save_steps=SAVE_STEPS,
+    )
+    save_model(model, tokenizer, context.output("model", "model"))
+    return StageResult({"parameters": model.num_parameters(), "windows": len(rows), **metrics})

@@ -1,0 +1,50 @@
+"""A reward model, from the SFT policy and the preference pairs (Lambert et al. 2024, table 36).
+
+Inputs: `model` and `pairs`, as in the stage `dpo`. A pair whose completions do not both end within
+`max_length` is dropped: the reward is read at the end token.
+
+Output: `model`, a Hugging Face directory of a sequence-classification model with one label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from caravan.data.io import read_rows
+from caravan.data.records import Pair
+from caravan.recipe import RewardModelConfig
+from caravan.stages.context import StageContext, StageResult
+from caravan.training.fit import fit, identity
+from caravan.training.models import new_reward_model, prepare_torch, save_model
+from caravan.training.reward_model import reward_model_job
+from caravan.training.tokenize import check_length, tokenize_pairs
+
+NAME = "reward-model"
+VERSION = 1
+
+
+def run(
+    config: RewardModelConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    device = prepare_torch(config.resources.cpus, context.seed)
+    model, tokenizer = new_reward_model(inputs["model"])
+    check_length(model, config.max_length)
+    pairs = read_rows(inputs["pairs"], Pair)
+    data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
+    job = reward_model_job(
+        model.to(device),
+        data.rows,
+        config,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=context.seed,
+    )
+    metrics = fit(
+        job,
+        context,
+        identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
+        bf16=config.bf16,
+        save_steps=config.save_steps,
+    )
+    save_model(model, tokenizer, context.output("model", "model"))
+    return StageResult({**data.counts, **metrics})

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning of the base model on the training mix.
+
+Inputs: `model`, and `dataset`, conversations with at least one assistant turn:
+
+    {"id": "pocket-gsm/17", "messages": [{"role": "user", "content": "..."},
+     {"role": "assistant", "content": "..."}], "source": "pocket-gsm", "skill": "math", ...}
+
+Output: `model`, a Hugging Face directory. Loss falls on all assistant turns and their end tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from caravan.data.io import read_rows
+from caravan.data.records import Conversation
+from caravan.recipe import SFTConfig
+from caravan.stages.context import StageContext, StageResult
+from caravan.training.fit import fit, identity
+from caravan.training.models import load_policy, prepare_torch, save_model
+from caravan.training.sft import sft_job
+from caravan.training.tokenize import check_length, tokenize_conversations
+
+NAME = "sft"
+VERSION = 1
+
+
+def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    device = prepare_torch(config.resources.cpus, context.seed)
+    model, tokenizer = load_policy(inputs["model"])
+    check_length(model, config.max_length)
+    conversations = read_rows(inputs["dataset"], Conversation)
+    data = tokenize_conversations(conversations, tokenizer, config.max_length)
+    job = sft_job(
+        model.to(device),
+        data.rows,
+        config,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=context.seed,
+    )
+    metrics = fit(
+        job,
+        context,
+        identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
+        bf16=config.bf16,
+        save_steps=config.save_steps,
+    )
+    save_model(model, tokenizer, context.output("model", "model"))
+    return StageResult({**data.counts, **metrics})

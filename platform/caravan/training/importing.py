@@ -1,0 +1,89 @@
+"""Base models from outside: found, checked, and given what training needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from caravan.data.template import TEMPLATE
+from caravan.errors import DataError, require
+from caravan.recipe import ImportedBase
+from caravan.training.bpe import PAD
+from caravan.training.models import check_model_directory, load_tokenizer, save_model
+
+KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Weights, configs, templates and vocabularies: what a model directory is copied with."""
+EMBEDDING_MULTIPLE = 8
+"""Embedding rows are filled up to this, as Tülu 3 did (128,264 rows of Llama 3.1)."""
+
+
+def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
+    """The directory that `model_name_or_path` names; downloaded where it names a hub's model.
+
+    Raises:
+        DataError: there is no such directory and no such model.
+    """
+    name = config.model_name_or_path
+    directory = recipe_dir / name  # an absolute path stays as it is
+    if directory.is_dir():
+        return directory
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise DataError(f"{directory}: no such directory; set base_model.model_name_or_path")
+    hub = require("huggingface_hub", extra="train", feature=f"downloading {name}")
+    try:
+        return Path(
+            hub.snapshot_download(name, revision=config.revision, allow_patterns=list(KEPT))
+        )
+    except Exception as error:  # the client raises many kinds, of three libraries
+        raise DataError(
+            f"{name} is not a directory under {recipe_dir} and cannot be downloaded: {error}"
+        ) from error
+
+
+def import_model(source: Path, target: Path) -> int:
+    """Copy the model in `source` to `target`; gives how many tokens had to be added.
+
+    A model whose tokenizer has a pad token other than its end token is copied byte for byte,
+    besides the chat template. Any other is given `<pad>` and embeddings for it, in its own
+    precision.
+
+    Raises:
+        DataError: `source` holds no model, pickled weights, or no end token.
+    """
+    check_model_directory(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        _add_pad(source, tokenizer, target)
+        return 1
+    load_tokenizer(source)
+    files = sorted({path for pattern in KEPT for path in source.glob(pattern)})
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+    (target / "chat_template.jinja").write_text(TEMPLATE)
+    return 0
+
+
+def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"{source}: the tokenizer has no end token; set eos_token")
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype="auto",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    tokenizer.add_special_tokens({"pad_token": PAD})
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        model.resize_token_embeddings(
+            len(tokenizer), pad_to_multiple_of=EMBEDDING_MULTIPLE, mean_resizing=False
+        )
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                layer.weight[known:] = layer.weight[:known].mean(dim=0)
+    save_model(model, tokenizer, target)

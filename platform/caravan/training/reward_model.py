@@ -1,0 +1,69 @@
+"""Reward models: a policy whose output head is one number, trained on preference pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from caravan.recipe import RewardModelConfig
+from caravan.training.batching import plan_steps
+from caravan.training.fit import Job
+from caravan.training.loop import PassLoss
+from caravan.training.losses.reward import bradley_terry_loss
+from caravan.training.optim import updater_for
+from caravan.training.pairs import PairBatch, pair_passes
+from caravan.training.rewards import end_token_rewards
+from caravan.training.tokenize import PairRow
+
+
+@dataclass(frozen=True)
+class RewardObjective:
+    mean = True
+
+    def units(self, batch: PairBatch) -> int:
+        """Pairs."""
+        return len(batch.row_ids)
+
+    def __call__(self, model: PreTrainedModel, batch: PairBatch) -> PassLoss:
+        rewards = end_token_rewards(model, batch.sides.input_ids, batch.sides.lengths)
+        chosen, rejected = rewards.chunk(2)
+        margins = (chosen - rejected).detach()
+        sums = {
+            "accuracy": (margins > 0).float(),
+            "margin": margins,
+            "rewards/chosen": chosen.detach(),
+            "rewards/rejected": rejected.detach(),
+        }
+        return PassLoss(
+            bradley_terry_loss(chosen, rejected).sum(),
+            {name: float(value.sum()) for name, value in sums.items()},
+        )
+
+
+def reward_model_job(
+    model: PreTrainedModel,
+    rows: Sequence[PairRow],
+    config: RewardModelConfig,
+    *,
+    pad_token_id: int,
+    seed: int,
+) -> Job[PairBatch]:
+    """`model` is what `models.new_reward_model` gives."""
+    sampler = plan_steps(
+        len(rows),
+        config.pairs_per_step,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        seed=seed,
+    )
+    return Job(
+        model=model,
+        updater=updater_for(model, config, sampler.steps),
+        objective=RewardObjective(),
+        sampler=sampler,
+        passes=partial(pair_passes, rows, torch.empty(0), config.tokens_per_pass, pad_token_id),
+    )

@@ -1,0 +1,141 @@
+"""Records to token rows: truncated, and without the rows that would teach nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caravan.data.records import Conversation, Message, Pair
+from caravan.data.template import encode_prompt, tokenize_conversation
+from caravan.errors import DataError
+from caravan.training.batching import TokenRow
+
+logger = logging.getLogger(__name__)
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair as two token rows; only the completions are in their loss masks."""
+
+    id: str
+    chosen: TokenRow
+    rejected: TokenRow
+
+    @property
+    def length(self) -> int:
+        """Of the longer side, in tokens."""
+        return max(self.chosen.length, self.rejected.length)
+
+
+@dataclass(frozen=True)
+class Tokenized(Generic[RowT]):
+    rows: list[RowT]
+    dropped: int
+    """Rows without a supervised token (or, where asked, without an end token) in `max_length`."""
+    truncated: int
+    """Rows that were cut at `max_length` and kept."""
+
+    @property
+    def counts(self) -> dict[str, float]:
+        return {
+            "rows": len(self.rows),
+            "dropped_rows": self.dropped,
+            "truncated_rows": self.truncated,
+        }
+
+
+def tokenize_conversations(
+    conversations: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Tokenized[TokenRow]:
+    """One row for each conversation whose first `max_length` tokens hold a supervised one.
+
+    Raises:
+        DataError: none of them does.
+    """
+    rows: list[TokenRow] = []
+    dropped = truncated = 0
+    for conversation in conversations:
+        tokens = tokenize_conversation(tokenizer, conversation.messages, max_length)
+        if tokens.supervised_tokens == 0:
+            dropped += 1
+            continue
+        truncated += tokens.truncated
+        rows.append(TokenRow(conversation.id, tokens.input_ids, tokens.labels_mask))
+    return _report(Tokenized(rows, dropped, truncated), max_length)
+
+
+def tokenize_pairs(
+    pairs: Iterable[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    whole: bool = False,
+) -> Tokenized[PairRow]:
+    """One row for each pair both of whose completions begin within `max_length` tokens.
+
+    Args:
+        whole: both completions must end there too: their end tokens are read.
+
+    Raises:
+        DataError: no pair is left.
+    """
+    rows: list[PairRow] = []
+    dropped = truncated = 0
+    for pair in pairs:
+        prompt = encode_prompt(tokenizer, pair.prompt)
+        chosen = _completion(f"{pair.id}:chosen", prompt, pair, pair.chosen, tokenizer)
+        rejected = _completion(f"{pair.id}:rejected", prompt, pair, pair.rejected, tokenizer)
+        cut = max(chosen.length, rejected.length) > max_length
+        if len(prompt) >= max_length or (whole and cut):
+            dropped += 1
+            continue
+        truncated += cut
+        rows.append(PairRow(pair.id, _cut(chosen, max_length), _cut(rejected, max_length)))
+    return _report(Tokenized(rows, dropped, truncated), max_length)
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse rows longer than the model can read."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise DataError(
+            f"max_length={max_length} is more than the {positions} positions of the model; set "
+            f"max_length to at most {positions}"
+        )
+
+
+def _completion(
+    row_id: str, prompt: list[int], pair: Pair, text: str, tokenizer: PreTrainedTokenizerBase
+) -> TokenRow:
+    messages = (*pair.prompt, Message(role="assistant", content=text))
+    ids = tokenize_conversation(tokenizer, messages).input_ids
+    assert ids[: len(prompt)] == prompt, f"{pair.id}: the prompt is not a prefix of its completion"
+    return TokenRow(row_id, ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)))
+
+
+def _cut(row: TokenRow, max_length: int) -> TokenRow:
+    return TokenRow(row.id, row.input_ids[:max_length], row.loss_mask[:max_length])
+
+
+def _report(tokenized: Tokenized[RowT], max_length: int) -> Tokenized[RowT]:
+    if tokenized.dropped:
+        logger.warning(
+            "%d of %d rows have no reply to train on within max_length=%d tokens and are dropped",
+            tokenized.dropped,
+            tokenized.dropped + len(tokenized.rows),
+            max_length,
+        )
+    if tokenized.dropped and not tokenized.rows:
+        raise DataError(
+            f"all {tokenized.dropped} rows are longer than max_length={max_length} before the "
+            "reply that is trained on; raise max_length"
+        )
+    if not tokenized.rows:
+        raise DataError("the dataset has no rows; look at the stage that made it")
+    return tokenized
