@@ -312,18 +312,6 @@ def measured_stages(session: Session, run_id: str) -> list[int]:
     return list(session.scalars(query))
 
 
-def measured_stages(session: Session, run_id: str) -> list[int]:
-    """The stage runs of a run that have metric points, their own or their origin's."""
-    origin = func.coalesce(m.StageRun.reused_from, m.StageRun.id)
-    query = (
-        select(m.StageRun.id)
-        .where(m.StageRun.run_id == run_id)
-        .where(select(m.Metric.step).where(m.Metric.stage_run_id == origin).exists())
-        .order_by(m.StageRun.id)
-    )
-    return list(session.scalars(query))
-
-
 def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
     """The scores of runs, in that order, those of reused stages included."""
     asked, origin, order = m.StageRun, aliased(m.StageRun), list(run_ids)

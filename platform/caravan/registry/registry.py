@@ -264,11 +264,6 @@ class Registry:
             return queries.metrics(session, stage_run_id, names=names, after_step=after_step)
 
     def measured_stages(self, run_id: str) -> list[int]:
-        """The stage runs of a run that have metrics."""
-        with self._read() as session:
-            return queries.measured_stages(session, run_id)
-
-    def measured_stages(self, run_id: str) -> list[int]:
         """Ids of the stage runs of a run that have metric points, their own or their origin's."""
         with self._read() as session:
             return queries.measured_stages(session, run_id)
@@ -314,11 +309,3 @@ class Registry:
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:
             return queries.notes(session, run_id)
-
-    def edit_note(self, note_id: int, text: str) -> None:
-        with self._write() as session:
-            writes.edit_note(session, note_id, text)
-
-    def delete_note(self, note_id: int) -> None:
-        with self._write() as session:
-            writes.delete_note(session, note_id)

@@ -257,16 +257,6 @@ def _existing_note(session: Session, note_id: int) -> m.Note:
     return note
 
 
-def edit_note(session: Session, note_id: int, text: str) -> None:
-    if not text.strip():
-        raise RegistryError("a note needs some text")
-    session.execute(update(m.Note).where(m.Note.id == note_id).values(text=text))
-
-
-def delete_note(session: Session, note_id: int) -> None:
-    session.execute(delete(m.Note).where(m.Note.id == note_id))
-
-
 def _insert(session: Session, table: type[m.Base]) -> Any:
     """An INSERT of the database in use: both have ON CONFLICT, each in its own module."""
     connection: Connection = session.connection()
