@@ -157,3 +157,12 @@ def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
         with pytest.raises((DataError, RecipeError), match=said):
             curate.run(CurateConfig(sources=(bad,)), {}, make_context(f"case-{number}"))
         assert not list((tmp_path / f"case-{number}").rglob("*.jsonl*"))
+
+
+def test_verifier_that_only_its_authors_know(tmp_path: Path, make_context):
+    row = {"messages": [{"role": "user", "content": "1 + 2?"}], "ground_truth": "3"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"dataset": "gsm8l"}) + "\n")
+    with pytest.raises(DataError, match="row 1: unknown verifier 'gsm8l'; did you mean 'gsm8k'"):
+        list(curate.load(source("a", "a.jsonl"), 1, tmp_path))
+    (made,) = curate.load(source("a", "a.jsonl", verifier="math"), 1, tmp_path)
+    assert made.verifier == "math"

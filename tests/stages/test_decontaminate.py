@@ -59,15 +59,9 @@ def test_copied_row_goes_and_the_evidence_says_why(tmp_path: Path, make_context)
     kept, evidence, overlap, metrics = run(tmp_path, make_context(), rows)
     assert kept == [r.id for r in rows if r.id != "leaky/0"]
     (found,) = [e for e in evidence if e.instance_id == "pocket-math/5"]
-    assert (found.row_id, found.source, found.task, found.coverage) == (
-        "leaky/0",
-        "leaky",
-        "math",
-        1,
-    )
-    assert (
-        found.matched_text.split() == QUESTIONS[5].lower().replace("?", "").replace(".", "").split()
-    )
+    assert (found.row_id, found.source, found.task) == ("leaky/0", "leaky", "math")
+    assert found.coverage == 1.0
+    assert found.matched_text == " ".join(tokenize(QUESTIONS[5]))
     assert overlap["overlap"]["leaky"]["math"]["share"] == len(evidence) / 200
     assert overlap["overlap"]["good"] == {}
     assert metrics["remaining_contaminated_rows"] == 0

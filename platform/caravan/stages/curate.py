@@ -22,7 +22,9 @@ from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
 from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source
+from caravan.recipe_checks import suggest
 from caravan.stages.context import StageContext, StageResult
+from caravan.verifiers import VERIFIERS
 
 NAME = "curate"
 VERSION = 1
@@ -123,15 +125,29 @@ def load(source: Source, seed: int, recipe_dir: Path) -> Iterator[Conversation]:
     labels = Labels(source.name, source.skill, source.license, source.verifier)
     origin = source.origin
     if isinstance(origin, GeneratedSource):
-        yield from _generated(origin, labels, seed)
+        for generated in _generated(origin, labels, seed):
+            yield _with_known_verifier(generated, source)
         return
     numbers = count()
     for where, rows in _tables(origin, recipe_dir):
         for number, row in rows:
             try:
-                yield to_conversation(row, f"{source.name}/{next(numbers)}", labels)
+                made = to_conversation(row, f"{source.name}/{next(numbers)}", labels)
+                yield _with_known_verifier(made, source)
             except DataError as error:
                 raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
+
+
+def _with_known_verifier(row: Conversation, source: Source) -> Conversation:
+    """The row, with the source's verifier where its own is a name that only its authors know."""
+    if row.verifier is None or row.verifier in VERIFIERS:
+        return row
+    if source.verifier not in VERIFIERS:
+        raise DataError(
+            f"unknown verifier {row.verifier!r}{suggest(row.verifier, VERIFIERS)}; "
+            f"or set `verifier` of the source"
+        )
+    return row.model_copy(update={"verifier": source.verifier})
 
 
 def check_licenses(config: CurateConfig) -> None:

@@ -90,16 +90,15 @@ def run(
     attempts: dict[str, list[Attempt]] = {}
     done = 0
     for task in settings.tasks:
-        with Journal(context.workdir / f"{task.name}.jsonl") as journal:
-            writer = TaskWriter(
-                task, personas, engines, task.sampling or settings.sampling, context.seed
-            )
-            for settled in writer.fill(journal, settings.max_attempts):
-                context.progress(done + settled, total)
-            done += task.count
-            attempts[task.name] = journal.attempts
-            rejected = Counter(a.reason for a in journal.attempts if a.reason)
-            context.log(done, {"kept": len(journal.rows), "rejected": rejected.total()})
+        journal = Journal(context.workdir / f"{task.name}.jsonl")
+        sampling = task.sampling or settings.sampling
+        writer = TaskWriter(task, personas, engines, sampling, context.seed)
+        for settled in writer.fill(journal, settings.max_attempts):
+            context.progress(done + settled, total)
+        done += task.count
+        attempts[task.name] = journal.attempts
+        rejected = sum(attempt.reason is not None for attempt in journal.attempts)
+        context.log(done, {"kept": len(journal.rows), "rejected": rejected})
 
     rows = [row for made in attempts.values() for row in _in_order(made)]
     if not rows:
@@ -309,8 +308,11 @@ class Journal:
         self.rows: dict[str, Conversation] = {}
         self._last: dict[str, int] = {}
         self._prompts: set[str] = set()
+        self._unwritten: list[str] = []
+        self._read()
 
-    def __enter__(self) -> Journal:
+    def _read(self) -> None:
+        """Take up what an earlier start wrote; a line cut short by its end is dropped."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         complete = 0
@@ -319,15 +321,12 @@ class Journal:
                 try:
                     attempt = Attempt.model_validate_json(line)
                 except ValidationError:
-                    break  # the process was killed in the middle of this line
+                    break
+                if not line.endswith(b"\n"):
+                    break
                 self._remember(attempt)
                 complete += len(line)
         os.truncate(self.path, complete)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def is_due(self, id: str, attempt: int) -> bool:
         """The row has not passed yet, and this is the next attempt at it."""
@@ -337,13 +336,19 @@ class Journal:
         return normalise(text) in self._prompts
 
     def add(self, attempt: Attempt) -> None:
-        self._file.write(to_line(attempt))
+        self._unwritten.append(to_line(attempt))
         self._remember(attempt)
 
     def flush(self) -> None:
         """Make sure that what was added survives."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(self._unwritten)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DataError(f"cannot write {self.path}: {error.strerror}; free space") from error
+        self._unwritten.clear()
 
     def _remember(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
