@@ -131,7 +131,8 @@ def s3_endpoint(tmp_path_factory) -> Iterator[str]:
 def s3_settings(s3_endpoint, tmp_path) -> Settings:
     """Settings with an empty store on S3, and a home of their own."""
     return Settings(
-        home=tmp_path / "home", store_url=f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_endpoint=s3_endpoint,
+        home=tmp_path / "home", store_url=f"s3://{BUCKET}/{uuid.uuid4().hex}",
+        s3_endpoint=s3_endpoint,
         s3_access_key=ACCESS_KEY, s3_secret_key=SECRET_KEY, patience_seconds=1.0,
     )  # fmt: skip
 

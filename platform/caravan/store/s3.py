@@ -252,13 +252,16 @@ class S3Store:
             raise StoreError(f"{where}: {error.code}; {advice}") from error
         except (HTTPError, ServerError, InvalidResponseError) as error:
             raise StoreUnavailableError(
-                f"{where}: the endpoint cannot be reached ({_reason(error)}); "
+                f"{where}: the endpoint does not answer as it should ({_reason(error)}); "
                 "check that it runs and that CARAVAN_S3_ENDPOINT is right"
             ) from error
 
 
 def _reason(error: BaseException) -> str:
-    return type(getattr(error, "reason", None) or error).__name__
+    """The last cause that the client gives, without the request it was about."""
+    reason = getattr(error, "reason", None) or error
+    text = str(reason).rpartition(": ")[2].strip("()")
+    return text or type(reason).__name__
 
 
 def _compare(digest: str, expected: Manifest, found: Manifest) -> None:
