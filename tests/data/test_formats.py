@@ -198,6 +198,8 @@ def test_hub_dataset_of_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert everything == [(1, ROWS[0]), (2, ROWS[1])]
     some = HubSource(dataset_name=str(tmp_path / "local"), where={"completion": ("b", "c")})
     assert list(read_hub(some)) == [(2, ROWS[1])]
+    with pytest.raises(DataError, match="no column 'completions'; did you mean 'completion'"):
+        list(read_hub(some.derive(where={"completions": ("b",)})))
 
 
 # --- real files -----------------------------------------------------------------------------------

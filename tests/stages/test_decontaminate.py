@@ -130,3 +130,12 @@ def test_exactly_two_percent_is_not_more_than_two_percent():
         shares = source_shares(find_overlap(rows, instances, index, 0.5), instances)
         assert shares["s"]["t"] == {"instances": leaks, "share": leaks / 100}
         assert contaminated_sources(shares, [task], rule) == dropped
+
+
+def test_wording_of_the_task_does_not_hide_its_question(tmp_path: Path, make_context):
+    problem = "A train leaves at noon with nine wagons and loses two of them at every stop."
+    (tmp_path / "math.jsonl").write_text(json.dumps({"problem": problem, "solution": "\\boxed{4}"}))
+    task = EvalTask(name="math", task="math", path="math.jsonl")
+    context = make_context()
+    (found,) = decontaminate.evaluation_prompts([task], context)
+    assert found == Instance("math", "math/0", problem)

@@ -69,7 +69,7 @@ class Completion(Record):
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    """Log-probability in nats of each sampled token under the engine, at the sampling temperature."""
+    """Log-probability in nats of each sampled token, under the engine at its temperature."""
 
 
 class RatedCompletion(Record):
@@ -111,6 +111,9 @@ class EvalInstance(Record):
     """Ends with a user's turn; few-shot examples come before it as turns of their own."""
     ground_truth: Any = None
     skill: str = ""
+    question: str | None = None
+    """What training data must not hold: the question without the task's wording around it. None
+    where the last message is only that."""
 
 
 class RolloutGroup(Record):

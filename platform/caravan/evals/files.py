@@ -47,7 +47,9 @@ def math(path: Path, shots: int) -> list[EvalInstance]:
             raise DataError(f"{path}, row {i + 1}: the solution has no \\boxed answer")
         question = f"Problem:\n{row['problem']}\n\nSolution:"
         subject = str(row.get("subject") or row.get("type") or "")
-        instances.append(_instance(f"math/{i}", question, examples, answer, subject))
+        instances.append(
+            _instance(f"math/{i}", question, examples, answer, subject, row["problem"])
+        )
     return instances
 
 
@@ -86,7 +88,12 @@ def mmlu(path: Path, shots: int) -> list[EvalInstance]:
         examples = _first(pool, shots, dev)
         instances += [
             _instance(
-                f"mmlu/{subject}/{i}", _mmlu_question(row, subject), examples, row[5], subject
+                f"mmlu/{subject}/{i}",
+                _mmlu_question(row, subject),
+                examples,
+                row[5],
+                subject,
+                _distinctive(row[0], row[1:5]),
             )
             for i, row in enumerate(_mmlu_rows(test))
         ]
@@ -124,7 +131,9 @@ def bbh(path: Path, shots: int) -> list[EvalInstance]:
         tail = '\n\nThink step by step, then finish with "So the answer is ...".'
         for i, row in enumerate(_json(file)["examples"]):
             question = f"{head}Q: {row['input']}{'' if shots else tail}"
-            instances.append(_instance(f"bbh/{task}/{i}", question, examples, row["target"], task))
+            instances.append(
+                _instance(f"bbh/{task}/{i}", question, examples, row["target"], task, row["input"])
+            )
     return instances
 
 
@@ -150,6 +159,7 @@ def humaneval(path: Path, shots: int) -> list[EvalInstance]:
             f"block.\n\n```python\n{row['prompt'].rstrip()}\n```",
             (),
             {name: row[name] for name in ("prompt", "test", "entry_point")},
+            compared=row["prompt"],
         )
         for row in _rows(path, "task_id", "prompt", "test", "entry_point")
     ]
@@ -170,7 +180,9 @@ def truthfulqa(path: Path, shots: int) -> list[EvalInstance]:
             f'{row["question"]}\n{_options(options)}\n\nFinish with "The answer is (X)", where X '
             "is the letter of the true answer."
         )
-        instances.append(_instance(f"truthfulqa/{i}", question, (), _LETTERS[options.index(right)]))
+        letter = _LETTERS[options.index(right)]
+        compared = _distinctive(row["question"], options)
+        instances.append(_instance(f"truthfulqa/{i}", question, (), letter, compared=compared))
     return instances
 
 
@@ -236,12 +248,20 @@ def _instance(
     examples: Sequence[tuple[str, str]],
     ground_truth: Any = None,
     skill: str = "",
+    compared: str | None = None,
 ) -> EvalInstance:
     turns = []
     for asked, answered in examples:
         turns += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
     messages = (*turns, Message(role="user", content=question))
-    return EvalInstance(id=id, messages=messages, ground_truth=ground_truth, skill=skill)
+    return EvalInstance(
+        id=id, messages=messages, ground_truth=ground_truth, skill=skill, question=compared
+    )
+
+
+def _distinctive(question: str, options: Sequence[str]) -> str:
+    """The question, with its options where it alone ("Which of these is true?") is everywhere."""
+    return question if len(question.split()) >= 12 else "\n".join((question, *options))
 
 
 def _options(options: Sequence[str]) -> str:

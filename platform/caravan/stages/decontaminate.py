@@ -137,13 +137,13 @@ def run(
 
 
 def evaluation_prompts(tasks: Sequence[EvalTask], context: StageContext) -> Iterator[Instance]:
-    """The questions of every task: their last user's turn, without few-shot turns and answers."""
+    """The questions of every task, without few-shot turns, the task's wording, and answers."""
     from caravan.evals.tasks import TASKS
 
     for task in tasks:
         for instance in TASKS[task.task].load(task, context.seed, context.recipe_dir):
-            question = next(m for m in reversed(instance.messages) if m.role == "user")
-            yield Instance(task.name, instance.id, question.content)
+            last = next(m for m in reversed(instance.messages) if m.role == "user")
+            yield Instance(task.name, instance.id, instance.question or last.content)
 
 
 def find_overlap(
