@@ -91,13 +91,15 @@ def load_instances(task: EvalTask, context: StageContext) -> list[EvalInstance]:
 
 
 def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[dict[str, object]]:
-    """The scores without their instances; `primary` marks the one that a task is known by."""
+    """The scores; `primary` marks the one a task is known by, which also has its instances."""
     by_name = {task.name: task for task in tasks}
     seen: set[str] = set()
     document = []
     for score in scores:
-        entry = {k: v for k, v in asdict(score).items() if k != "instances"}
+        entry = asdict(score)
         entry["primary"] = score.task not in seen
+        if not entry["primary"]:
+            del entry["instances"]
         entry["group"] = by_name[score.task].group
         entry["judged"] = TASKS[by_name[score.task].task].judged
         seen.add(score.task)
