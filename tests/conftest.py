@@ -66,6 +66,31 @@ def start_postgres(data: Path) -> PostgresServer:
         raise
 
 
+class StoppablePostgres:
+    """A PostgreSQL server of one test, that can be stopped and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._data = directory / "data"
+        self.start()
+        self.url = self._server.get_uri()
+        upgrade(self.url)
+
+    def start(self) -> None:
+        self._server = start_postgres(self._data)
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture
+def stoppable_postgres() -> Iterator[StoppablePostgres]:
+    directory = Path(tempfile.mkdtemp(prefix="caravan-postgres-"))
+    server = StoppablePostgres(directory)
+    yield server
+    server.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture
 def empty_postgres_url(postgres_server) -> Iterator[str]:
     """URL of a new, empty database."""

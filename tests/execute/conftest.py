@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,21 @@ from caravan.settings import Settings
 from caravan.stages.execute import execute
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # for the package sample_stages, which stages are named in
+sys.path.append(str(HERE))  # for sample_stages and waiting
+
+from waiting import wait_until  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def threads(monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def sample_dir():
+    """Where the package `sample_stages` lies."""
+    return str(HERE)
 
 
 @pytest.fixture
@@ -101,13 +108,6 @@ def start_count(settings):
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture
