@@ -1,0 +1,116 @@
+"""The `caravan` command as a user runs it: a process in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
+CARAVAN = [sys.executable, "-c", "from caravan_pipelines.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class Caravan:
+    """One working directory and its `.caravan`."""
+
+    directory: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables besides the home."""
+
+    @property
+    def home(self) -> Path:
+        return self.directory / ".caravan"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"CARAVAN_HOME": str(self.home), "COLUMNS": "120", **self.settings}
+        return {k: v for k, v in os.environ.items() if not k.startswith("CARAVAN_")} | own
+
+    def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*CARAVAN, *arguments], cwd=self.directory, env=self.environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr + self.log()
+        return done
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*CARAVAN, *arguments], cwd=self.directory, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def show(self, run: str = "latest") -> dict[str, Any]:
+        return json.loads(self("show", run, "--json").stdout)
+
+    def digests(self, run: str = "latest") -> dict[str, dict[str, str]]:
+        """Of every artifact of a run, by stage and name."""
+        return {stage["name"]: stage["artifacts"] for stage in self.show(run)["stages"]}
+
+    def refused(self, *arguments: str) -> str:
+        """What the command says when it refuses, as one line; a traceback is no way to say it."""
+        done = self(*arguments, check=False)
+        output = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode != 0, output
+        assert "Traceback" not in output
+        return output
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        return next((s for s in self.show()["stages"] if s["name"] == name), None)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain\n{self.log()}"
+            time.sleep(0.3)
+
+    def processes(self) -> list[int]:
+        """Living processes that work in this home."""
+        home, found = f"CARAVAN_HOME={self.home}".encode(), []
+        for directory in Path("/proc").iterdir():
+            with suppress(OSError):
+                if home in (directory / "environ").read_bytes().split(b"\0"):
+                    found.append(int(directory.name))
+        return found
+
+    def log(self) -> str:
+        return "\n".join(
+            path.read_text(errors="replace")[-6000:]
+            for path in self.directory.glob(".caravan/runs/*/log.txt")
+        )
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """The pocket recipe, shrunken: the same stages in about a minute."""
+    return MINI
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Caravan:
+    """A finished run of the shrunken pocket recipe that nothing disturbed."""
+    caravan = Caravan(tmp_path_factory.mktemp("undisturbed"))
+    caravan("run", str(MINI))
+    return caravan
+
+
+@pytest.fixture
+def caravan(tmp_path: Path) -> Caravan:
+    return Caravan(tmp_path)
+
+
+@pytest.fixture
+def command() -> Callable[..., Caravan]:
+    """Makes the command for a directory, with environment variables besides the home."""
+    return lambda directory, **settings: Caravan(directory, settings)

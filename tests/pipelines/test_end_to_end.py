@@ -1,0 +1,88 @@
+"""The whole recipe through the command: complete, deterministic, and continued after any end."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from caravan.recipe_io import load_recipe
+from caravan_pipelines.graph import evaluated_models, stage_graph
+
+
+@pytest.mark.slow
+def test_every_stage_succeeds_and_is_scored(undisturbed, mini):
+    recipe = load_recipe(mini)
+    shown = undisturbed.show()
+
+    assert shown["state"] == "succeeded"
+    assert {s["name"] for s in shown["stages"]} == {node.name for node in stage_graph(recipe)}
+    assert all(s["state"] == "succeeded" and s["artifacts"] for s in shown["stages"])
+    for model in evaluated_models(recipe):
+        for task in recipe.evaluate.tasks:
+            found = [s for s in shown["scores"] if (s["stage"], s["task"]) == (model, task.name)]
+            assert found, f"no score of {model} on {task.name}"
+            assert all(s["low"] <= s["value"] <= s["high"] and s["n"] > 0 for s in found)
+
+
+@pytest.mark.slow
+def test_the_report_is_one_page_with_pictures(undisturbed):
+    (page,) = undisturbed.directory.glob(".caravan/runs/*/report/report.html")
+    html = page.read_text()
+
+    assert "data:image/png;base64," in html or "<svg" in html
+    assert 'src="http' not in html
+
+
+@pytest.mark.slow
+def test_a_recipe_that_ran_is_not_run_again(undisturbed, mini):
+    before = undisturbed.digests()
+    start = time.monotonic()
+    done = undisturbed("run", str(mini))
+
+    assert all(stage["reused"] for stage in undisturbed.show()["stages"])
+    assert undisturbed.digests() == before
+    assert "reused" in done.stdout
+    print(f"{len(before)} stages reused in {time.monotonic() - start:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, caravan, mini):
+    finished_before: dict[str, float] = {}
+    command = ["run", str(mini)]
+    for stage in ("base", "sft", "dpo", "rlvr", "evaluate-sft"):
+        process = caravan.start(*command)
+        caravan.wait_for(lambda: (caravan.stage(stage) or {}).get("state") == "running")  # noqa: B023
+        time.sleep(1.5)
+        process.kill()
+        process.wait()
+        caravan.wait_for(lambda: not caravan.processes(), seconds=20)
+        for row in caravan.show()["stages"]:
+            if row["state"] == "succeeded":
+                finished_before.setdefault(row["name"], row["seconds"])
+        command = ["resume", "latest"]
+    done = caravan("resume", "latest")
+
+    shown = caravan.show()
+    assert shown["state"] == "succeeded", done.stdout
+    seconds = {stage["name"]: stage["seconds"] for stage in shown["stages"]}
+    assert {name: seconds[name] for name in finished_before} == finished_before, "repeated"
+    assert caravan.digests() == undisturbed.digests()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):
+    process = caravan.start("run", str(mini))
+    caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+
+    shown = caravan.show()
+    assert process.returncode != 0
+    assert f"caravan resume {shown['run']}" in output
+    assert "Traceback" not in output
+    assert shown["state"] == "cancelled"
+    assert not any(stage["state"] == "running" for stage in shown["stages"])
+    assert not caravan.processes()
