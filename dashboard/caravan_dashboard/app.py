@@ -1,0 +1,46 @@
+"""The dashboard: `caravan dashboard`, or `streamlit run` on this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from caravan.errors import CaravanError
+
+PAGES = {
+    "": [
+        ("views/runs.py", "Runs", "", ":material/list:"),
+        ("views/run.py", "Run", "run", ":material/account_tree:"),
+        ("views/launch.py", "Launch", "launch", ":material/play_circle:"),
+    ],
+    "Data": [
+        ("views/data_mix.py", "Data mix", "data", ":material/database:"),
+        ("views/pairs.py", "Preference pairs", "pairs", ":material/compare:"),
+    ],
+    "Results": [
+        ("views/evaluation.py", "Evaluation", "evaluation", ":material/leaderboard:"),
+        ("views/rollouts.py", "Rollouts", "rollouts", ":material/casino:"),
+    ],
+}
+
+
+def main() -> None:
+    st.set_page_config(page_title="Caravan", page_icon="🐫", layout="wide")
+    st.html(Path(__file__).with_name("style.css"))
+    pages = {
+        section: [
+            st.Page(path, title=title, url_path=url or None, icon=icon, default=not url)
+            for path, title, url, icon in entries
+        ]
+        for section, entries in PAGES.items()
+    }
+    page = st.navigation(pages)
+    try:
+        page.run()
+    except CaravanError as error:
+        st.error("This page cannot be shown.", icon=":material/error:")
+        st.code(str(error), language=None, wrap_lines=True)
+
+
+main()

@@ -1,0 +1,146 @@
+"""Scores of runs: tables, intervals, differences, and the instances behind them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isnan, nan
+from typing import Any
+
+import pandas as pd
+
+from caravan.evals.stats import Difference, paired_difference
+from caravan.registry import ScoreRow
+from caravan_dashboard.runs import is_share, model_of
+from caravan_dashboard.text import signed_points
+
+
+@dataclass(frozen=True)
+class Column:
+    """One evaluated model of one run."""
+
+    run_id: str
+    model: str
+
+    def label(self, several_runs: bool) -> str:
+        return f"{self.model} · {self.run_id}" if several_runs else self.model
+
+
+def columns(scores: Sequence[ScoreRow]) -> list[Column]:
+    """The evaluated models of the runs, in the order of the scores."""
+    found = [Column(s.run_id, model) for s in scores if (model := model_of(s.node))]
+    return list(dict.fromkeys(found))
+
+
+def tasks(scores: Sequence[ScoreRow]) -> list[tuple[str, str, str]]:
+    """Task, metric and suite of every row of the table of scores."""
+    return list(dict.fromkeys((s.task, s.metric, s.suite) for s in scores if model_of(s.node)))
+
+
+def comparisons(scores: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Win rates of one model over another, which the report stage computes."""
+    return [s for s in scores if model_of(s.node) is None and s.metric == "win_rate"]
+
+
+def find(scores: Sequence[ScoreRow], column: Column, task: str, metric: str) -> ScoreRow | None:
+    for score in scores:
+        if (score.run_id, model_of(score.node)) == (column.run_id, column.model) and (
+            score.task, score.metric) == (task, metric):  # fmt: skip
+            return score
+    return None
+
+
+def in_units(metric: str, value: float) -> float:
+    """Shares in percent, ratings as they are."""
+    return 100 * value if is_share(metric) else value
+
+
+def interval_rows(scores: Sequence[ScoreRow], chosen: Sequence[Column]) -> pd.DataFrame:
+    """`task`, `series`, `value`, `low`, `high`, `n` for the chart, in percent or as rated."""
+    several = len({column.run_id for column in chosen}) > 1
+    lines = []
+    for task, metric, _ in tasks(scores):
+        for column in chosen:
+            score = find(scores, column, task, metric)
+            if score is not None:
+                values = (in_units(metric, v) for v in (score.value, score.low, score.high))
+                lines.append((f"{task} ({metric})", column.label(several), *values, score.n))
+    return pd.DataFrame(lines, columns=["task", "series", "value", "low", "high", "n"])
+
+
+Transition = tuple[Column, Column]
+
+
+def transitions(chosen: Sequence[Column]) -> list[Transition]:
+    """What to compare: each model with the one before it; over several runs, with its namesake."""
+    if len({column.run_id for column in chosen}) <= 1:
+        return list(pairwise(chosen))
+    models = dict.fromkeys(column.model for column in chosen)
+    return [pair for m in models for pair in pairwise([c for c in chosen if c.model == m])]
+
+
+def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> Difference | None:
+    """Difference of the means over the instances that both have; None where they share too few."""
+    shared = [i for i in before if i in after and not isnan(before[i] + after[i])]
+    if len(shared) < 2:
+        return None
+    return paired_difference([before[i] for i in shared], [after[i] for i in shared])
+
+
+# --- instances ----------------------------------------------------------------------------------
+
+INSTANCE_FACTS = ("task", "key", "score", "judged")
+FILTERS = {"All": "all", "Right": "right", "Wrong": "wrong", "Gained": "gained", "Lost": "lost"}
+
+
+def instance_facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    score, index = row.get("score"), row.get("index", 0)
+    return {
+        "task": row["task"],
+        "key": row["id"] + (f" ({index + 1})" if index else ""),
+        "score": nan if score is None else float(score),
+        "judged": row.get("ratings") is not None,
+    }
+
+
+def of_task(table: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The completions of a task by their key: the instance's id, and which of several it is."""
+    return table[table["task"] == task].drop_duplicates("key").set_index("key", drop=False)
+
+
+def filters(table: pd.DataFrame, compared: bool) -> list[str]:
+    """What can be asked for: a rating is neither right nor wrong, a change needs another model."""
+    names = ["All"]
+    if not table["judged"].any():
+        names += ["Right", "Wrong"]
+    return [*names, "Gained", "Lost"] if compared else names
+
+
+def matching(table: pd.DataFrame, other: pd.DataFrame | None, which: str) -> pd.DataFrame:
+    """Instances that are `right` or `wrong`, or scored `gained` or `lost` against `other`'s."""
+    if which == "right":
+        return table[table["score"] >= 0.5]
+    if which == "wrong":
+        return table[table["score"] < 0.5]
+    if other is None or which not in ("gained", "lost"):
+        return table
+    before = other["score"].reindex(table.index)
+    return table[table["score"] > before] if which == "gained" else table[table["score"] < before]
+
+
+def shown_difference(metric: str, difference: float) -> str:
+    """In percentage points, or as rated: `+3.4`, `−0.21`."""
+    if is_share(metric):
+        return signed_points(difference)
+    return f"{difference:+.2f}".replace("-", "−")
+
+
+def shown_value(metric: str, value: float) -> str:
+    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.2f}"
+
+
+def as_text(value: Any) -> str:
+    """What a verifier compares with, as people read it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,68 @@
+"""Facts about preference pairs: who wins, by how much, and whether length decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+FACTS = (
+    "skill", "source", "chosen_model", "rejected_model", "margin", "chosen_words", "rejected_words",
+)  # fmt: skip
+BINS = 25
+
+
+def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **{name: row[name] for name in ("skill", "source", "chosen_model", "rejected_model")},
+        "margin": row["chosen_rating"] - row["rejected_rating"],
+        "chosen_words": len(row["chosen"].split()),
+        "rejected_words": len(row["rejected"].split()),
+    }
+
+
+def select(
+    pairs: pd.DataFrame, skills: Sequence[str], models: Sequence[str], min_margin: float
+) -> pd.DataFrame:
+    """Pairs of the skills, with one of the models on either side; empty means all."""
+    keep = pairs["margin"] >= min_margin
+    if skills:
+        keep &= pairs["skill"].isin(skills)
+    if models:
+        keep &= pairs["chosen_model"].isin(models) | pairs["rejected_model"].isin(models)
+    return pairs[keep]
+
+
+class LengthBias(NamedTuple):
+    chosen_longer: float
+    """Share of pairs whose chosen reply has more words; ties count as half."""
+    mean_difference: float
+    """Words of the chosen reply less those of the rejected one."""
+
+
+def length_bias(pairs: pd.DataFrame) -> LengthBias:
+    difference = pairs["chosen_words"] - pairs["rejected_words"]
+    longer = (difference > 0).mean() + (difference == 0).mean() / 2
+    return LengthBias(float(longer), float(difference.mean()))
+
+
+def length_histogram(pairs: pd.DataFrame, bins: int = BINS) -> pd.DataFrame:
+    """`low`, `high`, `count` of the difference in words; the outermost 1 % go to the ends."""
+    difference = (pairs["chosen_words"] - pairs["rejected_words"]).to_numpy(float)
+    low, high = np.floor(np.quantile(difference, [0.005, 0.995]))
+    width = max(1, int(np.ceil((high - low + 1) / bins)))
+    start = np.floor(low / width) * width  # zero is an edge, so that no bin mixes signs
+    edges = np.arange(start, high + width + 1, width)
+    counts, edges = np.histogram(np.clip(difference, edges[0], edges[-1]), edges)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts})
+
+
+def win_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`model`, `chosen`, `rejected`, `share`: how often each model's reply was preferred."""
+    chosen = pairs["chosen_model"].value_counts()
+    rejected = pairs["rejected_model"].value_counts()
+    table = pd.DataFrame({"chosen": chosen, "rejected": rejected}).fillna(0).astype(int)
+    table["share"] = table["chosen"] / (table["chosen"] + table["rejected"])
+    return table.sort_values("share", ascending=False).rename_axis("model").reset_index()

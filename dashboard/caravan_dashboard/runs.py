@@ -1,0 +1,58 @@
+"""What the list of runs shows of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from caravan.registry import RunRow, ScoreRow, State
+
+EVALUATE = "evaluate-"
+
+
+def model_of(node: str) -> str | None:
+    """The model that a node evaluates: `sft` of `evaluate-sft`; None for other nodes."""
+    return node.removeprefix(EVALUATE) if node.startswith(EVALUATE) else None
+
+
+def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, float]]:
+    """By run and model, the mean over tasks of the first metric of each, in order of evaluation."""
+    first: dict[tuple[str, str, str], float] = {}
+    for score in scores:
+        model = model_of(score.node)
+        if model is not None and is_share(score.metric):
+            first.setdefault((score.run_id, model, score.task), score.value)
+    by_model: dict[str, dict[str, list[float]]] = {}
+    for (run_id, model, _), value in first.items():
+        by_model.setdefault(run_id, {}).setdefault(model, []).append(value)
+    return {
+        run_id: {model: fmean(values) for model, values in models.items()}
+        for run_id, models in by_model.items()
+    }
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, as accuracies and rates do; ratings do not."""
+    return "rating" not in metric
+
+
+def matching(
+    runs: Sequence[RunRow], text: str, states: Sequence[str], recipes: Sequence[str]
+) -> list[RunRow]:
+    """The runs whose id, owner or a tag contains `text`; empty `states` and `recipes` mean all."""
+    wanted = text.strip().lower()
+    return [
+        run
+        for run in runs
+        if (not states or run.state.value in states)
+        and (not recipes or run.name in recipes)
+        and any(wanted in field.lower() for field in (run.id, run.owner, *run.tags))
+    ]
+
+
+def can_resume(state: State) -> bool:
+    return state in (State.FAILED, State.CANCELLED, State.INTERRUPTED)
+
+
+def can_cancel(state: State) -> bool:
+    return state in (State.PENDING, State.RUNNING)

@@ -1,0 +1,105 @@
+"""What several pages share: choosing the run, paging, empty states, tables.
+
+Text from runs (recipes' names, prompts, completions, notes) is shown through `markup`, `st.code` or
+widgets whose options are plain text, never through Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from caravan.errors import RegistryError
+from caravan.registry import RunRow
+from caravan_dashboard import library, rows
+from caravan_dashboard.markup import Html
+
+RECENT_RUNS = 200
+
+
+def show(markup: Html) -> None:
+    """Put escaped markup on the page."""
+    st.html(markup)
+
+
+def empty(message: str, hint: str = "") -> None:
+    """Say that there is nothing here yet, and what would bring something."""
+    with st.container(border=True):
+        st.text(message)
+        if hint:
+            st.code(hint, language=None)
+
+
+def chosen_run() -> RunRow:
+    """The run of the URL, else the one last looked at, else the newest; with a picker.
+
+    Stops the page where there is none.
+    """
+    recent = library.registry().list_runs(RECENT_RUNS)
+    if not recent:
+        empty("No run yet. Launch one from the Launch page, or on the command line:",
+              "caravan run pipelines/recipes/pocket.yaml")  # fmt: skip
+        st.stop()
+    wanted = st.query_params.get("run") or st.session_state.get("last_run") or recent[0].id
+    try:
+        run = library.registry().get_run(wanted)
+    except RegistryError as error:
+        st.error("The run in the address cannot be shown.", icon=":material/error:")
+        st.code(str(error), language=None, wrap_lines=True)
+        st.session_state.pop("last_run", None)
+        st.stop()
+    st.query_params["run"] = run.id
+    st.session_state["last_run"] = run.id
+    by_id = {other.id: other for other in [*recent, run]}
+    ids = list(by_id)
+    st.session_state["run_picker"] = run.id
+    st.sidebar.selectbox("Run", ids, key="run_picker", on_change=_pick_run)
+    return run
+
+
+def _pick_run() -> None:
+    st.query_params["run"] = st.session_state["run_picker"]
+    if "page" in st.session_state:
+        st.session_state["page"] = 1
+
+
+def first_page() -> None:
+    """Go back to the first page of rows: for filters' `on_change`."""
+    st.session_state["page"] = 1
+
+
+def page_of(table: pd.DataFrame, page_size: int, label: str) -> pd.DataFrame:
+    """A pager over `table`, and the rows of the page that is chosen; the page is in the URL."""
+    pages = rows.page_count(len(table), page_size)
+    if st.session_state.get("page", 1) > pages:
+        st.session_state["page"] = pages
+    left, right = st.columns([3, 2], vertical_alignment="center")
+    with right.container(horizontal=True, horizontal_alignment="right"):
+        number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    shown = rows.page_of(table, number, page_size)
+    start = (min(number, pages) - 1) * page_size
+    if len(table):
+        left.text(f"{start + 1}–{start + len(shown)} of {len(table):,} {label}")
+    else:
+        left.text(f"No {label} match.")
+    return shown
+
+
+def chooser(
+    label: str, options: Sequence[str], key: str, *, help: str | None = None, where: Any = st
+) -> list[str]:
+    """A filter over several values, bound to the URL; nothing chosen means all."""
+    return list(
+        where.multiselect(
+            label, options, key=key, bind="query-params", on_change=first_page, help=help,
+            placeholder="All",
+        )
+    )  # fmt: skip
+
+
+def live(function: Callable[[], None], seconds: float | None) -> None:
+    """Draw now and, where `seconds` is given, again every so often."""
+    st.fragment(function, run_every=seconds)()

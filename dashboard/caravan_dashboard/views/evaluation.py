@@ -1,0 +1,270 @@
+"""Scores with their uncertainty, what each stage changed, and the instances behind a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from caravan.evals.scoring import ScoredCompletion
+from caravan.evals.stats import Difference
+from caravan.registry import Registry, RunRow, ScoreRow
+from caravan_dashboard import charts, evaluation, library, ui
+from caravan_dashboard.evaluation import Column, Transition
+from caravan_dashboard.markup import Html, facts, join, mono, prose, table, tag, turn
+from caravan_dashboard.palette import SERIES, model_colour
+from caravan_dashboard.rows import read_rows_at
+from caravan_dashboard.text import DASH
+
+PAGE_SIZE = 5
+INSTANCES = "instances.jsonl"
+FINE, POOR = "cv-right", "cv-wrong"
+VIEWS = ["Scores", "Instances"]
+
+
+def main() -> None:
+    st.title("Evaluation")
+    run = ui.chosen_run()
+    others = other_runs(run)
+    scores = library.registry().scores(run.id)
+    for other in others:
+        scores += library.registry().scores(other)
+    if not evaluation.columns(scores):
+        ui.empty("No scores yet. They show here as soon as the first model has been evaluated.")
+        return
+    view = st.segmented_control(
+        "View", VIEWS, default=VIEWS[0], key="view", bind="query-params", required=True,
+        label_visibility="collapsed", on_change=ui.first_page,
+    )  # fmt: skip
+    if view == "Instances":
+        show_instances(scores)
+    else:
+        show_scores(scores, [run.id, *others])
+
+
+def other_runs(run: RunRow) -> list[str]:
+    known = [r.id for r in library.registry().list_runs(ui.RECENT_RUNS) if r.id != run.id]
+    chosen = st.sidebar.multiselect(
+        "Compare with", known, key="with", bind="query-params", max_selections=4,
+        placeholder="Other runs",
+    )  # fmt: skip
+    return list(chosen)
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
+    columns = evaluation.columns(scores)
+    models = list(dict.fromkeys(column.model for column in columns))
+    several = len(run_ids) > 1
+    wanted = st.pills(
+        "Models", models, selection_mode="multi", default=models[-1:] if several else models,
+        key="models several" if several else "models", label_visibility="collapsed",
+    )  # fmt: skip
+    chosen = [column for column in columns if column.model in wanted]
+    if not chosen:
+        st.text("Choose at least one model.")
+        return
+    ui.show(score_table(scores, chosen, several))
+    st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
+    data = evaluation.interval_rows(scores, chosen)
+    st.altair_chart(charts.intervals(data, series_colours(chosen, several)))
+    changes = evaluation.transitions(chosen)
+    if changes:
+        st.subheader("What changed")
+        ui.show(change_table(scores, changes, several))
+        st.caption(
+            "Percentage points on the same instances, with the 95 % interval of a paired "
+            "bootstrap; coloured where it leaves out zero."
+        )
+    wins = evaluation.comparisons(scores)
+    if wins:
+        st.subheader("Judged against each other")
+        ui.show(win_table(wins, several))
+
+
+def score_table(scores: Sequence[ScoreRow], chosen: Sequence[Column], several: bool) -> Html:
+    rows = []
+    for task, metric, suite in evaluation.tasks(scores):
+        found = [evaluation.find(scores, column, task, metric) for column in chosen]
+        best = max((s.value for s in found if s and not isnan(s.value)), default=None)
+        name = join([task, tag("span", f" {metric} · {suite}", class_="cv-dim")])
+        rows.append([name, *(score_cell(score, best) for score in found)])
+    headers = [
+        tag("span", c.label(several), style=f"color:{model_colour(c.model)}") for c in chosen
+    ]
+    return table(["Task", *headers], rows, "o" + "n" * len(chosen))
+
+
+def score_cell(score: ScoreRow | None, best: float | None) -> object:
+    if score is None or isnan(score.value):
+        return DASH
+    value, low, high = (
+        evaluation.shown_value(score.metric, v) for v in (score.value, score.low, score.high)
+    )
+    interval = tag("span", f" {low}–{high}", class_="cv-dim", style="font-size:.8em")
+    shown = tag("b", value) if score.value == best else value
+    return tag("span", shown, interval, title=f"{score.n} instances")
+
+
+def series_colours(chosen: Sequence[Column], several: bool) -> dict[str, str]:
+    if not several:
+        return {column.label(False): model_colour(column.model) for column in chosen}
+    return {c.label(True): SERIES[i % len(SERIES)] for i, c in enumerate(chosen)}
+
+
+def change_table(scores: Sequence[ScoreRow], changes: Sequence[Transition], several: bool) -> Html:
+    rows = [
+        [task, *(change_cell(scores, change, task, metric) for change in changes)]
+        for task, metric, _ in evaluation.tasks(scores)
+    ]
+    headers = [f"{before.label(several)} → {after.label(several)}" for before, after in changes]
+    return table(["Task", *headers], rows, "o" + "n" * len(changes))
+
+
+def change_cell(scores: Sequence[ScoreRow], change: Transition, task: str, metric: str) -> object:
+    before, after = (evaluation.find(scores, column, task, metric) for column in change)
+    if before is None or after is None:
+        return DASH
+    found = difference(library.registry(), before.id, after.id)
+    if found is None:  # no instances were kept: the difference alone
+        return evaluation.shown_difference(metric, after.value - before.value)
+    kind = ("cv-up" if found.value > 0 else "cv-down") if found.significant else ""
+    low, value, high = (
+        evaluation.shown_difference(metric, v) for v in (found.low, found.value, found.high)
+    )
+    return tag(
+        "span", tag("b", value, class_=kind),
+        tag("span", f" {low} … {high}", class_="cv-dim", style="font-size:.8em"),
+        title=f"{found.n} instances, p = {found.p_value:.3f}",
+    )  # fmt: skip
+
+
+def _difference(_registry: Registry, url: str, before: int, after: int) -> Any:
+    values = (
+        {row.instance_id: row.value for row in _registry.score_instances(score)}
+        for score in (before, after)
+    )
+    return evaluation.paired_change(*values)
+
+
+_cached_difference = library.cached(_difference, ttl=60, max_entries=2000, show_spinner=False)
+
+
+def difference(registry: Registry, before: int, after: int) -> Difference | None:
+    found = _cached_difference(registry, registry.url, before, after)
+    assert found is None or isinstance(found, Difference)
+    return found
+
+
+def win_table(wins: Sequence[ScoreRow], several: bool) -> Html:
+    rows = [
+        [*([w.run_id] if several else []), w.task, w.metric, score_cell(w, None), w.n] for w in wins
+    ]
+    headers = [*(["Run"] if several else []), "Task", "Metric", "Value", "Judged"]
+    return table(headers, rows, "o" * (len(headers) - 2) + "nn")
+
+
+# --- instances ----------------------------------------------------------------------------------
+
+
+def show_instances(scores: Sequence[ScoreRow]) -> None:
+    columns = evaluation.columns(scores)
+    several = len({column.run_id for column in columns}) > 1
+    by_label = {column.label(several): column for column in columns}
+    labels = list(by_label)
+    names = list(dict.fromkeys(task for task, _, _ in evaluation.tasks(scores)))
+    first, second, third = st.columns(3)
+    task = first.selectbox("Task", names, key="task", bind="query-params", on_change=ui.first_page)
+    model = second.selectbox("Model", labels, index=len(labels) - 1, key="model",
+                             bind="query-params", on_change=ui.first_page)  # fmt: skip
+    beside = third.selectbox("Beside", ["", *labels], key="beside", bind="query-params",
+                             index=max(0, len(labels) - 1), on_change=ui.first_page,
+                             format_func=lambda label: label or "nothing")  # fmt: skip
+    shown = [label for label in dict.fromkeys((beside, model)) if label]
+    tables = {label: instances_of(by_label[label], task) for label in shown}
+    found = tables[model]
+    if found is None:
+        ui.empty(f"No instances are stored for {model}.")
+        return
+    other = tables[beside] if beside and beside != model else None
+    filters = evaluation.filters(found, other is not None)
+    which = st.segmented_control("Show", filters, default="All", key="which", required=True,
+                                 bind="query-params", on_change=ui.first_page)  # fmt: skip
+    found = evaluation.matching(found, other, evaluation.FILTERS[which])
+    page = ui.page_of(found, PAGE_SIZE, "instances")
+    views = {
+        label: completions(by_label[label], rows, page["key"])
+        for label, rows in tables.items()
+        if rows is not None
+    }
+    for key in page["key"]:
+        with st.container(border=True):
+            show_instance(key, {label: found.get(key) for label, found in views.items()})
+
+
+def evaluation_digest(column: Column) -> str | None:
+    stages = library.registry().stage_runs(column.run_id)
+    return library.output(stages, f"evaluate-{column.model}")
+
+
+def instances_of(column: Column, task: str) -> pd.DataFrame | None:
+    digest = evaluation_digest(column)
+    if digest is None or not (library.artifact(digest) / INSTANCES).exists():
+        return None
+    table = library.index(digest, evaluation.instance_facts, evaluation.INSTANCE_FACTS, INSTANCES)
+    return evaluation.of_task(table, task)
+
+
+def completions(
+    column: Column, rows: pd.DataFrame, keys: Sequence[str]
+) -> dict[str, ScoredCompletion]:
+    digest = evaluation_digest(column)
+    assert digest is not None
+    there = [key for key in keys if key in rows.index]
+    path = library.artifact(digest) / INSTANCES
+    return dict(
+        zip(there, read_rows_at(path, rows.loc[there, "offset"], ScoredCompletion), strict=True)
+    )
+
+
+def show_instance(key: str, completions: Mapping[str, ScoredCompletion | None]) -> None:
+    known = next(completion for completion in completions.values() if completion)
+    about: list[tuple[str, object]] = [("", mono(key))]
+    if known.skill:
+        about.append(("skill", known.skill))
+    if known.ground_truth is not None:
+        about.append(("expected", evaluation.as_text(known.ground_truth)))
+    ui.show(join([facts(about), *(turn(m.role, m.content) for m in known.messages)]))
+    columns = st.columns(len(completions))
+    for column, (label, completion) in zip(columns, completions.items(), strict=True):
+        with column:
+            ui.show(tag("div", *answer(label, completion), class_="cv-card"))
+
+
+def answer(label: str, completion: ScoredCompletion | None) -> list[Html]:
+    name = tag("b", label)
+    if completion is None:
+        return [name, prose("was not asked this")]
+    about: list[tuple[str, object]] = [("", name), ("score", score_mark(completion))]
+    if completion.extracted is not None:
+        about.append(("extracted", completion.extracted))
+    about += [(aspect, value) for aspect, value in (completion.ratings or {}).items() if value]
+    if completion.finish_reason == "length":
+        about.append(("", tag("span", "cut off", class_=POOR)))
+    return [facts(about), tag("div", prose(completion.completion), style="margin-top:.5rem")]
+
+
+def score_mark(completion: ScoredCompletion) -> object:
+    if completion.score is None:
+        return "undecided"
+    if completion.ratings is not None:
+        return f"{completion.score:.2f}"
+    return tag("span", f"{completion.score:g}", class_=FINE if completion.score >= 0.5 else POOR)
+
+
+main()

@@ -1,0 +1,106 @@
+"""Launch a run: pick a recipe, change it, see that it is valid and what differs, start it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from caravan.errors import CaravanError
+from caravan.recipe import Recipe
+from caravan_dashboard import launching, recipes, ui
+from caravan_dashboard.markup import facts, join, mono, table, tag
+from caravan_dashboard.recipes import Draft
+from caravan_pipelines.cli.common import shipped_recipes
+from caravan_pipelines.graph import stage_graph
+
+PASTE = "Paste a recipe"
+
+
+def main() -> None:
+    st.title("Launch")
+    directory = shipped_recipes()
+    known = recipes.shipped(directory)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        name = st.selectbox("Start from", [*known, PASTE], key="recipe", bind="query-params")
+        original = known[name].read_text("utf-8") if name in known else ""
+        with st.container(key="recipe-text"):  # the key names a style
+            text = st.text_area(
+                "Recipe", original, height=640, key=f"text of {name}",
+                help="YAML. It is checked when you leave the field or press Ctrl+Enter.",
+            )  # fmt: skip
+    with right:
+        draft = recipes.check(text or "", directory)
+        launch_button(draft, directory)
+        if draft.recipe is None:
+            show_problems(draft)
+        else:
+            show_recipe(draft.recipe)
+    if name in known and text != original:
+        show_changes(name, original, text or "", directory, draft)
+
+
+def launch_button(draft: Draft, directory: Path) -> None:
+    started = st.button(
+        "Launch", type="primary", icon=":material/rocket_launch:", width="stretch",
+        disabled=draft.recipe is None,
+        help=None if draft.recipe else "The recipe has to be valid first",
+    )  # fmt: skip
+    if not started or draft.recipe is None:
+        return
+    try:
+        with st.spinner("Launching …"):
+            run_id = launching.launch(draft.recipe, directory)
+    except (CaravanError, OSError) as error:
+        st.error("The run could not be launched.")
+        st.code(str(error), language=None, wrap_lines=True)
+        return
+    st.session_state["last_run"] = run_id
+    st.switch_page("views/run.py", query_params={"run": run_id})
+
+
+def show_problems(draft: Draft) -> None:
+    count = len(draft.problems)
+    st.error(f"{count} thing{'s' if count > 1 else ''} to put right", icon=":material/error:")
+    ui.show(table(["Line", "Field", "What is wrong"], [
+        [recipes.line_of(p) or "–", mono(p.path or "–"), p.message]
+        for p in draft.problems
+    ], "n"))  # fmt: skip
+
+
+def show_recipe(recipe: Recipe) -> None:
+    st.success("The recipe is valid.", icon=":material/check_circle:")
+    nodes = stage_graph(recipe)
+    ui.show(facts([
+        ("name", recipe.name), ("seed", recipe.seed), ("stages", len(nodes)),
+        ("sources", len(recipe.curate.sources)), ("tasks", len(recipe.evaluate.tasks)),
+    ]))  # fmt: skip
+    if recipe.description:
+        ui.show(tag("p", recipe.description))
+    ui.show(facts([("largest stage", recipes.needs(nodes))]))
+    ui.show(tag("div", *(tag("span", name, class_="cv-pill cv-mono")
+                         for name in recipes.summary(nodes)), style="line-height:2"))  # fmt: skip
+    st.caption(
+        "It runs on this machine, in a process of its own: closing this page does not end it."
+    )
+
+
+def show_changes(name: str, original: str, text: str, directory: Path, draft: Draft) -> None:
+    st.subheader("Changes")
+    before = recipes.check(original, directory).recipe
+    if draft.recipe is not None and before is not None:
+        changes = recipes.changed_fields(before, draft.recipe)
+        if changes:
+            ui.show(table(["Field", "Shipped", "Edited"], [
+                [mono(c.path), recipes.shown(c.old),
+                 join([tag("b", recipes.shown(c.new))])]
+                for c in changes
+            ]))  # fmt: skip
+        else:
+            st.text("The text differs, the recipe does not.")
+    with st.expander("As a diff of the text", expanded=draft.recipe is None):
+        st.code(recipes.changed_lines(original, text, name), "diff")
+
+
+main()

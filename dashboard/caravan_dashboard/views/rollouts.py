@@ -1,0 +1,104 @@
+"""Reinforcement learning: rewards over steps, and what the policy wrote for them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from caravan.data.io import ROWS
+from caravan.data.records import RolloutGroup
+from caravan.registry import StageRunRow, State
+from caravan_dashboard import charts, library, palette, rollouts, ui
+from caravan_dashboard.evaluation import as_text
+from caravan_dashboard.markup import Html, facts, join, mono, prose, tag, turn
+from caravan_dashboard.rows import read_rows_at
+from caravan_dashboard.stages import metric_names, series
+from caravan_dashboard.text import DASH
+
+REFRESH_SECONDS = 3
+CHARTS = 4
+PAGE_SIZE = 3
+SAMPLES_SHOWN = 6  # completions of a group on the page; the rest are counted
+
+
+def main() -> None:
+    st.title("Rollouts")
+    run = ui.chosen_run()
+    stages = library.registry().stage_runs(run.id)
+    stage = next((s for s in stages if s.stage == "rlvr"), None)
+    if stage is None:
+        ui.empty(
+            "This run has no reinforcement learning: its recipe has none, or has not come to it."
+        )
+        return
+    ui.live(lambda: show_rewards(stage), REFRESH_SECONDS if stage.state is State.RUNNING else None)
+    show_samples(stage)
+
+
+def show_rewards(stage: StageRunRow) -> None:
+    points = library.registry().metrics(stage.id)
+    names = rollouts.first_metrics(metric_names(points), CHARTS)
+    if not names:
+        st.text("No step has been logged yet.")
+        return
+    columns = st.columns(2)
+    for position, name in enumerate(names):
+        colour = palette.SERIES[position % len(palette.SERIES)]
+        columns[position % 2].altair_chart(charts.line(series(points, name), name, colour))
+
+
+def show_samples(stage: StageRunRow) -> None:
+    st.subheader("Samples")
+    digest = stage.outputs.get("rollouts")
+    if digest is None:
+        st.text("The samples show here when the stage has finished.")
+        return
+    groups = library.index(digest, rollouts.facts, rollouts.FACTS)
+    steps = sorted(groups["step"].unique().tolist())
+    left, middle, right = st.columns(3, vertical_alignment="bottom")
+    skills = ui.chooser("Skill", sorted(groups["skill"].unique()), "skill", where=left)
+    start, end = steps[0], steps[-1]
+    if len(steps) > 1:
+        start, end = middle.select_slider("Steps", steps, (start, end), key="steps",
+                                          bind="query-params", on_change=ui.first_page)  # fmt: skip
+    mixed = right.toggle(
+        "Only groups with different rewards", key="mixed", bind="query-params",
+        help="The others teach nothing: every advantage is zero", on_change=ui.first_page,
+    )  # fmt: skip
+    page = ui.page_of(rollouts.select(groups, skills, start, end, mixed), PAGE_SIZE, "groups")
+    path = library.artifact(digest) / ROWS
+    for group in read_rows_at(path, page["offset"], RolloutGroup):
+        with st.container(border=True):
+            show_group(group)
+
+
+def show_group(group: RolloutGroup) -> None:
+    count = len(group.completions)
+    about: list[tuple[str, object]] = [
+        ("step", group.step), ("", mono(group.prompt_id)),
+        ("skill", group.skill), ("verifier", group.verifier or DASH),
+        ("expected", as_text(group.ground_truth)),
+    ]  # fmt: skip
+    if count > SAMPLES_SHOWN:
+        about.append(("", f"{SAMPLES_SHOWN} of {count} completions"))
+    ui.show(join([facts(about), *(turn(m.role, m.content) for m in group.prompt)]))
+    shown = min(count, SAMPLES_SHOWN)
+    columns = st.columns(2 if shown in (2, 4) else min(3, shown))
+    for number in range(shown):
+        with columns[number % len(columns)]:
+            ui.show(completion(group, number))
+
+
+def completion(group: RolloutGroup, number: int) -> Html:
+    reward, outcome = group.rewards[number], group.outcomes[number]
+    kind = "cv-right" if outcome == "verified" else "cv-wrong"
+    advantage = group.advantages[number]
+    about = facts([
+        ("reward", tag("span", DASH if reward is None else f"{reward:g}", class_=kind)),
+        ("advantage", DASH if advantage is None else f"{advantage:+.2f}"),
+        ("", outcome.replace("_", " ")), ("ended by", group.finish_reasons[number]),
+    ])  # fmt: skip
+    text = tag("div", prose(group.completions[number]), style="margin-top:.5rem")
+    return tag("div", about, text, class_="cv-card", style="margin-bottom:.6rem")
+
+
+main()

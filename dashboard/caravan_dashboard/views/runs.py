@@ -1,0 +1,84 @@
+"""All runs: what they are, how far, and how well they did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import streamlit as st
+
+from caravan.registry import RunRow, State
+from caravan_dashboard import library, runs, ui
+from caravan_dashboard.markup import Html, join, page_link, pill, state_pill, table, tag
+from caravan_dashboard.palette import model_colour
+from caravan_dashboard.text import DASH, ago, duration, moment, percent
+
+PAGE_SIZE = 25
+NEWEST = 500
+REFRESH_SECONDS = 5
+
+
+def main() -> None:
+    st.title("Runs")
+    everything = library.registry().list_runs(NEWEST)
+    if not everything:
+        ui.empty(
+            "No run yet. Launch one from the Launch page, or on the command line:",
+            "caravan run pipelines/recipes/pocket.yaml",
+        )
+        return
+    text, states, recipes = filters(everything)
+
+    def draw() -> None:
+        shown = runs.matching(library.registry().list_runs(NEWEST), text, states, recipes)
+        list_runs(shown, len(everything))
+
+    active = any(run.state in (State.PENDING, State.RUNNING) for run in everything)
+    ui.live(draw, REFRESH_SECONDS if active else None)
+
+
+def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str]]:
+    left, middle, right = st.columns(3)
+    text = left.text_input("Search", key="q", bind="query-params", placeholder="Run, owner or tag")
+    states = ui.chooser("State", [s.value for s in State], "state", where=middle)
+    recipes = ui.chooser("Recipe", sorted({r.name for r in everything}), "recipe", where=right)
+    return text or "", states, recipes
+
+
+def list_runs(shown: Sequence[RunRow], total: int) -> None:
+    if not shown:
+        st.text(f"None of the {total} runs matches. Clear a filter to see more.")
+        return
+    pages = -(-len(shown) // PAGE_SIZE)
+    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    page = shown[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+    means = runs.headlines(library.registry().scores(*(run.id for run in page)))
+    ui.show(run_table(page, means, datetime.now(UTC)))
+    st.caption("Scores are means over the tasks of the evaluation, in percent.")
+
+
+def run_table(
+    page: Sequence[RunRow], means: Mapping[str, Mapping[str, float]], now: datetime
+) -> Html:
+    models = list(dict.fromkeys(model for run in page for model in means.get(run.id, {})))
+    headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
+    rows = []
+    for run in page:
+        tags = join(pill(name, "#64748b") for name in run.tags)
+        scores = [score_cell(means.get(run.id, {}).get(model), model) for model in models]
+        started = tag("span", ago(run.started_at or run.created_at, now),
+                      title=moment(run.started_at or run.created_at) + " UTC")  # fmt: skip
+        rows.append([
+            join([page_link(run.id, "run", run=run.id), " ", tags]), state_pill(run.state),
+            run.name, run.seed, started, duration(run.seconds), *scores,
+        ])  # fmt: skip
+    return table([*headers, *(m.upper() for m in models)], rows, "ooonon" + "n" * len(models))
+
+
+def score_cell(value: float | None, model: str) -> object:
+    if value is None:
+        return DASH
+    return tag("span", percent(value), style=f"color:{model_colour(model)};font-weight:600")
+
+
+main()
