@@ -24,11 +24,15 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from caravan.data.records import FinishReason
+from caravan.inference.engine import EngineError
 
 _GROWTH = 32
 """Positions by which a key/value buffer grows."""
 _COMPACT_BELOW = 0.85
 """Share of live rows under which the ended ones are taken out of the batch."""
+
+_UNITS = 2**40
+"""Resolution of probabilities when a token is drawn."""
 
 
 @dataclass(frozen=True)
@@ -133,18 +137,26 @@ def _draw(
 
     Args:
         logits: [R, V].
-        uniform: [R] in [0, 1).
+        uniform: [R] in [0, 1), float64.
+
+    Raises:
+        EngineError: the logits are not finite.
     """
     logits = logits.float()
     if temperature > 0:
         logits = logits / temperature
     log_probs = logits.log_softmax(-1)
+    if log_probs[:, 0].isnan().any():  # one number that is not finite makes its whole row NaN
+        raise EngineError(
+            "the model's logits are not finite: its weights are broken, or training diverged"
+        )
     if temperature > 0:
         allowed = log_probs if top_p >= 1 else _nucleus(log_probs, top_p)
-        cumulative = allowed.exp().cumsum(-1)
+        # In whole numbers, whose sums do not depend on the order in which a device adds them.
+        cumulative = (allowed.exp().double() * _UNITS).long().cumsum(-1)
         total = cumulative[:, -1]
-        # Strictly below the total: the token found then has a probability above 0.
-        point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        # Below the total, so that the token found has a probability above 0.
+        point = torch.minimum((uniform * total).long(), total - 1)
         tokens = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
     else:
         tokens = log_probs.argmax(-1)

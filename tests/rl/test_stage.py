@@ -1,0 +1,257 @@
+"""The RLVR stage on a model of a few thousand weights."""
+
+import hashlib
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from caravan.data.io import read_rows, write_rows
+from caravan.data.records import RolloutGroup
+from caravan.errors import CaravanError, DataError, StageError
+from caravan.recipe import GRPOConfig, PPOConfig, Resources, RLVRConfig, Sampling
+from caravan.stages import rlvr
+from caravan.training.optim import NonFiniteError
+from caravan.training.rl import rollout
+from caravan.verifiers import VERIFIERS, VerifierError
+
+from .conftest import row
+
+GRPO = GRPOConfig(num_generations=8)
+PPO = PPOConfig(value_learning_rate=5e-3)
+
+
+def config(algorithm=GRPO, **changes):
+    values = {
+        "algorithm": algorithm,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "constant",
+        "max_steps": 4,
+        "prompts_per_step": 8 if algorithm.kind == "grpo" else 48,
+        "beta": 0.01,
+        "verification_reward": 1.0,
+        "missing_eos_reward": None,
+        "sampling": Sampling(max_completion_length=8),
+        "skills": ("digits",),
+        "bf16": False,
+        "resources": Resources(cpus=1),
+    }
+    return RLVRConfig.model_validate(values | changes)
+
+
+@pytest.fixture
+def inputs(policy_dir, reward_model_dir, dataset_dir):
+    return {"policy": policy_dir, "reward_model": reward_model_dir, "dataset": dataset_dir}
+
+
+def digest(context):
+    files = sorted(p for p in (context.root / "out").rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(context.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+def without_speed(logged):
+    return {
+        step: {k: v for k, v in metrics.items() if not k.startswith("perf/")}
+        for step, metrics in logged.items()
+    }
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+def test_the_policy_learns(inputs, context, algorithm):
+    there = context("run")
+    settings = config(algorithm, max_steps=40, prompts_per_step=12 if algorithm is GRPO else 64)
+    rlvr.run(settings, inputs, there)
+    rewards = [there.logged[step]["reward"] for step in sorted(there.logged)]
+    assert sum(rewards[:5]) / 5 < 0.3
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
+    AutoModelForCausalLM.from_pretrained(there.root / "out" / "model")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "names"),
+    [
+        (GRPO, {"frac_reward_zero_std", "batch/groups_skipped"}),
+        (PPO, {"loss/value", "value/explained_variance", "objective/rlhf_reward"}),
+    ],
+)
+def test_metrics_have_the_names_that_users_expect(inputs, context, algorithm, names):
+    there = context("run")
+    rlvr.run(config(algorithm, prompts_per_step=48), inputs, there)
+    common = {
+        "reward", "reward_std", "rewards/contains/mean", "verifier/contains/accuracy", "kl",
+        "objective/kl", "entropy", "completions/mean_length", "completions/clipped_ratio",
+        "clip_ratio", "policy/approx_kl", "policy/collapsed", "mismatch/logprob_abs_mean",
+        "mismatch/kl", "loss/policy", "grad_norm", "learning_rate", "verifier/failures",
+        "perf/tokens_per_second", "perf/rollout_seconds", "episodes",
+    }  # fmt: skip
+    assert sorted(there.logged) == [1, 2, 3, 4]
+    for metrics in there.logged.values():
+        assert common | names <= set(metrics)
+    first = there.logged[1]
+    assert first["mismatch/logprob_abs_max"] < 1e-4  # one program, float32
+    assert first["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the policy
+    assert first["entropy"] == pytest.approx(3.8, abs=0.3)  # nearly uniform over 46 tokens
+    assert there.told[-1] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [
+        (GRPO, {}),
+        (PPO, {"num_epochs": 2, "num_mini_batches": 2, "bf16": True, "prompts_per_step": 12}),
+    ],
+)
+def test_a_stopped_run_resumes_bit_for_bit(inputs, context, algorithm, more):
+    settings = config(algorithm, max_steps=5, save_steps=2, **more)
+    whole, stopped = context("whole"), context("stopped", stop_after=3)
+    expected = rlvr.run(settings, inputs, whole)
+    with pytest.raises(KeyboardInterrupt):
+        rlvr.run(settings, inputs, stopped)
+    stopped.stop_after = None
+    before = dict(stopped.logged)
+    torch.manual_seed(99)
+    assert rlvr.run(settings, inputs, stopped) == expected
+    assert sorted(before) == [1, 2, 3]
+    assert without_speed(stopped.logged) == without_speed(whole.logged)
+    assert digest(stopped) == digest(whole)
+
+
+def test_the_cut_into_passes_changes_nothing_but_rounding(inputs, context):
+    whole, cut = context("whole"), context("cut")
+    rlvr.run(config(PPO, max_steps=2, prompts_per_step=24), inputs, whole)
+    rlvr.run(config(PPO, max_steps=2, prompts_per_step=24, tokens_per_pass=128), inputs, cut)
+    for name in ("reward", "kl", "loss/policy", "loss/value", "grad_norm", "value/grad_norm"):
+        assert whole.logged[2][name] == pytest.approx(cut.logged[2][name], rel=1e-3, abs=1e-5)
+
+
+def test_several_updates_move_away_from_the_policy_that_sampled(inputs, context):
+    there = context("run")
+    rlvr.run(config(GRPO, num_epochs=3, num_mini_batches=2, max_steps=2), inputs, there)
+    assert there.logged[1]["policy/approx_kl"] > 0
+    assert there.logged[1]["clip_ratio"] > 0
+
+
+def test_without_a_penalty_there_is_no_reference_and_no_kl(inputs, context):
+    there = context("run")
+    rlvr.run(config(GRPO, beta=0.0, max_steps=1), inputs, there)
+    assert "kl" not in there.logged[1]
+    assert "entropy" in there.logged[1]
+
+
+def test_ppo_without_a_reward_model_starts_its_value_model_from_the_policy(inputs, context):
+    del inputs["reward_model"]
+    there = context("run")
+    rlvr.run(config(PPO, max_steps=1), inputs, there)
+    assert "loss/value" in there.logged[1]
+
+
+def test_rollouts_are_kept_with_their_rewards_and_advantages(inputs, context):
+    there = context("run")
+    rlvr.run(config(max_steps=3, missing_eos_reward=-2.0), inputs, there)
+    groups = list(read_rows(there.root / "out" / "rollouts", RolloutGroup))
+    assert {group.step for group in groups} == {1, 2, 3}
+    for group in groups:
+        assert len(group.completions) == len(group.rewards) == len(group.advantages) == 8
+        assert group.prompt[-1].role == "user"
+        for finish, outcome, reward in zip(
+            group.finish_reasons, group.outcomes, group.rewards, strict=True
+        ):
+            assert reward == (-2.0 if finish == "length" else float(outcome == "verified"))
+        assert sum(group.advantages) == pytest.approx(0, abs=1e-4)
+
+
+# --- verifiers that fail ------------------------------------------------------------------------
+
+
+def test_a_failed_verifier_is_counted_and_masked_not_a_zero_reward(inputs, context, monkeypatch):
+    def broken_on_odd_lengths(completion, ground_truth):
+        if len(completion) % 2:
+            raise VerifierError("the sandbox is away")
+        return VERIFIERS["contains"](completion, ground_truth)
+
+    monkeypatch.setitem(VERIFIERS, "sometimes", broken_on_odd_lengths)
+    rows = inputs["dataset"].parent / "sometimes"
+    write_rows(rows / "rows.jsonl", [row(i, verifier="sometimes") for i in range(20)])
+    there = context("run")
+    rlvr.run(config(max_steps=1), inputs | {"dataset": rows}, there)
+    groups = list(read_rows(there.root / "out" / "rollouts", RolloutGroup))
+    failed = [
+        (reward, advantage)
+        for group in groups
+        for text, reward, advantage in zip(
+            group.completions, group.rewards, group.advantages, strict=True
+        )
+        if len(text) % 2
+    ]
+    assert failed
+    assert set(failed) == {(None, 0.0)}
+    assert there.logged[1]["verifier/failures"] == len(failed)
+    known = [r for group in groups for r in group.rewards if r is not None]
+    assert there.logged[1]["reward"] == pytest.approx(sum(known) / len(known))
+
+
+def test_a_verifier_that_always_fails_stops_the_run(inputs, context, monkeypatch, tmp_path):
+    def away(completion, ground_truth):
+        raise TimeoutError
+
+    monkeypatch.setitem(VERIFIERS, "away", away)
+    write_rows(tmp_path / "rows.jsonl", [row(i, verifier="away") for i in range(4)])
+    with pytest.raises(StageError, match="every verifier failed, on all 64 completions"):
+        rlvr.run(config(), inputs | {"dataset": tmp_path}, context("run"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ended", "expected"),
+    [
+        ("verified", True, 10.0),
+        ("verified", False, -10.0),  # right but unterminated: replaced, as in Tülu 3's code
+        ("not_verified", True, 0.0),
+        ("not_verified", False, -10.0),
+        ("failed", True, None),
+        ("failed", False, None),
+    ],
+)
+def test_the_reward_of_an_outcome(outcome, ended, expected):
+    actual = rollout.reward_of(
+        rollout.Outcome(outcome), ended=ended, verification_reward=10.0, missing_eos_reward=-10.0
+    )
+    assert actual == expected
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_a_row_that_its_verifier_refuses_is_named(inputs, context, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [row(7, ground_truth=None)])
+    with pytest.raises(DataError, match="row 'toy/7'"):
+        rlvr.run(config(), inputs | {"dataset": tmp_path}, context("run"))
+
+
+def test_an_unknown_verifier_is_refused_before_anything_runs(inputs, context, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [row(7, verifier="gsm9k")])
+    with pytest.raises(DataError, match="row 'toy/7': unknown verifier 'gsm9k'; there are"):
+        rlvr.run(config(), inputs | {"dataset": tmp_path}, context("run"))
+
+
+def test_no_prompt_to_train_on_says_what_there_is(inputs, context):
+    with pytest.raises(DataError, match="verifiable rows: digits, other; skills asked for: maths"):
+        rlvr.run(config(skills=("maths",)), inputs, context("run"))
+
+
+def test_weights_that_are_not_numbers_are_an_error(inputs, context, tmp_path):
+    from caravan.training.models import load_policy, save_model
+
+    model, tokenizer = load_policy(inputs["policy"])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5:].fill_(float("nan"))
+    save_model(model, tokenizer, tmp_path / "broken")
+    with pytest.raises(CaravanError, match="not finite"):
+        rlvr.run(config(), inputs | {"policy": tmp_path / "broken"}, context("run"))
+
+
+def test_a_diverging_run_ends_with_a_clear_error(inputs, context):
+    there = context("run")
+    with pytest.raises(NonFiniteError, match=r"[Ll]ower learning_rate"):
+        rlvr.run(config(PPO, max_steps=30, num_epochs=2, learning_rate=1e4), inputs, there)
