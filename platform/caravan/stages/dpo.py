@@ -20,7 +20,7 @@ from caravan.recipe import DPOConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.dpo import cached_reference, dpo_job
 from caravan.training.fit import fit, identity
-from caravan.training.models import load_policy, prepare_torch, save_model
+from caravan.training.models import load_policy, place, prepare_torch, save_model
 from caravan.training.tokenize import check_length, tokenize_pairs
 
 NAME = "dpo"
@@ -31,8 +31,8 @@ def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) ->
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_policy(inputs["model"])
     check_length(model, config.max_length)
+    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     data = tokenize_pairs(read_rows(inputs["pairs"], Pair), tokenizer, config.max_length)
-    model.to(device)
     of_run = identity(NAME, config, context.seed, inputs["model"], data.rows)
     pad = tokenizer.pad_token_id
     reference = cached_reference(

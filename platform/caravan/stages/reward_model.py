@@ -16,7 +16,7 @@ from caravan.data.records import Pair
 from caravan.recipe import RewardModelConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.fit import fit, identity
-from caravan.training.models import new_reward_model, prepare_torch, save_model
+from caravan.training.models import new_reward_model, place, prepare_torch, save_model
 from caravan.training.reward_model import reward_model_job
 from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -30,10 +30,11 @@ def run(
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = new_reward_model(inputs["model"])
     check_length(model, config.max_length)
+    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
     job = reward_model_job(
-        model.to(device),
+        model,
         data.rows,
         config,
         pad_token_id=tokenizer.pad_token_id,

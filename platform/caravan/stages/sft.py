@@ -18,7 +18,7 @@ from caravan.data.records import Conversation
 from caravan.recipe import SFTConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.fit import fit, identity
-from caravan.training.models import load_policy, prepare_torch, save_model
+from caravan.training.models import load_policy, place, prepare_torch, save_model
 from caravan.training.sft import sft_job
 from caravan.training.tokenize import check_length, tokenize_conversations
 
@@ -30,10 +30,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) ->
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_policy(inputs["model"])
     check_length(model, config.max_length)
+    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     conversations = read_rows(inputs["dataset"], Conversation)
     data = tokenize_conversations(conversations, tokenizer, config.max_length)
     job = sft_job(
-        model.to(device),
+        model,
         data.rows,
         config,
         pad_token_id=tokenizer.pad_token_id,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from caravan.training.attention import short_row_attention
+
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
 
@@ -39,7 +41,8 @@ def token_logprobs(
 def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """[B, T, H] last hidden states of a causal model over rows padded on the right."""
     # No attention mask: causal attention keeps the padding out, and the kernels are faster.
-    output = model.base_model(input_ids=input_ids, use_cache=False)
+    with short_row_attention(model, input_ids.shape[1]):
+        output = model.base_model(input_ids=input_ids, use_cache=False)
     return cast(Tensor, output.last_hidden_state)
 
 
