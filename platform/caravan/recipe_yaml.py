@@ -21,6 +21,10 @@ FieldPath = tuple[str | int, ...]
 ALIASES = {"max_seq_length": "max_length"}
 """Names that users of other tools know, and ours."""
 
+MAX_DEPTH = 40
+MAX_VALUES = 100_000
+"""Of a recipe's text, with its aliases written out."""
+
 
 @dataclass
 class Document:
@@ -196,7 +200,15 @@ def _parse(text: str, file: str) -> Document:
 
 
 def _visit(node: yaml.Node, path: FieldPath, file: str, places: dict[FieldPath, str]) -> None:
-    """Note the line of every value, and refuse a key that is given twice."""
+    """Note the line of every value, and refuse a key that is given twice.
+
+    Aliases are followed, so a document of a few lines may be endless, or larger than memory.
+    """
+    if len(path) > MAX_DEPTH or len(places) > MAX_VALUES:
+        raise RecipeError(
+            f"{file}:{node.start_mark.line + 1}: too deep or too large for a recipe; "
+            "does an alias (*name) refer to what it is in?"
+        )
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             places[(*path, i)] = f"{file}:{item.start_mark.line + 1}"

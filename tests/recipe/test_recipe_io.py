@@ -136,6 +136,14 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("- a\n- b\n", "r.yaml: expected a mapping of sections"),
         ("name: [\n", "r.yaml:2: not YAML"),
         ("name: a\nname: b\n", "r.yaml:2: name is given twice"),
+        ("name: &a [*a]\n", "r.yaml:1: too deep or too large"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1]\n"
+            + "".join(
+                f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in zip("abcdef", "bcdefg")
+            ),
+            "too deep or too large",
+        ),
         ("name: !!python/object:os.system x\n", "r.yaml:1: not YAML"),
     ],
 )
