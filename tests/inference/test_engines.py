@@ -1,0 +1,191 @@
+"""The engines that run in this process, and the respond stage on top of them."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from caravan.data.io import read_rows, write_rows
+from caravan.data.records import Completion, Conversation, Message
+from caravan.data.template import encode_prompt
+from caravan.errors import MissingExtraError
+from caravan.inference import EngineError, load_engine
+from caravan.inference.program_engine import ProgramEngine
+from caravan.inference.transformers_engine import TransformersEngine
+from caravan.recipe import (
+    PoolMember,
+    ProgramEngineConfig,
+    Resources,
+    Sampling,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
+from caravan.stages import respond
+from caravan.stages.configs import RespondStageConfig
+from caravan.training.models import save_model
+
+PROMPTS = [
+    (Message(role="user", content=text),) for text in ("what is 3 + 4?", "hi", "say it again")
+]
+SAMPLING = Sampling(temperature=1.0, max_completion_length=12)
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+
+
+@pytest.fixture
+def directory(model, tokenizer, tmp_path):
+    save_model(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_directory_answers(directory, model, tokenizer):
+    engine = load_engine(directory)
+    groups = engine.generate(PROMPTS, SAMPLING, n=3, seed=1)
+    assert [len(group) for group in groups] == [3, 3, 3]
+    assert groups == engine.generate(PROMPTS, SAMPLING, n=3, seed=1)
+    assert groups == TransformersEngine(model, tokenizer).generate(PROMPTS, SAMPLING, n=3, seed=1)
+    assert groups != engine.generate(PROMPTS, SAMPLING, n=3, seed=2)
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        ids = encode_prompt(tokenizer, prompt)
+        for reply in group:
+            assert reply.text == tokenizer.decode(reply.token_ids, skip_special_tokens=True)
+            logits = model(torch.tensor([[*ids, *reply.token_ids]])).logits[0, len(ids) - 1 : -1]
+            wanted = logits.log_softmax(-1).gather(-1, torch.tensor(reply.token_ids)[:, None])
+            assert reply.logprobs == pytest.approx(wanted[:, 0].tolist(), abs=2e-5)
+
+
+def test_the_end_token_is_not_in_the_text(model, tokenizer):
+    with torch.no_grad():
+        model.lm_head.weight[1] = model.lm_head.weight.mean(0) * 0 + 1.0
+    engine = TransformersEngine(model, tokenizer)
+    replies = [r for g in engine.generate(PROMPTS, SAMPLING, n=20, seed=0) for r in g]
+    stopped = [r for r in replies if r.finish_reason == "stop"]
+    assert stopped
+    for reply in stopped:
+        assert reply.token_ids[-1] == tokenizer.eos_token_id
+        assert "<|endoftext|>" not in reply.text
+        assert reply.text == tokenizer.decode(reply.token_ids[:-1], skip_special_tokens=True)
+
+
+def test_a_relative_path_is_meant_from_the_recipe(directory):
+    config = TransformersEngineConfig(model_name_or_path="model")
+    engine = load_engine(config, recipe_dir=directory.parent)
+    assert engine.generate(PROMPTS, SAMPLING, seed=0)
+
+
+def test_a_directory_without_a_model_is_an_error(tmp_path):
+    with pytest.raises(EngineError, match="cannot load the model"):
+        load_engine(tmp_path)
+
+
+def test_pickled_weights_are_refused(directory, model):
+    (directory / "model.safetensors").unlink()
+    torch.save(model.state_dict(), directory / "pytorch_model.bin")
+    with pytest.raises(EngineError, match=r"model\.safetensors"):
+        load_engine(directory)
+
+
+def test_a_program_gets_a_generator_of_its_own_for_every_reply():
+    engine = ProgramEngine(lambda messages, rng: f"{messages[-1].content}: {rng.random()}")
+    first = engine.generate(PROMPTS, SAMPLING, n=2, seed=1)
+    assert first == engine.generate(PROMPTS, SAMPLING, n=2, seed=1)
+    assert first[1:] == engine.generate(PROMPTS[1:], SAMPLING, n=2, seed=1)
+    texts = {r.text for group in first for r in group}
+    assert len(texts) == 6
+    assert not texts & {r.text for g in engine.generate(PROMPTS, SAMPLING, seed=2) for r in g}
+
+
+def test_an_unknown_program_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(EngineError, match="no program 'nobody'; there are: "):
+        load_engine(ProgramEngineConfig(program="nobody"))
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
+def test_without_vllm_the_extra_is_named(directory):
+    with pytest.raises(MissingExtraError, match=r"caravan\[vllm\]"):
+        load_engine(VLLMEngineConfig(model_name_or_path=str(directory)))
+
+
+# --- respond ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts_dir(tmp_path):
+    rows = [
+        Conversation(
+            id=f"toy/{i}",
+            messages=(Message(role="user", content=f"question {i}"),),
+            source="toy",
+            skill="chat",
+            license="Apache-2.0",
+        )
+        for i in range(10)
+    ]
+    write_rows(tmp_path / "prompts" / "rows.jsonl", rows)
+    return tmp_path / "prompts"
+
+
+class Context:
+    def __init__(self, root):
+        self.root, self.seed, self.recipe_dir, self.told = root, 3, root, []
+        self.workdir = root / "work"
+        self.workdir.mkdir(parents=True, exist_ok=True)
+
+    def output(self, name, kind):
+        path = self.root / f"out-{len(list(self.root.glob('out-*')))}" / name
+        path.mkdir(parents=True)
+        return path
+
+    def progress(self, done, total):
+        self.told.append((done, total))
+
+
+def member_config(**changes):
+    member = PoolMember(name="own", artifact="sft", num_generations=2)
+    values = {
+        "member": member,
+        "engine": None,
+        "sampling": SAMPLING,
+        "resources": Resources(cpus=1),
+    }
+    return RespondStageConfig.model_validate(values | changes)
+
+
+def test_respond_answers_every_prompt_and_goes_on_where_it_stopped(
+    directory, prompts_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(respond, "PROMPTS_PER_CHUNK", 4)
+    inputs = {"prompts": prompts_dir, "model": directory}
+    context = Context(tmp_path / "context")
+    result = respond.run(member_config(), inputs, context)
+    rows = list(read_rows(context.root / "out-0" / "completions", Completion))
+    assert [(r.prompt_id, r.index) for r in rows] == [
+        (f"toy/{i}", j) for i in range(10) for j in range(2)
+    ]
+    assert {r.model for r in rows} == {"own"}
+    assert result.metrics["completions"] == 20
+    assert context.told[-1] == (10, 10)
+
+    lost = sorted(context.workdir.glob("chunk-*"))[1]
+    lost.unlink()
+    times = {p: p.stat().st_mtime_ns for p in context.workdir.glob("chunk-*")}
+    respond.run(member_config(), inputs, context)
+    assert (context.root / "out-1/completions/rows.jsonl").read_bytes() == (
+        context.root / "out-0/completions/rows.jsonl"
+    ).read_bytes()
+    assert all(p.stat().st_mtime_ns == then for p, then in times.items())
+
+
+def test_respond_lets_a_drawn_member_answer_its_share(prompts_dir, directory, tmp_path):
+    config = member_config(
+        member=PoolMember(name="a", engine="x"),
+        engine=TransformersEngineConfig(model_name_or_path=str(directory)),
+        drawn_from=("a", "b"),
+        drawn=1,
+    )
+    context = Context(tmp_path / "context")
+    respond.run(config, {"prompts": prompts_dir}, context)
+    rows = list(read_rows(context.root / "out-0" / "completions", Completion))
+    assert [r.prompt_id for r in rows] == [
+        f"toy/{i}" for i in range(10) if config.answers(f"toy/{i}")
+    ]
+    assert 0 < len(rows) < 10

@@ -1,0 +1,55 @@
+"""vLLM for real, where it is installed; loading it takes half a minute."""
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from caravan.data.records import Message
+from caravan.data.template import encode_prompt
+from caravan.inference import EngineError, load_engine
+from caravan.recipe import Sampling, VLLMEngineConfig
+from caravan.training.models import save_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROMPTS = [(Message(role="user", content=text),) for text in ("what is 3 + 4?", "hi", "again")]
+
+
+@pytest.fixture
+def directory(model, tokenizer, tmp_path):
+    save_model(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    engine = load_engine(VLLMEngineConfig(model_name_or_path=str(directory), max_model_len=128))
+    ours = load_engine(directory)
+    greedy = Sampling(temperature=0.0, max_completion_length=16)
+    told = []
+    theirs = engine.generate(PROMPTS, greedy, seed=1, progress=lambda *n: told.append(n))
+    for (reply,), (expected,) in zip(theirs, ours.generate(PROMPTS, greedy, seed=1), strict=True):
+        assert reply.text == expected.text
+        assert reply.token_ids == expected.token_ids
+        assert reply.finish_reason == expected.finish_reason
+    assert told == [(3, 3)]
+
+    warm = Sampling(temperature=0.7, max_completion_length=16)
+    sampled = engine.generate(PROMPTS, warm, n=4, seed=1)
+    assert sampled == engine.generate(PROMPTS, warm, n=4, seed=1)
+    import torch
+
+    for prompt, group in zip(PROMPTS, sampled, strict=True):
+        assert len(group) == 4
+        assert len({reply.text for reply in group}) > 1
+        ids = encode_prompt(tokenizer, prompt)
+        for reply in group:
+            row = torch.tensor([[*ids, *reply.token_ids]])
+            logits = ours.model(row).logits[0, len(ids) - 1 : -1] / 0.7
+            chosen = logits.log_softmax(-1).gather(-1, row[0, len(ids) :, None])[:, 0]
+            assert reply.logprobs == pytest.approx(chosen.tolist(), abs=0.1)  # bfloat16 or float32
+
+
+def test_a_directory_without_a_model_is_an_error(tmp_path):
+    with pytest.raises(EngineError, match="vLLM cannot load"):
+        load_engine(VLLMEngineConfig(model_name_or_path=str(tmp_path)))
