@@ -208,8 +208,11 @@ def _rate_score(rate: WinRate) -> Score:
 
 
 def _change_scores(steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> list[Score]:
-    """Differences from stage to stage, as scores of the report: `math:rlvr>dpo`, `difference`."""
-    suites = {name: s.suite for e in evaluations for name, s in e.scores.items()}
+    """Differences from stage to stage, as scores of the report: `math:rlvr>dpo`, `difference`.
+
+    Judged tasks have win rates instead.
+    """
+    suites = {n: s.suite for e in evaluations for n, s in e.scores.items() if not s.judged}
     return [
         Score(
             task=f"{change.task}:{change.after}>{change.before}",
@@ -222,4 +225,5 @@ def _change_scores(steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> 
         )
         for step, _ in steps
         for change in step
+        if change.task in suites
     ]

@@ -1,0 +1,194 @@
+"""Tasks: loading, from small files written here and from the public ones where they lie."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caravan.errors import DataError, RecipeError
+from caravan.evals.tasks import TASKS
+from caravan.recipe import EvalTask
+from caravan.verifiers import verify
+
+DATA = Path("/work/shared/data/eval")
+
+
+def task(name: str, path: str | None = None, **values: Any) -> EvalTask:
+    return EvalTask(name=name.replace("_", "-"), task=name, path=path, **values)
+
+
+def load(name: str, path: Path, **values: Any) -> list[Any]:
+    return TASKS[name].load(task(name, path.name, **values), 0, path.parent)
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_gsm8k_with_shots_as_turns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "test.jsonl", {"question": "1 + 1?", "answer": "So <<1+1=2>>2.\n#### 2"}
+    )
+    (instance,) = load("gsm8k", path, num_fewshot=8)
+    assert [m.role for m in instance.messages] == ["user", "assistant"] * 8 + ["user"]
+    assert instance.messages[1].content.endswith("The answer is 6.")
+    assert (instance.messages[-1].content, instance.ground_truth) == ("1 + 1?", "2")
+    with pytest.raises(DataError, match="num_fewshot is 9, but there are 8"):
+        load("gsm8k", path, num_fewshot=9)
+
+
+def test_the_worked_examples_of_math_are_right_by_our_verifier(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", {"problem": "1/2?", "solution": r"\boxed{\frac12}"})
+    (instance,) = load("math", path, num_fewshot=4)
+    assert len(instance.messages) == 9
+    for shot in instance.messages[1::2]:
+        assert shot.content.endswith("I hope it is correct.")
+    assert instance.ground_truth == r"\frac12"
+
+
+def test_ifeval_drops_the_empty_arguments_of_the_hub_version(tmp_path: Path) -> None:
+    row = {
+        "key": 7,
+        "prompt": "Write.",
+        "instruction_id_list": ["keywords:existence"],
+        "kwargs": [{"keywords": ["fox"], "num_words": None}],
+    }
+    (instance,) = load("ifeval", write(tmp_path / "input_data.jsonl", row))
+    assert instance.id == "ifeval/7"
+    assert instance.ground_truth == [{"id": "keywords:existence", "kwargs": {"keywords": ["fox"]}}]
+
+
+def test_mmlu_by_subject_with_shots(tmp_path: Path) -> None:
+    for part in ("test", "dev"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"sky_{part}.csv").write_text('"Is it, then, blue?",a,b,c,d,B\r\n')
+    (instance,) = TASKS["mmlu"].load(task("mmlu", ".", num_fewshot=1), 0, tmp_path)
+    assert (instance.id, instance.skill, instance.ground_truth) == ("mmlu/sky/0", "sky", "B")
+    assert instance.messages[1].content == "The answer is (B)."
+    assert "Is it, then, blue?\n(A) a\n(B) b" in instance.messages[2].content
+    (tmp_path / "test" / "sky_test.csv").write_text("too,few\n")
+    with pytest.raises(DataError, match=r"sky_test\.csv, row 1: not question"):
+        TASKS["mmlu"].load(task("mmlu", "."), 0, tmp_path)
+
+
+def test_bbh_reads_the_published_prompts(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "cot-prompts").mkdir()
+    examples = {"examples": [{"input": "not True is", "target": "False"}]}
+    (tmp_path / "tasks/logic.json").write_text(json.dumps(examples))
+    (tmp_path / "cot-prompts/logic.txt").write_text(
+        "BENCHMARK DATA. canary GUID x\n-----\nEvaluate.\n\nQ: True is\nA: Let's think.\nSo the "
+        "answer is True.\n\nQ: False is\nA: So the answer is False."
+    )
+    (instance,) = TASKS["bbh"].load(task("bbh", ".", num_fewshot=2), 0, tmp_path)
+    assert [m.content for m in instance.messages] == [
+        "Evaluate.\n\nQ: True is",
+        "Let's think.\nSo the answer is True.",
+        "Evaluate.\n\nQ: False is",
+        "So the answer is False.",
+        "Evaluate.\n\nQ: not True is",
+    ]
+
+
+def test_popqa_and_drop(tmp_path: Path) -> None:
+    popqa = tmp_path / "popQA.tsv"
+    answers = '"[""Paris"", ""City of Light""]"'
+    popqa.write_text("id\tquestion\tpossible_answers\n" + f"1\tCapital?\t{answers}\n" * 3)
+    instances = load("popqa", popqa, num_fewshot=2)
+    assert (len(instances), len(instances[0].messages)) == (1, 5)
+    assert verify("contains", "It is paris.", instances[0].ground_truth).correct
+    answer = {"number": "", "date": {"day": "", "month": "", "year": ""}, "spans": ["a", "b"]}
+    pair = {"query_id": "q", "question": "Who?", "answer": answer}
+    drop = tmp_path / "drop.json"
+    drop.write_text(json.dumps({"p": {"passage": "a and b", "qa_pairs": [pair]}}))
+    assert load("drop", drop)[0].ground_truth == ["a, b"]
+
+
+def test_the_limit_takes_the_same_instances_whatever_the_seed(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(50)]
+    path = write(tmp_path / "test.jsonl", *rows)
+    config = task("gsm8k", path.name, limit=10)
+    one, other = (TASKS["gsm8k"].load(config, seed, tmp_path) for seed in (1, 2))
+    assert one == other
+    assert len(one) == 10
+    assert [int(i.ground_truth) for i in one] == sorted(int(i.ground_truth) for i in one)
+
+
+def test_missing_files_say_where_to_put_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'gsm8k' reads files: set its `path` to test\.jsonl"):
+        TASKS["gsm8k"].load(task("gsm8k"), 0, tmp_path)
+    with pytest.raises(DataError, match=r"nowhere is not there; put test\.jsonl there"):
+        TASKS["gsm8k"].load(task("gsm8k", "nowhere"), 0, tmp_path)
+    broken = tmp_path / "test.jsonl"
+    broken.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b"\n')
+    with pytest.raises(DataError, match=r"test\.jsonl, row 2: not JSON"):
+        load("gsm8k", broken)
+    with pytest.raises(DataError, match=r"row 1: no field 'answer'"):
+        load("gsm8k", write(broken, {"question": "a"}))
+
+
+def test_an_unknown_task_is_named_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="no evaluation task 'gms8k'; did you mean 'gsm8k'"):
+        TASKS["gms8k"]
+
+
+@pytest.mark.parametrize(
+    "name", ["pocket-math", "pocket-constraints", "pocket-atlas", "pocket-lists", "pocket-chat"]
+)
+def test_pocket_tasks_do_not_depend_on_the_seed_and_have_fitting_truths(name: str) -> None:
+    one, other = (TASKS[name].load(task(name, limit=30), seed) for seed in (1, 2))
+    assert one == other
+    assert len({i.id for i in one}) == 30
+    assert TASKS[name].judged == (not TASKS[name].metrics)
+    for metric in TASKS[name].metrics:
+        for instance in one:
+            assert verify(metric.verifier, "", instance.ground_truth).score < 1
+
+
+FILES = [
+    ("gsm8k", "gsm8k/test.jsonl", 8, 1319),
+    ("math", "math/test.jsonl.gz", 4, 5000),
+    ("math", "math/math500.jsonl", 0, 500),
+    ("ifeval", "ifeval/input_data.jsonl", 0, 541),
+    ("mmlu", "mmlu", 5, 14042),
+    ("bbh", "bbh", 3, 6511),
+    ("humaneval", "humaneval/HumanEval.jsonl.gz", 0, 164),
+    ("humaneval_plus", "humaneval/HumanEvalPlus-OriginFmt.jsonl.gz", 0, 164),
+    ("truthfulqa", "truthfulqa/mc_task.json", 0, 817),
+    ("alpaca_eval", "alpaca_eval/text_davinci_003_model_outputs.json", 0, 805),
+]
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here")
+@pytest.mark.parametrize(("name", "path", "shots", "count"), FILES)
+def test_public_files_load_whole(name: str, path: str, shots: int, count: int) -> None:
+    instances = TASKS[name].load(task(name, path, num_fewshot=shots), 0, DATA)
+    assert len({instance.id for instance in instances}) == count
+    assert all(len(i.messages) == 1 + 2 * shots for i in instances)
+    assert all(i.messages[-1].role == "user" for i in instances)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here")
+def test_the_worked_examples_of_bbh_meet_our_extraction() -> None:
+    found = TASKS["bbh"].load(task("bbh", "bbh", num_fewshot=3, limit=200), 0, DATA)
+    for instance in found:
+        for shot in instance.messages[1:-1:2]:
+            answer = shot.content.rpartition("answer is ")[2]
+            assert verify("bbh", shot.content, answer.strip().removesuffix(".")).correct
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here")
+def test_humaneval_scores_its_own_solutions_through_the_task() -> None:
+    instances = TASKS["humaneval"].load(
+        task("humaneval", "humaneval/HumanEval.jsonl.gz", limit=5), 0, DATA
+    )
+    with gzip.open(DATA / "humaneval/HumanEval.jsonl.gz", "rt") as lines:
+        solutions = {r["task_id"]: r["canonical_solution"] for r in map(json.loads, lines)}
+    for instance in instances:
+        completion = f"```python\n{instance.ground_truth['prompt']}{solutions[instance.id]}\n```"
+        assert verify("code", completion, instance.ground_truth).correct

@@ -1,0 +1,302 @@
+"""The stages evaluate, on a real tiny model, and report, on evaluations written here."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from caravan.data.io import read_rows, write_json, write_rows
+from caravan.data.records import EvalInstance, Message
+from caravan.errors import RecipeError
+from caravan.evals.comparison import load_evaluation
+from caravan.evals.judging import ProgramJudge as Program
+from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
+from caravan.evals.tasks import TASKS
+from caravan.inference import Generation
+from caravan.recipe import EvalTask, EvaluateConfig, ProgramJudge, ReportConfig, Resources, Sampling
+from caravan.stages import evaluate, report
+from caravan.stages.configs import EvaluateStageConfig
+
+SHORT = Sampling(temperature=0.0, max_completion_length=6)
+TASK_LIST = (
+    EvalTask(name="math", task="pocket-math", limit=6, sampling=SHORT),
+    EvalTask(name="constraints", task="pocket-constraints", limit=5, sampling=SHORT),
+    EvalTask(name="chat", task="pocket-chat", limit=4, sampling=SHORT),
+)
+ASPECTS = ("helpfulness", "instruction_following", "honesty", "truthfulness")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    special = ["<pad>", "<|endoftext|>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *string.printable])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>"
+    ).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def config(*tasks: EvalTask, judge: ProgramJudge | None = ProgramJudge()) -> EvaluateStageConfig:
+    suite = EvaluateConfig(tasks=tasks, judge=judge, batch_size=4, resources=Resources(cpus=1))
+    return EvaluateStageConfig(evaluate=suite)
+
+
+def test_evaluate_keeps_every_instance_and_repeats(
+    make_context: Callable[..., Any], model_dir: Path
+) -> None:
+    outputs = []
+    for name in ("one", "two"):
+        context = make_context(name)
+        result = evaluate.run(config(*TASK_LIST), {"model": model_dir}, context)
+        outputs.append(context.outputs["evaluation"])
+    for file in ("scores.json", "instances.jsonl"):
+        assert (outputs[0] / file).read_bytes() == (outputs[1] / file).read_bytes()
+    rows = list(read_rows(outputs[0] / "instances.jsonl", ScoredCompletion))
+    assert [sum(row.task == t.name for row in rows) for t in TASK_LIST] == [6, 5, 4]
+    for row in rows:
+        assert row.messages[-1].role == "user"
+        assert row.score is not None
+        assert row.finish_reason in ("stop", "length")
+        assert (row.ratings is not None) == (row.task == "chat")
+    assert [(s.task, s.metric, s.n) for s in result.scores] == [
+        ("math", "accuracy", 6),
+        ("constraints", "prompt_level_strict_acc", 5),
+        ("constraints", "inst_level_strict_acc", 5),
+        ("chat", "mean_rating", 4),
+    ]
+    for score in result.scores:
+        assert score.low <= score.value <= score.high
+        assert len(score.instances) == score.n
+        assert score.value == pytest.approx(sum(score.instances.values()) / score.n)
+    assert context.reported[-1] == (15, 15)
+    document = json.loads((outputs[0] / "scores.json").read_text())
+    assert [entry["primary"] for entry in document] == [True, True, False, True]
+
+
+def test_a_judged_task_without_a_judge_says_so(
+    make_context: Callable[..., Any], model_dir: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"'chat' is rated by a judge: set evaluate\.judge"):
+        evaluate.run(
+            config(TASK_LIST[2], judge=None), {"model": model_dir}, make_context("evaluate")
+        )
+
+
+def test_pass_at_k_and_the_stages_files(tmp_path: Path) -> None:
+    task = EvalTask(name="code", task="humaneval", path="he", num_generations=4)
+    truth = {"prompt": "def one():\n", "test": "def check(f):\n    assert f() == 1\n"}
+    instance = EvalInstance(
+        id="he/0",
+        messages=(Message(role="user", content="one"),),
+        ground_truth=truth | {"entry_point": "one"},
+    )
+    texts = ["    return 1", "    return 2", "    return 3", "    return 1"]
+    replies = [[Generation(text, "stop") for text in texts]]
+    definition = TASKS["humaneval"]
+    rows = verified(task, definition.metrics, [instance], replies, threads=2)
+    assert [row.score for row in rows] == [1, 0, 0, 1]
+    (score,) = task_scores(task, definition, rows)
+    assert (score.metric, score.value, score.n) == ("pass@4", 1.0, 1)
+    (tmp_path / "he").mkdir()
+    (tmp_path / "he/b").write_text("b")
+    (tmp_path / "he/a").write_text("a")
+    assert [p.name for p in evaluate.external_files(config(task), tmp_path)] == ["a", "b"]
+
+
+def test_a_verifier_that_fails_leaves_the_instance_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from caravan.verifiers import sandbox
+
+    monkeypatch.setattr(sandbox, "_CHILD", Path("/nowhere.py"))
+    task = EvalTask(name="code", task="humaneval")
+    instance = EvalInstance(
+        id="he/0",
+        messages=(Message(role="user", content="one"),),
+        ground_truth={"prompt": "def one():\n", "test": "", "entry_point": "one"},
+    )
+    definition = TASKS["humaneval"]
+    reply = [[Generation("    return 1", "stop")]]
+    rows = verified(task, definition.metrics, [instance], reply, threads=1)
+    assert rows[0].score is None
+    assert task_scores(task, definition, rows) == []
+
+
+# --- report -------------------------------------------------------------------------------------
+
+EVIL = "<script>alert('x')</script>{{ 7 * 7 }}<img src=x onerror=alert(1)>"
+
+
+def write_evaluation(directory: Path, quality: float) -> Path:
+    """An evaluation in which a share `quality` of the answers is right and liked."""
+    tasks = [
+        EvalTask(name="math", task="pocket-math", limit=40),
+        EvalTask(name="chat", task="pocket-chat", limit=30),
+    ]
+    rows, scores = [], []
+    for task in tasks:
+        definition = TASKS[task.task]
+        instances = definition.load(task, 0)
+        right = round(quality * len(instances))
+        replies = []
+        for i, instance in enumerate(instances):
+            good = f"It is {instance.ground_truth}." if task.name == "math" else "Hello! " * 3
+            replies.append([Generation(good if i < right else EVIL, "stop")])
+        if definition.judged:
+            found = judged(task, instances, replies, Program(ASPECTS), 0)
+            found = [
+                row.model_copy(update={"score": s, "metrics": {"mean_rating": s}})
+                for i, row in enumerate(found)
+                for s in [4.0 if i < right else 2.0]
+            ]
+        else:
+            found = verified(task, definition.metrics, instances, replies, 1)
+        rows += found
+        scores += task_scores(task, definition, found)
+    directory.mkdir(parents=True)
+    write_rows(directory / "instances.jsonl", rows)
+    write_json(directory / "scores.json", evaluate.scores_document(tasks, scores))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("evaluations")
+    shares = {"rlvr": 0.9, "base": 0.1, "dpo": 0.55, "sft": 0.5}
+    paths = {
+        f"evaluation-{stage}": write_evaluation(root / stage, share)
+        for stage, share in shares.items()
+    }
+    for name in ("card", "mix", "evidence"):
+        (root / name).mkdir()
+        paths[name] = root / name
+    source = {"name": EVIL, "skill": "math"}
+    card = {"available": 12, "kept": 11, "dropped": {}, "by_skill": {}, "sources": [source]}
+    write_json(root / "card/card.json", card)
+    write_json(root / "mix/mix.json", {"rows": 10, "by_source": {EVIL: 10}, "by_skill": {}})
+    overlap = {"dropped_rows": {"a": 1}, "dropped_sources": {}}
+    write_json(root / "evidence/overlap.json", overlap)
+    (root / "evidence/evidence.jsonl").write_text('{"row_id": "a/1"}\n')
+    return paths
+
+
+def run_report(
+    make_context: Callable[..., Any], inputs: dict[str, Path], name: str = "report"
+) -> Any:
+    context = make_context(name)
+    result = report.run(ReportConfig(bootstrap_samples=500), inputs, context)
+    return result, context.outputs["report"]
+
+
+def test_report_says_what_changed_and_whether_it_is_more_than_chance(
+    make_context: Callable[..., Any], inputs: dict[str, Path]
+) -> None:
+    result, directory = run_report(make_context, inputs)
+    document = json.loads((directory / "report.json").read_text())
+    assert document["stages"] == ["base", "sft", "dpo", "rlvr"]
+    math = {c["after"]: c for c in document["changes"] if c["task"] == "math"}
+    assert {s: (c["before"], c["significant"]) for s, c in math.items()} == {
+        "sft": ("base", True),
+        "dpo": ("sft", False),  # two instances of forty
+        "rlvr": ("dpo", True),
+    }
+    assert math["rlvr"]["value"] == pytest.approx(0.35)
+    by_task = {score.task: score for score in result.scores}
+    rate = by_task["chat:rlvr>dpo"]
+    assert rate.metric == "win_rate"
+    assert rate.instances
+    # 0.9 against 0.55 of 30: 27 good against 16, the rest ties
+    assert rate.value == pytest.approx((11 + 0.5 * 19) / 30)
+    assert "chat:sft>base" not in {s.task for s in result.scores if s.metric == "win_rate"}
+    assert by_task["math:dpo>sft"].metric == "difference"
+    assert result.metrics["average_change/rlvr"] == pytest.approx(0.35)
+
+
+def test_report_has_the_same_bytes_twice(
+    make_context: Callable[..., Any], inputs: dict[str, Path]
+) -> None:
+    _, one = run_report(make_context, inputs, "one")
+    _, two = run_report(make_context, dict(reversed(inputs.items())), "two")
+    names = sorted(path.name for path in one.iterdir())
+    assert names == [
+        "changes.png",
+        "mix.png",
+        "report.html",
+        "report.json",
+        "scores.png",
+        "win_rates.png",
+    ]
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+class Tags(HTMLParser):
+    """The tags, attributes and text of a page, as a browser reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_lets_no_text_become_markup(
+    make_context: Callable[..., Any], inputs: dict[str, Path]
+) -> None:
+    _, directory = run_report(make_context, inputs)
+    html = (directory / "report.html").read_text()
+    page = Tags()
+    page.feed(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert EVIL in page.text  # the samples show it, as text
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4
+    assert all(str(i["src"]).startswith("data:image/png;base64,") for i in images)
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert not re.search(r"(?:src|href)=\"(?!data:)", html)
+    assert str(inputs["card"]) not in html
+
+
+def test_a_report_of_less_has_less(
+    make_context: Callable[..., Any], inputs: dict[str, Path]
+) -> None:
+    one = {"evaluation-sft": inputs["evaluation-sft"]}
+    result, directory = run_report(make_context, one)
+    assert (result.scores, dict(result.metrics)) == ((), {})
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "report.html",
+        "report.json",
+        "scores.png",
+    ]
+    evaluation = load_evaluation("sft", inputs["evaluation-sft"])
+    assert list(evaluation.scores) == ["math", "chat"]
