@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
+sys.path.append(str(Path(__file__).parent))  # for tests' own module `forked`
+
 from caravan.registry import upgrade
 from caravan.settings import Settings
 

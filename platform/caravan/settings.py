@@ -7,6 +7,9 @@ Every field is read from an environment variable with the prefix `CARAVAN_`
 from __future__ import annotations
 
 import getpass
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -88,11 +91,22 @@ def load_settings() -> Settings:
     """The settings of this process's environment.
 
     Raises:
-        SettingsError: a variable holds a value that cannot be used.
+        SettingsError: a variable holds a value that cannot be used, or is nearly one of ours.
     """
+    _refuse_misspelt(os.environ)
     try:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
         raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error
+
+
+def _refuse_misspelt(names: Iterable[str]) -> None:
+    """A store that silently is another one, for a letter, would be noticed too late."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in names:
+        if name.startswith(PREFIX) and name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.9)
+            if close:
+                raise SettingsError(f"{name} is not a setting; did you mean {close[0]}?")

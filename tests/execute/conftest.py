@@ -1,7 +1,5 @@
 import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from caravan.registry import Registry
 from caravan.settings import Settings
 from caravan.stages.execute import execute
+from forked import Script
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # for sample_stages and waiting
@@ -88,26 +87,24 @@ def start_count(settings):
     processes = []
 
     def start(run_id, settings=settings, before="", **config):
-        script = textwrap.dedent(f"""
-            import sys, logging
+        script = f"""
+            import os, sys, logging
             logging.basicConfig()
             sys.path.insert(0, {str(HERE)!r})
             from sample_stages.count import CountConfig
-            from caravan.stages.execute import *
+            from caravan.stages.execute import execute
             {before}
-            print(execute("sft", "sample_stages.count", CountConfig(**{config!r}), {{}}, {run_id!r}))
-        """)
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=os.environ | settings.environment(),
-        )  # fmt: skip
+            config = CountConfig(**{config!r})
+            print(execute("sft", "sample_stages.count", config, {{}}, {run_id!r}))
+        """
+        process = Script(script, env=os.environ | settings.environment())
         processes.append(process)
         return process
 
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What stands around a stage, in one process."""
 
 import hashlib
-import logging
 import math
 import os
 import subprocess
@@ -264,10 +263,3 @@ def test_a_failed_publication_does_not_run_the_stage_again(
     assert calls() == 1
     assert registry.stage_runs(run_id)[0].state is State.SUCCEEDED
     assert [s.value for s in registry.scores(run_id)] == [0.5]
-
-
-def test_settings_go_to_a_child_process_and_back(settings, monkeypatch):
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-    assert Settings() == settings
-    assert logging.getLogger("caravan").handlers == []

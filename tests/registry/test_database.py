@@ -3,8 +3,6 @@
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +12,7 @@ from alembic.script import ScriptDirectory
 from caravan.errors import RegistryError, RegistryUnavailableError
 from caravan.registry import Registry, database, upgrade
 from caravan.registry.models import SCHEMA_VERSION
+from forked import Script
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -56,12 +55,10 @@ def test_the_version_in_the_code_is_the_newest_migration():
 def test_a_new_sqlite_file_is_created_by_many_processes_at_once(tmp_path):
     url = f"sqlite:///{tmp_path}/deep/registry.db"
     script = f"from caravan.registry import Registry; print(Registry({url!r}).list_runs())"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ)
-        for _ in range(3)
-    ]
+    processes = [Script(script, env=os.environ) for _ in range(4)]
 
-    assert [p.communicate()[0] for p in processes] == [b"[]\n"] * 3
+    assert [p.wait() for p in processes] == [0] * 4, processes[0].stderr
+    assert [p.stdout for p in processes] == ["[]\n"] * 4
 
 
 def test_an_empty_postgres_database_is_not_touched(empty_postgres_url):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from datetime import timedelta
@@ -14,6 +13,7 @@ import pytest
 from caravan.errors import StoreError
 from caravan.settings import Settings
 from caravan.store import open_store
+from forked import Script
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -161,11 +161,8 @@ PUT_AND_DIE = textwrap.dedent("""
 
 
 def test_a_writer_killed_before_the_end_leaves_nothing_visible(store, store_settings, model):
-    killed = subprocess.run(
-        [sys.executable, "-c", PUT_AND_DIE, str(model)],
-        env=os.environ | store_settings.environment(), check=False,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL
+    killed = Script(PUT_AND_DIE, str(model), env=os.environ | store_settings.environment())
+    assert killed.wait() == -signal.SIGKILL, killed.stderr
     assert leftovers(store) != []
 
     if hasattr(store, "root"):
@@ -188,16 +185,12 @@ def test_many_writers_of_one_artifact_agree(store, store_settings, model):
         "store = open_store(); artifact = store.put(Path(sys.argv[1]), 'model')\n"
         "store.fetch(artifact.digest); print(artifact.digest)"
     )
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(model)], stdout=subprocess.PIPE,
-            env=os.environ | store_settings.environment(),
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    digests = {writer.communicate()[0] for writer in writers}
+    environment = os.environ | store_settings.environment()
+    writers = [Script(script, str(model), env=environment) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0], writers[0].stderr
+    digests = {writer.stdout for writer in writers}
 
-    assert digests == {store.put(model, "model").digest.encode() + b"\n"}
+    assert digests == {store.put(model, "model").digest + "\n"}
     assert leftovers(store) == []
 
 
@@ -281,10 +274,8 @@ def test_a_file_too_large_for_the_file_system(tmp_path, model):
         "try: open_store(sys.argv[1]).put(Path(sys.argv[2]), 'model')\n"
         "except StoreError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "store"), str(model)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = Script(script, str(tmp_path / "store"), str(model), env=os.environ)
+    assert done.wait() == 0, done.stderr
 
     assert "File too large; free some space, then resume the run" in done.stdout
     assert not (tmp_path / "store" / "objects").exists()

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from caravan.errors import RegistryError, RegistryUnavailableError, require
@@ -124,7 +130,7 @@ def _translate(error: DBAPIError, url: URL) -> RegistryError:
         return RegistryError(f"{where}: {reason}; check user and password in CARAVAN_REGISTRY_URL")
     if "does not exist" in lowered and "database" in lowered:
         return RegistryError(f"{where}: {reason}; create the database or correct its name")
-    if error.connection_invalidated or type(error.orig).__name__ == "OperationalError":
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return RegistryUnavailableError(
             f"{where} cannot be reached: {reason}; "
             "check that the server runs and that CARAVAN_REGISTRY_URL is right"

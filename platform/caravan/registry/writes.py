@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -56,7 +56,7 @@ def update_run_state(session: Session, run_id: str, state: State, error: str | N
     if run is None:
         raise RegistryError(f"no run {run_id!r}; `caravan runs` lists them")
     at = m.now()
-    run.state, run.error, run.heartbeat_at = state, error, at
+    run.state, run.error, run.heartbeat_at = state, _storable(error), at
     if state == State.RUNNING:
         run.started_at, run.finished_at = run.started_at or at, None
     run.finished_at = at if state.finished else None
@@ -147,7 +147,7 @@ def finish_stage_run(
         return  # stopped after its work was published: that stays done
     at = m.now()
     _set(
-        session, stage_run_id, state=state, error=error, finished_at=at, heartbeat_at=at,
+        session, stage_run_id, state=state, error=_storable(error), finished_at=at, heartbeat_at=at,
         reused_from=reused_from,
         metrics={k: None if math.isnan(v) else float(v) for k, v in metrics.items()},
     )  # fmt: skip
@@ -234,7 +234,7 @@ def set_tags(session: Session, run_id: str, tags: Iterable[str]) -> None:
 def add_note(session: Session, run_id: str, text: str, author: str, subject: str) -> int:
     if not text.strip():
         raise RegistryError("a note needs some text")
-    note = m.Note(run_id=run_id, text=text, author=author, subject=subject)
+    note = m.Note(run_id=run_id, text=_storable(text), author=author, subject=subject)
     session.add(note)
     session.flush()
     return note.id
@@ -255,6 +255,17 @@ def _existing_note(session: Session, note_id: int) -> m.Note:
     if note is None:
         raise RegistryError(f"no note {note_id}; somebody has deleted it")
     return note
+
+
+@overload
+def _storable(text: str) -> str: ...
+@overload
+def _storable(text: None) -> None: ...
+def _storable(text: str | None) -> str | None:
+    """`text` with what no database takes written out: NUL and lone surrogates."""
+    if text is None:
+        return None
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _insert(session: Session, table: type[m.Base]) -> Any:

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -315,7 +315,7 @@ class _Execution:
         for name in context.kinds:
             if next(list_files(self._output(name)), None) is None:
                 raise StageError(f"{self.node}: the stage wrote nothing into its output {name!r}")
-        made = _Made(context.kinds, result)
+        made = _Made(context.kinds, _plain(result))
         made.save(self.directory / "made.json")
         return made
 
@@ -393,6 +393,18 @@ def patiently(attempt: Callable[[], T], patience_seconds: float) -> T:
             logger.warning("%s; trying again", error)
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+
+
+def _plain(result: StageResult) -> StageResult:
+    """`result` in plain floats: stages may give numpy's or torch's."""
+    scores = tuple(
+        replace(
+            score, value=float(score.value), low=float(score.low), high=float(score.high),
+            n=int(score.n), instances={k: float(v) for k, v in score.instances.items()},
+        )
+        for score in result.scores
+    )  # fmt: skip
+    return StageResult({k: float(v) for k, v in result.metrics.items()}, scores)
 
 
 def _describe(error: BaseException, cause: BaseException | None = None) -> str:

@@ -120,26 +120,19 @@ class DirectoryStore:
     def _commit(self, scratch: Path, digest: str) -> None:
         target = self._object(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A directory moves as a whole; `scratch` itself stays, it is cleared by `_scratch`.
-        ready = scratch.with_name(scratch.name + ".ready")
-        scratch.rename(ready)
-        try:
-            for _ in range(3):
-                try:
-                    ready.rename(target)
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                if self._is_sound(digest):
-                    break  # another writer was faster, with the same bytes
-                broken = ready.with_name(ready.name + "-replaced")
-                target.rename(broken)
-                _remove(broken)
-            _sync(target.parent)
-        finally:
-            if ready.exists():
-                _remove(ready)
+        while True:
+            try:
+                scratch.rename(target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if self._is_sound(digest):
+                break  # another writer was faster, with the same bytes
+            broken = scratch.with_name(f"{scratch.name}-replaced")
+            target.rename(broken)
+            _remove(broken)
+        _sync(target.parent)
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -147,17 +140,14 @@ class DirectoryStore:
         self._sweep()
         tmp = self.root / "tmp"
         tmp.mkdir(parents=True, exist_ok=True)
-        name = secrets.token_hex(8)
-        lock_path, scratch = tmp / f"{name}.lock", tmp / name
-        lock = os.open(lock_path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        scratch, lock = _locked_name(tmp)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             scratch.mkdir()
             yield scratch
         finally:
             if scratch.exists():
                 _remove(scratch)
-            lock_path.unlink(missing_ok=True)
+            scratch.with_suffix(".lock").unlink(missing_ok=True)
             os.close(lock)
 
     def _sweep(self) -> None:
@@ -205,6 +195,18 @@ class DirectoryStore:
                     f"{where}; make it writable, or name another store in CARAVAN_STORE_URL"
                 ) from error
             raise StoreError(f"{where} ({error.filename})") from error
+
+
+def _locked_name(tmp: Path) -> tuple[Path, int]:
+    """A new name in `tmp`, and the descriptor of its lock file, which we hold."""
+    while True:
+        path = tmp / secrets.token_hex(8)
+        lock_path = path.with_suffix(".lock")
+        lock = os.open(lock_path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if lock_path.exists():
+            return path, lock
+        os.close(lock)  # a sweep took it for a dead writer's before we had locked it
 
 
 def _copy_tree(source: Path, target: Path) -> Iterator[FileEntry]:

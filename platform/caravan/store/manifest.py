@@ -14,12 +14,16 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from caravan.errors import StoreError
 
 CHUNK_BYTES = 1 << 20
 MAX_NAME_BYTES = 255
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def hash_file(path: Path, relative: str) -> FileEntry:
         return copy_stream(source, None, relative)
 
 
-def copy_stream(source: BinaryIO, target: BinaryIO | None, relative: str) -> FileEntry:
+def copy_stream(source: Readable, target: BinaryIO | None, relative: str) -> FileEntry:
     """Copy `source` to `target` (if any) and say what was copied."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(CHUNK_BYTES):

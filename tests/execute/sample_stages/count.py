@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from caravan.recipe import Config, Resources
 from caravan.stages.context import Score, StageContext, StageResult
 
@@ -34,7 +36,7 @@ def run(config: CountConfig, inputs: Mapping[str, Path], context: StageContext) 
     checkpoint = context.workdir / "step"
     start = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(start + 1, config.steps + 1):
-        context.log(step, {"value": step * 1.5})
+        context.log(step, {"value": np.float32(step * 1.5)})
         context.progress(step, config.steps)
         checkpoint.write_text(str(step))
         if wanted(context, "fail-at") == step:
@@ -48,8 +50,9 @@ def run(config: CountConfig, inputs: Mapping[str, Path], context: StageContext) 
     (output / "weights.txt").write_text(f"{config.steps} {context.seed} {sorted(inputs)}\n")
     card = context.output("card", "report")
     (card / "card.md").write_text(f"# {config.steps} steps\n")
-    scores = (Score("count", "accuracy", 0.5, 0.4, 0.6, 2, instances={"a": 1.0, "b": 0.0}),)
-    return StageResult({"last": float(config.steps)}, scores)
+    half = np.float32(0.5)  # stages hand over what they computed with
+    scores = (Score("count", "accuracy", half, 0.4, 0.6, 2, instances={"a": True, "b": False}),)
+    return StageResult({"last": np.float32(config.steps)}, scores)
 
 
 def wanted(context: StageContext, name: str) -> int | None:
