@@ -229,6 +229,25 @@ def test_a_stage_or_run_that_is_not_there(settings, new_run):
         execute("x", "sample_stages.count", CountConfig(), {}, "nowhere", settings)
 
 
+def test_a_stage_that_cannot_start_is_recorded_as_failed(
+    count, registry, settings, new_run, recipe_dir
+):
+    run_id = new_run()
+    with pytest.raises(StageError, match="correct the path"):
+        count(run_id=run_id, files=["rows.jsonl"])
+    [failed] = registry.stage_runs(run_id)
+    assert (failed.state, failed.error.splitlines()[0][-30:]) == (
+        State.FAILED, "correct the path in the recipe",
+    )  # fmt: skip
+
+    (recipe_dir / "rows.jsonl").write_text("{}")
+    count(run_id=run_id, files=["rows.jsonl"])
+    (recipe_dir / "rows.jsonl").unlink()
+    with pytest.raises(StageError, match="correct the path"):
+        count(run_id=run_id, files=["rows.jsonl"])
+    assert registry.stage_runs(run_id)[0].state is State.SUCCEEDED
+
+
 def test_a_really_full_disk(registry, new_run, tmp_path):
     home = tmp_path / "small"
     home.mkdir()

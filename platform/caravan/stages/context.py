@@ -6,6 +6,12 @@ A stage is a module of this package with
     VERSION: int             # raised when the same config and inputs would give other outputs
     def run(config, inputs: Mapping[str, Path], context: StageContext) -> StageResult
 
+and, where the config names files that are not artifacts,
+
+    def external_files(config, recipe_dir: Path) -> Iterable[Path]
+
+whose content then takes part in the stage's key.
+
 `run` knows nothing of Kubernetes, KFP, Postgres or S3. It reads artifacts from `inputs` (read-only
 directories), writes each output into `context.output(name, kind)`, and returns what is to be
 registered. What it writes depends only on config, inputs and `context.seed`: no clock, no host

@@ -30,6 +30,13 @@ NAME = "curate"
 VERSION = 1
 
 
+def external_files(config: CurateConfig, recipe_dir: Path) -> Iterable[Path]:
+    """The source files, whose content the dataset depends on."""
+    for source in config.sources:
+        if isinstance(source.origin, FileSource):
+            yield from source_files(source.origin, recipe_dir)
+
+
 class DuplicateRow(Record):
     """One line of duplicates.jsonl."""
 

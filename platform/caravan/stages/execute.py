@@ -102,13 +102,14 @@ def execute(
     """
     settings = settings or load_settings()
     _limit_threads(config)
-    module = _load(stage)
-    store = open_store(settings.resolved_store_url, settings)
     with _open_registry(settings) as registry:
         run = registry.get_run(run_id)
         seed = stage_seed(run.seed, node)
         directory = recipe_dir or Path(run.recipe_dir or ".")
-        key = stage_key(module, config, inputs, seed, recipe_dir=directory)
+        with _marks_what_cannot_start(registry, run.id, node, stage):
+            module = _load(stage)
+            store = open_store(settings.resolved_store_url, settings)
+            key = stage_key(module, config, inputs, seed, recipe_dir=directory)
         try:
             with StopSignals() as stop_signals:
                 return _Execution(
@@ -129,6 +130,22 @@ def _open_registry(settings: Settings) -> Registry:
         ),
         settings.patience_seconds,
     )
+
+
+@contextmanager
+def _marks_what_cannot_start(
+    registry: Registry, run_id: str, node: str, stage: str
+) -> Iterator[None]:
+    """Record the failure of a stage that has not even a key, unless it has succeeded before."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(RegistryError):
+            known = {s.node: s for s in registry.stage_runs(run_id)}.get(node)
+            if known is None or known.state is not State.SUCCEEDED:
+                opened = registry.open_stage_run(run_id, node, stage, known.key if known else "")
+                registry.finish_stage_run(opened.id, State.FAILED, error=_describe(error))
+        raise
 
 
 # --- identity -----------------------------------------------------------------------------------

@@ -80,6 +80,12 @@ class WrittenPrompt:
     verifier: str | None = None
 
 
+def external_files(config: SynthesizeStageConfig, recipe_dir: Path) -> list[Path]:
+    """The file of the personas, if they are not the project's own."""
+    name = config.synthesize.personas
+    return [] if name == "pocket" else [recipe_dir / name]
+
+
 def run(
     config: SynthesizeStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
