@@ -9,7 +9,7 @@ scores compare over runs. Settings follow section 7 of the Tülu 3 paper (arXiv:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -65,6 +65,16 @@ class _Tasks(dict[str, TaskDefinition]):
         near = get_close_matches(name, self, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(self))}"
         raise RecipeError(f"there is no evaluation task {name!r}{hint}")
+
+
+def task_files(tasks: Iterable[EvalTask], recipe_dir: Path) -> Iterator[Path]:
+    """Every file that the tasks read."""
+    for task in tasks:
+        if task.path is not None:
+            path = recipe_dir / task.path
+            yield from (
+                sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            )
 
 
 def limited(instances: Sequence[EvalInstance], limit: int | None) -> list[EvalInstance]:

@@ -76,6 +76,13 @@ class Overlap:
         return dict(hit)
 
 
+def external_files(config: DecontaminateStageConfig, recipe_dir: Path) -> Iterable[Path]:
+    """The files of the evaluation tasks."""
+    from caravan.evals.tasks import task_files
+
+    return task_files(config.tasks, recipe_dir)
+
+
 def run(
     config: DecontaminateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:

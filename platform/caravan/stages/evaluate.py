@@ -15,7 +15,7 @@ from caravan.data.records import EvalInstance
 from caravan.errors import RecipeError
 from caravan.evals.judging import Judge, load_judge
 from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
-from caravan.evals.tasks import TASKS
+from caravan.evals.tasks import TASKS, task_files
 from caravan.inference import load_engine
 from caravan.recipe import EvalTask, JudgeConfig
 from caravan.stages.configs import EvaluateStageConfig
@@ -30,12 +30,7 @@ SCORES = "scores.json"
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
     """The files of the tasks, whose content the scores depend on."""
-    for task in config.evaluate.tasks:
-        if task.path is not None:
-            path = recipe_dir / task.path
-            yield from (
-                sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            )
+    return task_files(config.evaluate.tasks, recipe_dir)
 
 
 def run(
