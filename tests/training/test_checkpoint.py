@@ -1,0 +1,96 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from caravan.errors import CaravanError
+from caravan.training.checkpoint import STATE, TENSORS, Checkpoints, TrainingState
+from caravan.training.optim import Schedule, Updater
+
+
+def make(model, generator=None):
+    updater = Updater(model, Schedule(1e-2, 10))
+    generators = {"rollout": generator} if generator else {}
+    return updater, TrainingState({"policy": model}, {"policy": updater.optimizer}, generators)
+
+
+def step(model, updater, number, generator=None):
+    """One step that depends on weights, moments and every random number generator."""
+    noise = torch.randn(1, generator=generator) if generator else torch.randn(1)
+    ids = torch.randint(2, 320, (2, 8))
+    loss = model(ids).logits.float().logsumexp(-1).mean()
+    updater.backward(loss * (noise + random.random() + np.random.rand() + 3.0).sum())
+    return updater.step(number)
+
+
+def test_everything_the_next_step_depends_on_comes_back(policy, tmp_path):
+    model, generator = policy.model, torch.Generator().manual_seed(4)
+    updater, state = make(model, generator)
+    checkpoints = Checkpoints(tmp_path, fingerprint="x")
+    for i in range(3):
+        step(model, updater, i, generator)
+    checkpoints.save(3, state, {"num_tokens": 48})
+    undisturbed = [step(model, updater, i, generator) for i in range(3, 6)]
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    updater, state = make(model, generator)
+    resumed = checkpoints.restore(state)
+
+    assert (resumed.step, resumed.extra) == (3, {"num_tokens": 48})
+    assert [step(model, updater, i, generator) for i in range(3, 6)] == undisturbed
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+
+
+def test_nothing_is_restored_where_nothing_was_saved(policy, tmp_path):
+    _, state = make(policy.model)
+    assert Checkpoints(tmp_path, fingerprint="x").restore(state) is None
+
+
+def test_only_the_newest_are_kept(policy, tmp_path):
+    _, state = make(policy.model)
+    checkpoints = Checkpoints(tmp_path, fingerprint="x", keep=2)
+    for i in (1, 2, 3):
+        checkpoints.save(i, state)
+    names = sorted(path.name for path in checkpoints.directory.iterdir())
+    assert names == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "no state", "half written"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(policy, tmp_path, damage, caplog):
+    _, state = make(policy.model)
+    checkpoints = Checkpoints(tmp_path, fingerprint="x")
+    checkpoints.save(1, state)
+    newest = checkpoints.save(2, state)
+    tensors = (newest / TENSORS).read_bytes()
+    if damage == "cut":
+        (newest / TENSORS).write_bytes(tensors[: len(tensors) // 2])
+    elif damage == "altered":
+        (newest / TENSORS).write_bytes(tensors[:-1] + bytes([tensors[-1] ^ 1]))
+    elif damage == "no state":
+        (newest / STATE).unlink()
+    else:
+        newest.rename(newest.with_name(f"writing-{newest.name}"))
+    assert checkpoints.restore(state).step == 1
+    assert ("is damaged" in caplog.text) == (damage != "half written")
+
+
+def test_a_checkpoint_of_another_run_is_refused(policy, tmp_path):
+    _, state = make(policy.model)
+    Checkpoints(tmp_path, fingerprint="x").save(1, state)
+    with pytest.raises(CaravanError, match="another training run"):
+        Checkpoints(tmp_path, fingerprint="y").restore(state)
+
+
+def test_a_checkpoint_holds_no_pickle(policy, tmp_path):
+    _, state = make(policy.model)
+    directory = Checkpoints(tmp_path, fingerprint="x").save(1, state)
+    assert sorted(path.name for path in directory.iterdir()) == [STATE, TENSORS]
+    assert json.loads((directory / STATE).read_text())["step"] == 1

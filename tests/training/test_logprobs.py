@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from caravan.training import attention, logprobs
+from caravan.training.batching import TokenRow, collate
+
+
+def reference(model, ids, mask, temperature=1.0):
+    """Log-probabilities through the whole logits, in the plainest way."""
+    logits = model(ids).logits[:, :-1].float() / temperature
+    every = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None]).squeeze(2)
+    return every[mask[:, 1:]]
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunked_log_probabilities_and_gradients_equal_those_of_the_whole_logits(
+    policy, ids, monkeypatch, temperature
+):
+    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 320 * 4)  # four tokens at a time
+    mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) > 0.4
+    got = logprobs.token_logprobs(policy.model, ids, mask, temperature=temperature)
+    weights = torch.arange(len(got)) / len(got)
+    (got * weights).sum().backward()
+    ours = gradients(policy.model)
+
+    expected = reference(policy.model, ids, mask, temperature)
+    (expected * weights).sum().backward()
+    theirs = gradients(policy.model)
+
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_on_the_right_changes_nothing(policy, ids):
+    rows = [
+        TokenRow(str(n), ids[0, :n].tolist(), [False] * 3 + [True] * (n - 3)) for n in (5, 16, 9)
+    ]
+    batch = collate(rows, policy.tokenizer.pad_token_id)
+    together = logprobs.token_logprobs(policy.model, batch.input_ids, batch.loss_mask)
+    sums = logprobs.sum_rows(together, batch.loss_mask)
+    for row, total in zip(rows, sums, strict=True):
+        one = torch.tensor([row.input_ids])
+        alone = logprobs.token_logprobs(policy.model, one, torch.tensor([row.loss_mask]))
+        torch.testing.assert_close(alone.sum(), total, atol=1e-5, rtol=1e-5)
+        assert len(alone) == len(row.input_ids) - 3
+
+
+def test_values_come_back_in_their_places():
+    mask = torch.tensor([[False, True, False], [True, True, True]])
+    placed = logprobs.to_rows(torch.tensor([1.0, 2.0, 3.0]), mask)
+    assert placed.tolist() == [[1.0, 0.0], [2.0, 3.0]]  # nothing comes before the first token
+    assert logprobs.sum_rows(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [1.0, 5.0]
+
+
+def test_short_row_attention_is_as_close_to_float32_as_pytorchs_kernel(policy, ids, monkeypatch):
+    mask = torch.ones(ids.shape, dtype=torch.bool)
+
+    def run(bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            values = logprobs.token_logprobs(policy.model, ids, mask)
+        values.mean().backward()
+        return values.detach(), torch.cat([g.flatten() for g in gradients(policy.model).values()])
+
+    exact, exact_grad = run(bf16=False)
+    ours, our_grad = run(bf16=True)
+    monkeypatch.setattr(attention, "MAX_TOKENS", 0)
+    kernel, kernel_grad = run(bf16=True)
+
+    assert not torch.equal(ours, kernel)  # it was used
+    assert (ours - exact).abs().max() < 2 * (kernel - exact).abs().max() + 1e-3
+    assert (our_grad - exact_grad).norm() < 2 * (kernel_grad - exact_grad).norm()
+    assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_causal_attention_with_fewer_key_heads_equals_pytorchs():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 9, 8, generator=generator)
+    key, value = (torch.randn(2, 2, 9, 8, generator=generator) for _ in range(2))
+    got, _ = attention._for_transformers(None, query, key, value, None, scaling=8**-0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    )
+    torch.testing.assert_close(got.transpose(1, 2).float(), expected, atol=0.03, rtol=0.03)
