@@ -228,6 +228,23 @@ def test_a_keyword_that_is_no_pattern_is_taken_literally() -> None:
     assert check("in C++ (2020)", keyword)
 
 
+def test_short_plain_english_is_english_and_other_languages_are_not() -> None:
+    lower = {"id": "change_case:english_lowercase", "kwargs": {}}
+    for text in (
+        "xenia got a lemon in elsk.",
+        "in esker, karin found a net.",
+        "is it on the hill?",
+    ):
+        assert check(text, lower), text  # langdetect alone takes the first for Slovenian
+    for text in (
+        "das was in der stadt war, war so gut wie in wien.",
+        "en la casa de un amigo no hay no, a veces.",
+        "in de stad was er is een man in het huis.",
+        "la casa in cui ho visto la donna, no, a roma.",
+    ):
+        assert not check(text, lower), text
+
+
 def test_cheap_constraints_import_nothing_heavy_and_are_fast() -> None:
     program = """
 import sys

@@ -42,25 +42,18 @@ _POSTSCRIPTS = {
     "P.S.": re.compile(r"p\.\s?s\.", re.MULTILINE),
 }
 _ENGLISH = frozenset(
-    (
-        "the",
-        "and",
-        "of",
-        "to",
-        "with",
-        "from",
-        "that",
-        "this",
-        "it",
-        "you",
-        "are",
-        "for",
-        "has",
-        "have",
-        "by",
-        "your",
-    )
+    """
+    the and of to with from that this it its you are for has have had by your what which who they
+    their them there these those would could should will not but than then how when where got get
+    found made make makes comes came took take good very people like likes each some any into
+    about after before because between through while old new two one our we he she his her him
+    """.split()  # noqa: SIM905 - a list of eighty strings reads worse
 )
+"""Words that mark English."""
+_ENGLISH_AND_OTHERS = _ENGLISH | frozenset(
+    ("a", "an", "in", "is", "was", "on", "at", "as", "be", "all", "so", "no", "do")
+)
+_LETTERS = re.compile(r"[^\W\d_]+")
 _CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -85,18 +78,22 @@ def _holds(count: int, relation: str, threshold: int) -> bool:
 
 
 def _is_plainly_english(text: str) -> bool:
-    words = text.lower().split()
-    return 4 * sum(word in _ENGLISH for word in words) >= len(words) > 3
+    """Whether a third of the words are function words of English, some of them its alone."""
+    words = _LETTERS.findall(text.lower())
+    if len(words) < 4 or not text.isascii():
+        return False
+    common = sum(word in _ENGLISH_AND_OTHERS for word in words)
+    return 3 * common >= len(words) and 8 * sum(word in _ENGLISH for word in words) >= len(words)
 
 
 def _is_language(text: str, code: str) -> bool:
     """Whether langdetect, seeded, says `code`; a text it cannot judge passes.
 
-    It takes milliseconds, so where every fourth word is an English function word it is not asked.
+    It takes milliseconds and errs on short texts, so it is not asked about plain English.
     """
     if _is_plainly_english(text):
         return code == "en"
-    langdetect = require("langdetect", extra="evals", feature="a language constraint of IFEval")
+    langdetect = require("langdetect", extra="train", feature="a language constraint of IFEval")
     langdetect.DetectorFactory.seed = 0
     try:
         return bool(langdetect.detect(text) == code)

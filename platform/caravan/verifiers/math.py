@@ -12,18 +12,22 @@ candidate that is equivalent counts. Equivalence: equal after the normalisation 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import re
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
 
 from caravan.errors import require
 from caravan.verifiers.verdict import Verdict, VerifierError
 
-TIMEOUT_SECONDS = 5
-"""For parsing, and again for comparing, one candidate."""
+TIMEOUT_SECONDS = 5.0
+"""CPU time for parsing and comparing one candidate."""
 MAX_CANDIDATE_CHARACTERS = 2000
 """Longer candidates are compared as text only."""
 
@@ -115,7 +119,7 @@ def equivalent(candidate: str, expected: str) -> bool:
         return False
     if threading.current_thread() is threading.main_thread():
         return _symbolically_equal(candidate, expected)
-    # math-verify limits its time with a signal, which only a main thread receives
+    # the time limit is a signal, which only a main thread receives
     try:
         return _worker().submit(_symbolically_equal, candidate, expected).result(timeout=120)
     except Exception as error:
@@ -130,15 +134,41 @@ def _worker() -> ProcessPoolExecutor:
 
 @lru_cache(maxsize=65536)
 def _symbolically_equal(candidate: str, expected: str) -> bool:
-    library = require("math_verify", extra="evals", feature="the math verifier")
+    library = require("math_verify", extra="train", feature="the math verifier")
+    # it warns, each time, that limiting the time is left to its caller
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = [library.LatexExtractionConfig(), library.ExprExtractionConfig()]
-    wanted, given = (
-        library.parse(f"${text}$", extraction_config=config, parsing_timeout=TIMEOUT_SECONDS)
-        for text in (expected, candidate)
-    )
-    if not wanted or not given:
+    try:
+        with _cpu_limit(TIMEOUT_SECONDS):
+            wanted, given = (
+                library.parse(f"${text}$", extraction_config=config, parsing_timeout=None)
+                for text in (expected, candidate)
+            )
+            if not wanted or not given:
+                return False
+            return bool(library.verify(wanted, given, timeout_seconds=None))
+    except _OutOfTimeError:
         return False
-    return bool(library.verify(wanted, given, timeout_seconds=TIMEOUT_SECONDS))
+
+
+class _OutOfTimeError(BaseException):
+    """Not an Exception, so that no library under it takes it for its own."""
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """Limits CPU time and not the clock: a busy machine must not change a verdict."""
+
+    def stop(*_: object) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def verify(completion: str, ground_truth: Any) -> Verdict:
