@@ -15,7 +15,7 @@ PAGES = {
         ("views/launch.py", "Launch", "launch", ":material/play_circle:"),
     ],
     "Data": [
-        ("views/data_mix.py", "Data mix", "data", ":material/database:"),
+        ("views/data.py", "Data mix", "data", ":material/database:"),
         ("views/pairs.py", "Preference pairs", "pairs", ":material/compare:"),
     ],
     "Results": [

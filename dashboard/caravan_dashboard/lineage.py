@@ -57,13 +57,13 @@ def dot(
     for node in dict.fromkeys(e.node for e in shown):
         colour = states.get(node, "#8b94a3")
         lines.append(
-            f'  {quoted("stage " + node)} [label={quoted(node)}, shape=box, style="rounded,filled",'
+            f'  {name("stage " + node)} [label={label(node)}, shape=box, style="rounded,filled",'
             f' fillcolor="{colour}", color="{colour}", fontcolor="white"];'
         )
     for digest in dict.fromkeys(e.digest for e in shown):
         lines.append(_artifact(digest, artifacts.get(digest), written, digest == highlighted))
     for edge in shown:
-        ends = (quoted("stage " + edge.node), quoted("artifact " + edge.digest))
+        ends = (name("stage " + edge.node), name("artifact " + edge.digest))
         start, end = ends if edge.written else ends[::-1]
         lines.append(f"  {start} -> {end};")
     return "\n".join([*lines, "}"])
@@ -72,25 +72,31 @@ def dot(
 def _artifact(
     digest: str, row: ArtifactRow | None, written: Mapping[str, Edge], highlighted: bool
 ) -> str:
-    name = written[digest].name if digest in written else "input"
+    called = written[digest].name if digest in written else "input"
     kind = row.kind if row else "unknown"
-    title = kind if name in (kind, "Output") else f"{name} · {kind}"
+    title = kind if called in (kind, "Output") else f"{called} · {kind}"
     about = f"{short_digest(digest)} · {size(row.size_bytes)}" if row else short_digest(digest)
     border = "#111827" if highlighted else "#8b94a3"
     return (
-        f"  {quoted('artifact ' + digest)} [label={quoted(title, about)}, shape=note,"
+        f"  {name('artifact ' + digest)} [label={label(title, about)}, shape=note,"
         f' style=filled, fillcolor="{palette.KIND.get(kind, "#f1f5f9")}", color="{border}",'
         f' penwidth={2 if highlighted else 0.7}, fontsize=10, fontcolor="#111827"];'
     )
 
 
-def quoted(*lines: str) -> str:
-    """A quoted DOT string of one or more lines; nothing in them is read as DOT or as an escape."""
-    escaped = []
-    for line in lines:
-        plain = "".join(c if c.isprintable() else " " for c in line)
-        short = plain if len(plain) <= MAX_LABEL else plain[: MAX_LABEL - 1] + "…"
-        # Graphviz turns HTML entities in labels into characters, so `&` is written as one.
-        entities = short.replace("&", "&amp;")
-        escaped.append(entities.replace("\\", "\\\\").replace('"', '\\"'))
-    return '"' + "\\n".join(escaped) + '"'
+def label(*lines: str) -> str:
+    """A quoted DOT label of one or more lines, each cut to a width that can be drawn."""
+    short = (x if len(x) <= MAX_LABEL else x[: MAX_LABEL - 1] + "…" for x in lines)
+    # Graphviz turns HTML entities in labels into characters, so `&` is written as one.
+    return '"' + "\\n".join(_escaped(line.replace("&", "&amp;")) for line in short) + '"'
+
+
+def name(text: str) -> str:
+    """A quoted DOT identifier."""
+    return f'"{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    """`text` for the inside of a quoted string: nothing in it is read as DOT or as an escape."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain.replace("\\", "\\\\").replace('"', '\\"')

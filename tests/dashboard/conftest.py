@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,13 @@ class SampleRun:
         series: Mapping[str, Callable[[int], float]] | None = None,
     ) -> None:
         stage_id = self.open(node, reads)
-        for step in range(1, 61) if series else ():
-            values = {name: value(step) for name, value in (series or {}).items()}
-            self.registry.log_metrics(stage_id, step, values)
+        at = datetime.now(UTC)
+        points = [
+            (step, name, value(step), at)
+            for step in range(1, 61)
+            for name, value in (series or {}).items()
+        ]
+        self.registry.log_points(stage_id, points)
         self.outputs[node] = outputs
         self.registry.succeed_stage_run(stage_id, outputs, scores=tuple(scores))
 
@@ -443,6 +448,7 @@ def home(
     shutil.copytree(written[0], tmp_path / "home")
     monkeypatch.setenv("CARAVAN_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CARAVAN_OWNER", "ann")
+    monkeypatch.setenv("CARAVAN_STALE_AFTER_SECONDS", "9999")
     return tmp_path / "home"
 
 
@@ -461,3 +467,11 @@ def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An environment without any run."""
     monkeypatch.setenv("CARAVAN_HOME", str(tmp_path / "nothing"))
     return tmp_path / "nothing"
+
+
+@pytest.fixture
+def another_run(home: Path, tmp_path: Path) -> str:
+    """A second complete run, of another seed."""
+    run = SampleRun(home, tmp_path / "scratch", seed=23)
+    run.everything()
+    return run.finish()

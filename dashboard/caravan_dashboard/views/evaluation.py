@@ -20,6 +20,7 @@ from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH
 
 PAGE_SIZE = 5
+NOTHING = "nothing"
 INSTANCES = "instances.jsonl"
 FINE, POOR = "cv-right", "cv-wrong"
 VIEWS = ["Scores", "Instances"]
@@ -182,16 +183,15 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
     task = first.selectbox("Task", names, key="task", bind="query-params", on_change=ui.first_page)
     model = second.selectbox("Model", labels, index=len(labels) - 1, key="model",
                              bind="query-params", on_change=ui.first_page)  # fmt: skip
-    beside = third.selectbox("Beside", ["", *labels], key="beside", bind="query-params",
-                             index=max(0, len(labels) - 1), on_change=ui.first_page,
-                             format_func=lambda label: label or "nothing")  # fmt: skip
-    shown = [label for label in dict.fromkeys((beside, model)) if label]
+    beside = third.selectbox("Beside", [NOTHING, *labels], key="beside", bind="query-params",
+                             index=len(labels) - 1, on_change=ui.first_page)  # fmt: skip
+    shown = [label for label in dict.fromkeys((beside, model)) if label != NOTHING]
     tables = {label: instances_of(by_label[label], task) for label in shown}
     found = tables[model]
     if found is None:
         ui.empty(f"No instances are stored for {model}.")
         return
-    other = tables[beside] if beside and beside != model else None
+    other = tables[beside] if beside not in (NOTHING, model) else None
     filters = evaluation.filters(found, other is not None)
     which = st.segmented_control("Show", filters, default="All", key="which", required=True,
                                  bind="query-params", on_change=ui.first_page)  # fmt: skip

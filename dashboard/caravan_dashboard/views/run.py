@@ -33,6 +33,7 @@ from caravan_dashboard.text import DASH, duration, moment, percent, short_digest
 
 REFRESH_SECONDS = 2
 CHARTS_SHOWN = 4
+WHOLE_RUN = "the whole run"
 SECTIONS = ["Progress", "Lineage", "Recipe", "Notes"]
 
 
@@ -236,15 +237,14 @@ def draw_metrics(stage_id: int, chosen: list[str]) -> None:
 def show_lineage(run: RunRow) -> None:
     registry = library.registry()
     stages = registry.stage_runs(run.id)
-    digests = {d: f"{s.node} · {name}" for s in stages for name, d in s.outputs.items()}
+    digests = {f"{s.node}/{name}": d for s in stages for name, d in s.outputs.items()}
     if not digests:
         ui.empty("No artifact yet. The graph grows with every stage that finishes.")
         return
     left, right = st.columns([2, 3], vertical_alignment="bottom")
-    focus = left.selectbox(
-        "Trace an artifact", ["", *digests], key="trace", bind="query-params",
-        format_func=lambda d: f"{digests[d]} · {short_digest(d)}" if d else "Show the whole run",
-    )  # fmt: skip
+    focus = digests.get(
+        left.selectbox("Trace", [WHOLE_RUN, *digests], key="trace", bind="query-params"), ""
+    )
     everything = right.toggle("Evaluation and report", key="all", bind="query-params", value=False)
     if focus:
         edges = lineage.traced([
@@ -297,7 +297,9 @@ def annotate(run: RunRow) -> None:
                 if right.button("Delete", key=f"delete {note.id}"):
                     act("Not deleted.", lambda n=note.id: registry.delete_note(n))
     with st.form("note", clear_on_submit=True):
-        text = st.text_area("New note", placeholder="What should the next reader know?")
+        text = st.text_area(
+            "New note", key="new note", placeholder="What should the next reader know?"
+        )
         if st.form_submit_button("Add note"):
             author = library.settings().owner
             act("The note could not be added.",

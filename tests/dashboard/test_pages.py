@@ -1,0 +1,390 @@
+"""Each page, drawn in process against a real registry and a real store."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from caravan_dashboard.launch import APP, command
+
+PAGES = ("runs", "run", "data", "pairs", "evaluation", "rollouts", "launch")
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def open_page() -> Open:
+    """Draw a page with these parameters in its address; it must not fail."""
+
+    def draw(page: str, /, **parameters: str) -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=60)
+        if page != "runs":  # the page that is shown without switching
+            app.switch_page(f"views/{page}.py")
+        app.query_params.update(parameters)
+        return checked(app.run())
+
+    return draw
+
+
+def checked(app: AppTest) -> AppTest:
+    assert not app.exception, [e.message for e in app.exception]
+    return app
+
+
+def markup(app: AppTest) -> str:
+    """All HTML of the page, without the style sheet."""
+    bodies = [element.proto.body for element in app.get("html")]
+    return "\n".join(body for body in bodies if not body.startswith("<style>"))
+
+
+def plain(app: AppTest) -> str:
+    """All text of the page that is no HTML."""
+    kinds = (app.title, app.subheader, app.text, app.caption, app.error, app.success, app.code)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+@pytest.mark.parametrize("which", ["complete", "failed", "running"])
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_draws_every_run(open_page, run_ids, page, which):
+    app = open_page(page, run=run_ids[which])
+
+    assert not app.error or page == "launch"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_a_run_a_page_says_what_to_do(open_page, nothing, page):
+    app = open_page(page)
+
+    if page != "launch":
+        assert "caravan run pipelines/recipes/pocket.yaml" in plain(app)
+
+
+@pytest.mark.parametrize(
+    ("page", "parameters"),
+    [
+        ("runs", {}),
+        ("run", {"view": "Progress"}),
+        ("run", {"view": "Notes"}),
+        ("run", {"view": "Lineage", "all": "true"}),
+        ("run", {"view": "Recipe"}),
+        ("data", {"view": "Contamination"}),
+        ("data", {"view": "Rows"}),
+        ("pairs", {}),
+        ("pairs", {"diff": "false"}),
+        ("evaluation", {"view": "Instances", "task": "word-problems"}),
+        ("rollouts", {}),
+    ],
+)
+@pytest.mark.parametrize("which", ["complete", "failed"])
+def test_text_of_rows_and_people_is_never_markup(open_page, run_ids, page, parameters, which):
+    app = open_page(page, run=run_ids[which], **parameters)
+
+    shown = markup(app)
+    for tag in ("<img", "<script", "<b>tag", "</div> "):
+        assert tag not in shown
+    for element in (*app.markdown, *app.caption, *app.error, *app.info):
+        assert "onerror" not in element.value
+        assert "**bold**" not in element.value
+
+
+def test_malicious_text_is_there_to_read(open_page, run_ids):
+    row = markup(open_page("data", run=run_ids["complete"], view="Rows"))
+    pair = markup(open_page("pairs", run=run_ids["complete"], diff="false"))
+    error = markup(open_page("run", run=run_ids["failed"]))
+
+    for shown in (row, pair, error):
+        assert "&lt;script&gt;document.title=2&lt;/script&gt; **bold** :red[red]" in shown
+
+
+def test_an_unknown_run_in_the_address_is_named(open_page, home):
+    app = open_page("run", run="<b>nobody</b>")
+
+    assert app.error
+    assert "<b>nobody</b>" in app.code[0].value
+
+
+def test_the_address_names_the_run_that_is_shown(open_page, run_ids):
+    app = open_page("evaluation")  # none asked for: the newest
+
+    assert app.query_params["run"] == run_ids["running"]
+    app.sidebar.selectbox(key="run_picker").select(run_ids["complete"])
+    assert checked(app.run()).query_params["run"] == run_ids["complete"]
+
+
+@pytest.mark.parametrize("page", ["data", "pairs", "rollouts"])
+def test_an_artifact_that_is_gone_is_named_with_the_store(open_page, home, run_ids, page):
+    shutil.rmtree(home / "store" / "objects")
+
+    app = open_page(page, run=run_ids["complete"])
+
+    assert "This page cannot be shown." in plain(app)
+    assert "has no artifact" in app.code[-1].value
+
+
+def test_a_broken_row_is_named_by_its_number(open_page, home, run_ids, registry):
+    pair = next(s for s in registry.stage_runs(run_ids["complete"]) if s.node == "pair")
+    rows = next((home / "store").rglob(f"{pair.outputs['pairs']}/files/rows.jsonl"))
+    rows.chmod(0o644)
+    rows.write_text(rows.read_text().replace('"chosen_rating"', '"rating"', 1))
+
+    app = open_page("pairs", run=run_ids["complete"])
+
+    assert "corrupted" in app.code[-1].value
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_with_state_scores_and_a_link(open_page, run_ids):
+    shown = markup(open_page("runs"))
+
+    for run_id in run_ids.values():
+        assert f'href="./run?run={run_id}"' in shown
+    for state in ("succeeded", "failed", "running"):
+        assert f"</span>{state}</span>" in shown
+    assert "RLVR" in shown
+
+
+def test_runs_are_filtered_by_the_address(open_page, run_ids):
+    app = open_page("runs", state="failed")
+
+    assert run_ids["failed"] in markup(app)
+    assert run_ids["complete"] not in markup(app)
+    app.text_input(key="q").set_value("baseline").run()
+    assert "None of the 3 runs matches" in plain(checked(app))
+
+
+# --- one run ------------------------------------------------------------------------------------
+
+
+def test_a_failed_run_says_why_and_how_to_go_on(open_page, run_ids):
+    app = open_page("run", run=run_ids["failed"])
+
+    assert "DataError: rows.jsonl, row 3" in markup(app)
+    assert f"caravan resume {run_ids['failed']}" in plain(app)
+    assert [b.label for b in app.button] == ["Resume"]
+
+
+def test_a_running_run_shows_how_far_it_is(open_page, run_ids):
+    app = open_page("run", run=run_ids["running"])
+
+    assert "2 of 3" in markup(app)
+    assert [b.label for b in app.button] == ["Cancel"]
+    app.button[0].click().run()  # no process of this machine executes it
+    assert "The run could not be cancelled." in plain(checked(app))
+
+
+def test_a_run_whose_heartbeat_stopped_can_be_resumed(open_page, run_ids, monkeypatch):
+    monkeypatch.setenv("CARAVAN_STALE_AFTER_SECONDS", "0.001")
+    app = open_page("run", run=run_ids["running"])
+
+    assert "interrupted" in markup(app)
+    assert f"caravan resume {run_ids['running']}" in plain(app)
+
+
+def test_metrics_of_a_stage_are_drawn(open_page, run_ids):
+    app = open_page("run", run=run_ids["complete"], stage="sft")
+
+    assert app.selectbox(key="stage").value == "sft"
+    assert len(app.get("vega_lite_chart")) == 4
+
+
+def test_lineage_draws_artifacts_between_stages(open_page, run_ids, registry):
+    digest = registry.stage_runs(run_ids["complete"])[-1].inputs["evaluate-rlvr-evaluation"]
+
+    whole = open_page("run", run=run_ids["complete"], view="Lineage").get("graphviz_chart")[0]
+    traced = open_page(
+        "run", run=run_ids["complete"], view="Lineage", trace="evaluate-rlvr/evaluation"
+    )
+
+    assert '"stage rlvr" -> "artifact ' in whole.proto.spec
+    assert "evaluate-base" not in whole.proto.spec
+    spec = traced.get("graphviz_chart")[0].proto.spec
+    assert f'"artifact {digest}" -> "stage report"' in spec
+    assert '"stage curate"' in spec
+
+
+def test_tags_and_notes_are_written_to_the_registry(open_page, run_ids, registry):
+    app = open_page("run", run=run_ids["complete"], view="Notes")
+    run_id = run_ids["complete"]
+
+    app.multiselect(key=f"tags {run_id}").set_value(["baseline"])
+    next(b for b in app.button if b.label == "Save tags").click()
+    checked(app.run())
+    app.text_area(key="new note").set_value("Look at the constraints.")
+    next(b for b in app.button if b.label == "Add note").click()
+    checked(app.run())
+
+    assert registry.tags(run_id) == ["baseline"]
+    first, second = registry.notes(run_id)
+    assert (second.text, second.author) == ("Look at the constraints.", "ann")
+
+    app.text_area(key=f"note {second.id}").set_value("Look at the word problems.")
+    app.button(key=f"save {second.id}").click()
+    checked(app.run())
+    app.button(key=f"delete {first.id}").click()
+    checked(app.run())
+
+    assert [note.text for note in registry.notes(run_id)] == ["Look at the word problems."]
+
+
+def test_an_empty_note_is_refused_in_words(open_page, run_ids, registry):
+    app = open_page("run", run=run_ids["complete"], view="Notes")
+
+    next(b for b in app.button if b.label == "Add note").click()
+    app.run()
+
+    assert "a note needs some text" in plain(checked(app))
+
+
+# --- data, pairs, evaluation, rollouts ----------------------------------------------------------
+
+
+def test_the_data_page_follows_rows_from_source_to_mix(open_page, run_ids):
+    app = open_page("data", run=run_ids["complete"])
+
+    assert [m.value for m in app.metric] == ["118", "100", "94", "80"]
+    assert len(app.get("vega_lite_chart")) == 2
+
+
+def test_rows_are_browsed_by_page_and_source(open_page, run_ids):
+    app = open_page("data", run=run_ids["complete"], view="Rows", source="constraints", page="2")
+
+    assert "9–16 of 40 rows" in plain(app)
+    assert "constraints/8" in markup(app)
+    assert "word-problems/" not in markup(app)
+
+
+def test_the_first_page_of_a_filter_is_shown(open_page, run_ids):
+    app = open_page("pairs", run=run_ids["complete"], page="4")
+    assert "16–20 of 23 pairs" in plain(app)
+
+    app.multiselect(key="skill").set_value(["math"]).run()
+
+    assert "1–5 of 8 pairs" in plain(checked(app))
+
+
+def test_pairs_are_filtered_by_model_and_margin(open_page, run_ids):
+    app = open_page("pairs", run=run_ids["complete"], margin="2.0")
+
+    assert "1–5 of 11 pairs" in plain(app)
+    assert markup(app).count(">chosen</span>") == 5
+    assert 'class="cv-chosen"' in markup(app)
+
+
+def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
+    app = open_page("evaluation", run=run_ids["complete"])
+    shown = markup(app)
+
+    assert "sft → dpo" in shown
+    assert 'class="cv-up"' in shown
+    assert "small-talk:dpo&gt;sft" in shown
+    assert "66.0" in shown
+
+
+def test_two_runs_are_compared_model_by_model(open_page, run_ids, home, tmp_path, request):
+    from_conftest = request.getfixturevalue("another_run")
+    app = open_page("evaluation", run=run_ids["complete"], **{"with": from_conftest})
+
+    assert f"rlvr · {run_ids['complete']} → rlvr · {from_conftest}" in markup(app)
+
+
+def test_instances_that_a_model_gained_stand_beside_the_model_before(open_page, run_ids):
+    app = open_page(
+        "evaluation", run=run_ids["complete"], view="Instances", task="word-problems",
+        which="Gained",
+    )  # fmt: skip
+    shown = markup(app)
+
+    assert "of 12 instances" in plain(app)
+    assert shown.count("cv-right") == shown.count("cv-wrong") == 5
+    assert "extracted" in shown
+
+
+def test_ratings_are_neither_right_nor_wrong(open_page, run_ids):
+    app = open_page("evaluation", run=run_ids["complete"], view="Instances", task="small-talk")
+
+    assert "cv-right" not in markup(app)
+    assert "helpfulness" in markup(app)
+
+
+def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
+    app = open_page("rollouts", run=run_ids["complete"])
+
+    assert "1–3 of 12 groups" in plain(app)
+    assert markup(app).count('class="cv-card"') == 12
+
+
+# --- launch -------------------------------------------------------------------------------------
+
+
+def test_shipped_recipes_can_be_launched(open_page, nothing):
+    app = open_page("launch", recipe="tulu3-8b")
+
+    assert "The recipe is valid." in plain(app)
+    assert not app.button[0].disabled
+
+
+def test_a_mistake_in_a_recipe_is_named_with_line_and_field(open_page, nothing):
+    app = open_page("launch", recipe="tulu3-8b")
+    text = app.text_area[0].value
+    app.text_area[0].set_value(text.replace("\ndpo:\n", "\ndpo:\n  betta: 5\n")).run()
+
+    assert app.button[0].disabled
+    assert "dpo.betta" in markup(checked(app))
+    assert "did you mean" in markup(app)
+    assert "+  betta: 5" in plain(app)
+
+
+def test_changes_against_the_shipped_recipe_are_listed(open_page, nothing):
+    app = open_page("launch", recipe="tulu3-70b")
+    text = app.text_area[0].value
+    app.text_area[0].set_value(text.replace("seed: 456", "seed: 7")).run()
+
+    assert "<b>7</b>" in markup(checked(app))
+    assert "Changes" in plain(app)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "a: &x [*x]", "name: <script>\n", "- 1"])
+def test_pasted_nonsense_is_refused_in_words(open_page, nothing, text):
+    app = open_page("launch", recipe="Paste a recipe")
+    app.text_area[0].set_value(text).run()
+
+    assert app.button[0].disabled
+    assert "to put right" in plain(checked(app))
+    assert "<script>" not in markup(app)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_the_command_serves_this_machine_only_and_sends_nothing():
+    arguments = command(8501)
+
+    assert arguments[:5] == [sys.executable, "-m", "streamlit", "run", str(APP)]
+    joined = " ".join(arguments)
+    assert "--server.address 127.0.0.1" in joined
+    assert "--browser.gatherUsageStats false" in joined
+
+
+def test_no_page_imports_torch(nothing):
+    views = sorted(path.stem for path in (APP.parent / "views").glob("*.py"))
+    assert views == sorted(PAGES)
+    code = (
+        "import sys\n"
+        f"for name in {sorted(m.stem for m in APP.parent.glob('*.py'))!r}:\n"
+        "    if name != 'app': __import__(f'caravan_dashboard.{name}')\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({str(APP)!r}, default_timeout=60)\n"
+        f"for view in {views!r}:\n"
+        "    app.switch_page(f'views/{view}.py').run()\n"
+        "    assert not app.exception, app.exception\n"
+        "print(sorted({'torch', 'transformers', 'kfp'} & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "[]"

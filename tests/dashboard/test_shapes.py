@@ -1,0 +1,144 @@
+"""What the pages compute, apart from Streamlit."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from caravan.errors import DataError
+from caravan.registry import MetricRow
+from caravan_dashboard import evaluation, lineage, markup, preferences, rows, stages, text
+from caravan_dashboard.diff import word_diff
+from caravan_dashboard.lineage import Edge
+
+
+class Row(BaseModel):
+    id: int
+    text: str
+
+
+def write(path, count):
+    lines = [json.dumps({"id": i, "text": "é\u2028" * i}, ensure_ascii=False) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+
+
+def test_rows_are_read_by_page_without_the_others(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write(path, 23)
+
+    table = rows.index_rows(path, lambda row: {"odd": row["id"] % 2 == 1}, ("odd",))
+    page = rows.page_of(table[table["odd"]], 2, 5)
+
+    assert [row.id for row in rows.read_rows_at(path, page["offset"], Row)] == [11, 13, 15, 17, 19]
+    assert rows.page_count(11, 5) == 3
+    assert len(rows.page_of(table, 99, 5)) == 3  # past the end: the last page
+    assert rows.page_of(table.iloc[:0], 1, 5).empty
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '"x"', '{"other": 1}'])
+def test_a_row_that_does_not_fit_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1}\n' + line + "\n")
+
+    with pytest.raises(DataError, match="row 2: not as expected"):
+        rows.index_rows(path, lambda row: {"id": row["id"]}, ("id",))
+
+
+@given(st.text(), st.text())
+def test_a_diff_joined_is_the_texts(left, right):
+    first, second = word_diff(left, right)
+
+    assert "".join(piece.text for piece in first) == left
+    assert "".join(piece.text for piece in second) == right
+
+
+def test_a_diff_marks_the_words_that_differ():
+    first, second = word_diff("the answer is 4", "the answer is 5, maybe")
+
+    assert [piece.text for piece in first if piece.differs] == ["4"]
+    assert [piece.text for piece in second if piece.differs] == ["5, maybe"]
+
+
+@given(st.text())
+def test_no_text_leaves_its_element(content):
+    shown = markup.table([content], [[content, markup.prose(content)]])
+    shown = markup.join([shown, markup.page_link(content, "run", run=content)])
+
+    for allowed in ("table", "thead", "tbody", "tr", "th", "td", "div", "a", "i"):
+        shown = shown.replace(f"</{allowed}>", "").replace(f"<{allowed}>", "")
+    for opening in ('<div class="', '<table class="', '<a href="./'):
+        shown = shown.replace(opening, "")
+    assert "<" not in shown
+
+
+@given(st.text(), st.text(min_size=1))
+def test_no_text_leaves_its_label(node, name):
+    spec = lineage.dot([Edge(node, name, "d1", True)], {}, {})
+
+    quoted = spec.replace("\\\\", "").replace('\\"', "")
+    assert quoted.count('"') % 2 == 0
+    assert len(spec.splitlines()) == 8
+
+
+def test_a_path_between_artifacts_is_drawn():
+    edges = [Edge("mix", "dataset", "d1", True), Edge("sft", "dataset", "d1", False)]
+
+    spec = lineage.dot(edges, {}, {}, hidden=())
+
+    assert '"stage mix" -> "artifact d1";' in spec
+    assert '"artifact d1" -> "stage sft";' in spec
+    assert '"stage sft"' not in lineage.dot(edges, {}, {}, hidden=("sft",))
+
+
+def test_a_long_series_is_thinned_and_keeps_its_ends():
+    now = datetime.now(UTC)
+    points = [MetricRow(step, "loss", float(step), now) for step in range(5000)]
+
+    data = stages.series(points, "loss", max_points=100)
+
+    assert len(data) == 100
+    assert (data["step"].iloc[0], data["step"].iloc[-1]) == (0, 4999)
+
+
+def test_length_bias_by_hand():
+    pairs = pd.DataFrame({"chosen_words": [5, 3, 4, 10], "rejected_words": [3, 3, 6, 4]})
+
+    assert preferences.length_bias(pairs) == (0.625, 1.5)  # two longer, one tie; (2+0-2+6)/4
+    bins = preferences.length_histogram(pairs)
+    assert bins["count"].sum() == 4
+    assert not ((bins["low"] < 0) & (bins["high"] > 0)).any()
+
+
+def test_one_pair_has_a_histogram():
+    pairs = pd.DataFrame({"chosen_words": [5], "rejected_words": [5]})
+
+    assert preferences.length_histogram(pairs)["count"].sum() == 1
+
+
+def test_a_change_is_paired_on_the_instances_that_both_have():
+    before = {"a": 0.0, "b": 0.0, "c": 1.0, "x": 1.0}
+    after = {"a": 1.0, "b": 0.0, "c": 1.0, "y": 0.0, "z": float("nan")}
+
+    change = evaluation.paired_change(before, after)
+
+    assert change is not None
+    assert change.value == pytest.approx(1 / 3)
+    assert change.n == 3
+    assert evaluation.paired_change({"a": 1.0}, {"a": 0.0}) is None
+
+
+def test_times_and_sizes_are_written_for_people():
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+    assert [text.duration(s) for s in (None, 0.25, 59.4, 192, 3600, 7512)] == [
+        "–", "0.2 s", "59 s", "3 min 12 s", "1 h", "2 h 5 min",
+    ]  # fmt: skip
+    assert text.ago(now - timedelta(hours=49), now) == "2 days ago"
+    assert text.size(1_234_567) == "1.2 MB"
+    assert text.signed_points(-0.0123) == "−1.2"
