@@ -4,6 +4,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt
 from caravan.inference import EngineError, load_engine
@@ -13,6 +16,18 @@ from caravan.training.models import save_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("what is 3 + 4?", "hi", "again")]
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2,  # vLLM has no CPU kernel for heads smaller than 32
+        max_position_embeddings=128, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
@@ -37,8 +52,6 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
     warm = Sampling(temperature=0.7, max_completion_length=16)
     sampled = engine.generate(PROMPTS, warm, n=4, seed=1)
     assert sampled == engine.generate(PROMPTS, warm, n=4, seed=1)
-    import torch
-
     for prompt, group in zip(PROMPTS, sampled, strict=True):
         assert len(group) == 4
         assert len({reply.text for reply in group}) > 1

@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from caravan.data.records import FinishReason
+from caravan.inference.decode_attention import decode_attention, suits
 from caravan.inference.engine import EngineError
 
 _GROWTH = 32
@@ -180,6 +181,8 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is unty
     def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.length = 0
+        self.whole = False
+        """Give out the whole buffers, with what is not filled yet, which then has to be masked."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -188,16 +191,21 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is unty
         if self.keys is None:
             self.is_initialized = True
             self.dtype, self.device = key_states.dtype, key_states.device
-            self.keys = _with_room(key_states, end)
-            self.values = _with_room(value_states, end)
+            self.keys, self.values = key_states, value_states
         else:
             if end > self.keys.shape[-2]:
-                self.keys = _with_room(self.keys[..., : self.length, :], end)
-                self.values = _with_room(self.values[..., : self.length, :], end)
+                self.reserve(end)
             self.keys[..., self.length : end, :] = key_states
             self.values[..., self.length : end, :] = value_states
         self.length = end
+        if self.whole:
+            return self.keys, self.values
         return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def reserve(self, length: int) -> None:
+        """Make buffers of `length` positions and some more."""
+        self.keys = _with_room(self.keys[..., : self.length, :], length)
+        self.values = _with_room(self.values[..., : self.length, :], length)
 
     def get_seq_length(self) -> int:
         return self.length
@@ -206,7 +214,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is unty
 def _with_room(states: Tensor, length: int) -> Tensor:
     """A copy of [R, heads, L, size] whose third dimension has room for more than `length`."""
     rows, heads, filled, size = states.shape
-    buffer = states.new_empty(rows, heads, length + _GROWTH, size)
+    buffer = states.new_zeros(rows, heads, length + _GROWTH, size)
     buffer[..., :filled, :] = states
     return buffer
 
@@ -228,6 +236,7 @@ class _Context:
         self.is_plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
         if self.is_plain:
             self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        self.is_fast = self.is_plain and suits(model)
 
     def prefill(self) -> Tensor:
         """Logits [P, V] after the last token of each prompt."""
@@ -246,12 +255,28 @@ class _Context:
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [R, V] after one more token [R] of each row."""
         self.positions = (self.positions + 1).clamp_max(_positions(self.model) - 1)  # ended rows
-        if self.is_padded:
-            self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
+        positions = self.positions[:, None]
+        if self.is_fast:
+            return self._fast_step(tokens, positions)
         mask = None
         if self.is_padded:
+            self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=1)
             mask = self.seen[:, None, None, :] if self.is_plain else self.seen
-        return self._forward(tokens[:, None], mask, self.positions[:, None])
+        return self._forward(tokens[:, None], mask, positions)
+
+    def _fast_step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        end = self.cache.get_seq_length() + 1
+        if end > self.seen.shape[1]:
+            # As wide as the buffers will be, which grow by the same rule.
+            room = self.seen.new_zeros(len(self.seen), end + _GROWTH - self.seen.shape[1])
+            self.seen = torch.cat([self.seen, room], dim=1)
+            for layer in self.cache.layers:
+                layer.whole = True
+                layer.reserve(end)
+        self.seen[:, end - 1] = True
+        bias = torch.zeros(self.seen.shape).masked_fill_(~self.seen, -torch.inf)
+        with decode_attention(self.model):
+            return self._forward(tokens[:, None], bias[:, None, None], positions)
 
     def repeat(self, n: int) -> None:
         """Give every prompt `n` rows."""

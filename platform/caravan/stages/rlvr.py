@@ -128,7 +128,7 @@ def _trained(model: PreTrainedModel, config: RLVRConfig) -> PreTrainedModel:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         return model.train()
     return model.eval()
 
