@@ -52,20 +52,15 @@ def find(scores: Sequence[ScoreRow], column: Column, task: str, metric: str) -> 
     return None
 
 
-def in_units(metric: str, value: float) -> float:
-    """Shares in percent, ratings as they are."""
-    return 100 * value if is_share(metric) else value
-
-
 def interval_rows(scores: Sequence[ScoreRow], chosen: Sequence[Column]) -> pd.DataFrame:
-    """`task`, `series`, `value`, `low`, `high`, `n` for the chart, in percent or as rated."""
+    """`task`, `series`, `value`, `low`, `high`, `n` for the chart, in percent; without ratings."""
     several = len({column.run_id for column in chosen}) > 1
     lines = []
     for task, metric, _ in tasks(scores):
-        for column in chosen:
+        for column in chosen if is_share(metric) else ():
             score = find(scores, column, task, metric)
             if score is not None:
-                values = (in_units(metric, v) for v in (score.value, score.low, score.high))
+                values = (100 * v for v in (score.value, score.low, score.high))
                 lines.append((f"{task} ({metric})", column.label(several), *values, score.n))
     return pd.DataFrame(lines, columns=["task", "series", "value", "low", "high", "n"])
 

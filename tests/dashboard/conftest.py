@@ -327,8 +327,8 @@ class SampleRun:
         return made
 
     def evaluate(self, model: str, reads: str) -> None:
-        rows, score = self.judged(model)
-        scores = [score]
+        rows: list[ScoredCompletion] = []
+        scores: list[Score] = []
         for task, accuracy in ACCURACY.items():
             draw = random.Random(f"{task}/instances")
             level = accuracy[model]
@@ -343,6 +343,9 @@ class SampleRun:
             scores.append(
                 Score(task, "accuracy", mean, mean - half, mean + half, INSTANCES, suite, values)
             )
+        rated, score = self.judged(model)
+        rows += rated
+        scores.append(score)
         made = self.put("report", {"instances.jsonl": rows, "scores.json": {"model": model}})
         self.stage(f"evaluate-{model}", {"evaluation": made}, [reads], scores=scores)
 

@@ -34,8 +34,8 @@ def address(home: Path, tmp_path: Path) -> Iterator[str]:
         wait_until_up(f"http://127.0.0.1:{port}/_stcore/health", server)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        server.kill()  # it has nothing to save
+        server.wait()
 
 
 def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:

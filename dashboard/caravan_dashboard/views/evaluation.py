@@ -73,13 +73,14 @@ def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
     ui.show(score_table(scores, chosen, several))
     st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
     data = evaluation.interval_rows(scores, chosen)
-    st.altair_chart(charts.intervals(data, series_colours(chosen, several)))
+    if not data.empty:
+        st.altair_chart(charts.intervals(data, series_colours(chosen, several)))
     changes = evaluation.transitions(chosen)
     if changes:
         st.subheader("What changed")
         ui.show(change_table(scores, changes, several))
         st.caption(
-            "Percentage points on the same instances, with the 95 % interval of a paired "
+            "Percentage points (ratings: points) on the same instances, with the 95 % interval of a paired "
             "bootstrap; coloured where it leaves out zero."
         )
     wins = evaluation.comparisons(scores)
