@@ -80,8 +80,8 @@ def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
         st.subheader("What changed")
         ui.show(change_table(scores, changes, several))
         st.caption(
-            "Percentage points (ratings: points) on the same instances, with the 95 % interval of a paired "
-            "bootstrap; coloured where it leaves out zero."
+            "Percentage points (of ratings: points) on the same instances, with the 95 % interval "
+            "of a paired bootstrap; coloured where it leaves out zero."
         )
     wins = evaluation.comparisons(scores)
     if wins:
