@@ -24,6 +24,8 @@ class VLLMEngine:
 
     def __init__(self, config: VLLMEngineConfig) -> None:
         self._vllm: Any = require("vllm", extra="vllm", feature="the vllm engine")
+        platforms = require("vllm.platforms", extra="vllm", feature="the vllm engine")
+        on_cpu = platforms.current_platform.is_cpu()
         try:
             self._llm: Any = self._vllm.LLM(
                 model=config.model_name_or_path,
@@ -32,7 +34,8 @@ class VLLMEngine:
                 gpu_memory_utilization=config.gpu_memory_utilization,
                 logprobs_mode="processed_logprobs",
                 load_format="safetensors",
-                enforce_eager=self._vllm.platforms.current_platform.is_cpu(),
+                dtype="float32" if on_cpu else "auto",  # as the transformers engine
+                enforce_eager=on_cpu,
                 disable_log_stats=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
