@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test test-tools test-vllm check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,8 +21,28 @@ $(VENV)/.installed: pyproject.toml
 demo: setup ## Run the whole recipe on this machine (about ten minutes) and show what each stage changed
 	$(BIN)/caravan run pipelines/recipes/pocket.yaml
 
-test: setup check ## Run the tests
+test: setup test-tools check ## Run the tests
 	$(BIN)/python -m pytest
+
+# What tests need beside Python packages: a browser, and NLTK's sentence model (which
+# llama-index-core carries; its own dependencies are not needed).
+test-tools: setup
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	@test -d $(VENV)/lib/python*/site-packages/llama_index/core/_static || \
+		$(BIN)/python -m pip install -qq --no-deps 'llama-index-core>=0.14,<0.15'
+
+# vLLM wants packages of its own, so it gets an environment of its own. It asks for torchvision,
+# torchaudio and torchcodec, which text models do not use and which have no CPU build everywhere.
+test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine, on the CPU
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/inference/test_vllm.py
+
+.venv-vllm/.installed: pyproject.toml
+	$(BIN)/python -m pip install -qq uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-vllm
+	printf '%s; sys_platform == "never"\n' torchvision torchaudio torchcodec > .venv-vllm/overrides.txt
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --quiet --python .venv-vllm/bin/python \
+		--override .venv-vllm/overrides.txt --editable '.[train,vllm-cpu]' pytest pytest-timeout hypothesis
+	touch $@
 
 check: setup ## Format, lint and types
 	$(BIN)/ruff format --check .
@@ -37,4 +57,4 @@ bench: setup ## Run the benchmarks (minutes to hours)
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## Remove the environment and caches (not the runs in .caravan)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .mypy_cache .pytest_cache .ruff_cache
