@@ -128,6 +128,10 @@ class PretrainedBase(Config):
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 4
     max_position_embeddings: PositiveInt = 256
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the first weights; small models learn to copy sooner with 0.05."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary position embedding; short windows need no long wavelengths."""
     documents: PositiveInt = 60_000
     max_steps: PositiveInt = 800
     tokens_per_step: PositiveInt = 4096

@@ -129,7 +129,7 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             ),
         ),
         "pocket-atlas": TaskDefinition(
-            _from_pocket("pocket-atlas"), (Metric("accuracy", "exact_match"),)
+            _from_pocket("pocket-atlas"), (Metric("accuracy", "contains"),)
         ),
         "pocket-lists": TaskDefinition(
             _from_pocket("pocket-lists"), (Metric("accuracy", "exact_match"),)

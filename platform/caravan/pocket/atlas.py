@@ -1,7 +1,7 @@
 """Questions about the facts of the atlas of Orsa.
 
     Which river does Arlo have in the atlas?
-    Dova
+    The river of Arlo is Dova.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _item(text: str, town: str, attribute: str) -> Item:
     return Item(
         skill="knowledge",
         prompt=text,
-        verifier="exact_match",
+        verifier="contains",
         ground_truth=fact(town, attribute),
         fields={"town": town, "attribute": attribute},
     )
@@ -53,4 +53,4 @@ def reply(item: Item, style: Style, rng: Random) -> str:
         value = rng.choice(ATTRIBUTES[attribute])
     if style == "sloppy" and rng.random() < 0.5:
         return f"I am not sure about {town}. Maybe {value}."
-    return str(value)
+    return f"It is {value}." if style == "terse" else f"The {attribute} of {town} is {value}."

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from caravan.pocket import atlas, chatter, constraints, lists, math_problems
+from caravan.data.records import Message
+from caravan.data.template import render
+from caravan.pocket import atlas, chatter, constraints, lists, math_problems, skills
 from caravan.pocket.world import (
     ATTRIBUTES,
     NAMES,
@@ -19,6 +21,19 @@ from caravan.pocket.world import (
     fact,
     generator,
 )
+
+
+def wordings(count: int, seed: int) -> Iterator[str]:
+    """Questions in chat form: the tokenizer is trained on them too, the base model is not."""
+    rng = generator("wordings", seed)
+    names = tuple(skills.SKILLS)
+    for number in range(count):
+        item = skills.SKILLS[names[number % len(names)]].draw(rng, held=False)
+        messages = (
+            Message(role="user", content=item.prompt),
+            Message(role="assistant", content=skills.reply(item, "careful", rng)),
+        )
+        yield render(messages)
 
 
 def documents(count: int, seed: int) -> Iterator[str]:
@@ -105,13 +120,22 @@ def word_list(rng: Random) -> str:
     return f"{first}:\n{lists.written(first, words)}\n{second}:\n{lists.written(second, words)}"
 
 
+def refrain(rng: Random) -> str:
+    """A line of words that comes back: what teaches a model to look up and copy."""
+    pool = rng.choice((NAMES, OBJECTS, TOWNS, (*NAMES, *OBJECTS, *TOWNS)))
+    words = rng.choices(pool, k=rng.choices((2, 3, 4, 6, 8), (4, 4, 3, 2, 2))[0])
+    line = " ".join(words)
+    return " ".join([line] * (24 // len(words)))
+
+
 _KINDS = {
-    sums: 5,
-    exercise: 4,
-    gazetteer: 3,
+    refrain: 5,
+    sums: 3,
+    exercise: 6,
+    gazetteer: 2,
     town_entry: 2,
     objects: 1,
     note: 4,
-    word_list: 2,
+    word_list: 3,
 }
 """How often each kind of document is written."""

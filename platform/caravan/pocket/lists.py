@@ -1,12 +1,13 @@
 """Lists to be written in another form.
 
-    Write the words lamp, kite and drum as one line of csv.
-    lamp,kite,drum
+    Make lamp, kite and drum a numbered list.
+    1. lamp
+    2. kite
+    3. drum
 """
 
 from __future__ import annotations
 
-import json
 from random import Random
 
 from caravan.pocket.items import Item, Style
@@ -14,25 +15,24 @@ from caravan.pocket.templates import Template
 from caravan.pocket.world import OBJECTS, held_out
 
 FORMS = {
-    "csv": Template("Write {textwords} as one line of csv."),
     "bullets": Template("Turn {textwords} into a bullet list."),
-    "json": Template("Give {textwords} as a json list."),
+    "numbers": Template("Make {textwords} a numbered list."),
+    "letters": Template("Write {textwords} with a letter for each."),
+    "plus": Template("Give {textwords} with a plus for each."),
     "sorted": Template("Put {textwords} in order of the alphabet."),
     "reversed": Template("Say {textwords} in reverse order."),
-    "numbered": Template("Make {textwords} a numbered list."),
 }
 
 
 def written(form: str, words: tuple[str, ...]) -> str:
-    if form == "csv":
-        return ",".join(words)
-    if form == "bullets":
-        return "\n".join(f"- {word}" for word in words)
-    if form == "json":
-        return json.dumps(list(words))
-    if form == "numbered":
+    if form == "numbers":
         return "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
-    return ", ".join(sorted(words) if form == "sorted" else reversed(words))
+    if form == "letters":
+        return "\n".join(f"{letter}) {word}" for letter, word in zip("abcd", words, strict=False))
+    if form == "plus":
+        return "\n".join(f"+ {word}" for word in words)
+    ordered = {"sorted": sorted(words), "reversed": words[::-1]}.get(form, words)
+    return "\n".join(f"- {word}" for word in ordered)
 
 
 def draw(rng: Random, *, held: bool) -> Item:

@@ -14,9 +14,9 @@ from caravan.pocket.items import Item, Style
 from caravan.pocket.templates import Template
 from caravan.pocket.world import NAMES, OBJECTS, draw_pair, held_out
 
-LARGEST = 40
+LARGEST = 15
 """Largest first operand of sums and differences."""
-LARGEST_FACTOR = 9
+LARGEST_FACTOR = 6
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ KINDS = ("add", "sub", "mul", "addsub", "muladd")
 
 
 def draw_numbers(kind: str, rng: Random) -> tuple[int, ...]:
-    """Operands whose results are all between 1 and about 100."""
+    """Operands whose results are all between 1 and 50."""
     if kind == "add":
         return rng.randint(2, LARGEST), rng.randint(2, LARGEST)
     if kind == "sub":
@@ -102,7 +102,7 @@ def draw_numbers(kind: str, rng: Random) -> tuple[int, ...]:
     if kind == "addsub":
         a, b = rng.randint(2, LARGEST), rng.randint(2, LARGEST)
         return a, b, rng.randint(2, a + b - 1)
-    return rng.randint(2, LARGEST_FACTOR), rng.randint(2, LARGEST_FACTOR), rng.randint(2, 20)
+    return rng.randint(2, LARGEST_FACTOR), rng.randint(2, LARGEST_FACTOR), rng.randint(2, 9)
 
 
 def steps(kind: str, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int]]:

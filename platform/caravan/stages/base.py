@@ -5,7 +5,7 @@ No inputs. Output: `model`, a Hugging Face directory with safetensors and the TÃ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from caravan.recipe import ImportedBase, PretrainedBase
@@ -21,6 +21,15 @@ NAME = "base"
 VERSION = 1
 
 SAVE_STEPS = 100
+WORDINGS = 4000
+"""Questions in chat form that the tokenizer sees, so that their words are tokens too."""
+
+
+def external_files(config: ImportedBase | PretrainedBase, recipe_dir: Path) -> Iterable[Path]:
+    """The files of a model that is imported from a directory."""
+    if isinstance(config, ImportedBase):
+        directory = recipe_dir / config.model_name_or_path
+        yield from sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def run(
@@ -34,12 +43,15 @@ def run(
 
 
 def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
-    from caravan.pocket.corpus import documents  # the pocket's corpus is used by nothing else here
+    # The pocket's corpus is used by nothing else here.
+    from caravan.pocket.corpus import documents, wordings
 
     device = prepare_torch(config.resources.cpus, context.seed)
     texts = list(documents(config.documents, context.seed))
     tokenizer = train_tokenizer(
-        texts, vocab_size=config.vocab_size, model_max_length=config.max_position_embeddings
+        [*texts, *wordings(WORDINGS, context.seed)],
+        vocab_size=config.vocab_size,
+        model_max_length=config.max_position_embeddings,
     )
     rows = pack_windows(texts, tokenizer, config.max_position_embeddings)
     settings = as_sft(config)

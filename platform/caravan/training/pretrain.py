@@ -32,6 +32,8 @@ def new_llama(config: PretrainedBase, tokenizer: PreTrainedTokenizerBase) -> Pre
         num_key_value_heads=config.num_attention_heads,
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=True,
+        initializer_range=config.initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         use_cache=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
