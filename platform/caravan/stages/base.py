@@ -10,12 +10,6 @@ from pathlib import Path
 
 from caravan.recipe import ImportedBase, PretrainedBase
 from caravan.stages.context import StageContext, StageResult
-from caravan.training.bpe import train_tokenizer
-from caravan.training.fit import fit, identity
-from caravan.training.importing import find_model, import_model
-from caravan.training.models import prepare_torch, save_model
-from caravan.training.pretrain import BETAS, as_sft, new_llama, pack_windows
-from caravan.training.sft import sft_job
 
 NAME = "base"
 VERSION = 1
@@ -35,16 +29,23 @@ def external_files(config: ImportedBase | PretrainedBase, recipe_dir: Path) -> I
 def run(
     config: ImportedBase | PretrainedBase, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
-    if isinstance(config, ImportedBase):
-        source = find_model(config, context.recipe_dir)
-        added = import_model(source, context.output("model", "model"))
-        return StageResult({"added_tokens": added})
-    return pretrain(config, context)
+    if isinstance(config, PretrainedBase):
+        return pretrain(config, context)
+    from caravan.training.importing import find_model, import_model
+
+    source = find_model(config, context.recipe_dir)
+    added = import_model(source, context.output("model", "model"))
+    return StageResult({"added_tokens": added})
 
 
 def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
-    # The pocket's corpus is used by nothing else here.
+    # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.pocket.corpus import documents, wordings
+    from caravan.training.bpe import train_tokenizer
+    from caravan.training.fit import fit, identity
+    from caravan.training.models import prepare_torch, save_model
+    from caravan.training.pretrain import BETAS, as_sft, new_llama, pack_windows
+    from caravan.training.sft import sft_job
 
     device = prepare_torch(config.resources.cpus, context.seed)
     texts = list(documents(config.documents, context.seed))

@@ -18,16 +18,18 @@ from caravan.data.io import read_rows
 from caravan.data.records import Pair
 from caravan.recipe import DPOConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.training.dpo import cached_reference, dpo_job
-from caravan.training.fit import fit, identity
-from caravan.training.models import load_policy, place, prepare_torch, save_model
-from caravan.training.tokenize import check_length, tokenize_pairs
 
 NAME = "dpo"
 VERSION = 1
 
 
 def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.dpo import cached_reference, dpo_job
+    from caravan.training.fit import fit, identity
+    from caravan.training.models import load_policy, place, prepare_torch, save_model
+    from caravan.training.tokenize import check_length, tokenize_pairs
+
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_policy(inputs["model"])
     check_length(model, config.max_length)

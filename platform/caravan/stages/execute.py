@@ -217,7 +217,12 @@ def _load(stage: str) -> Stage:
 
 
 def _limit_threads(config: BaseModel) -> None:
-    """Fix the number of threads before the libraries that read it are imported."""
+    """Fix the number of threads before the libraries that read it are imported.
+
+    Waiting threads sleep: spinning ones take the cores from other processes, and a step of a few
+    milliseconds then lasts seconds.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cpus = getattr(getattr(config, "resources", None), "cpus", None)
     if cpus is not None:
         for variable in THREAD_VARIABLES:

@@ -15,10 +15,6 @@ from caravan.data.io import read_rows
 from caravan.data.records import Pair
 from caravan.recipe import RewardModelConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.training.fit import fit, identity
-from caravan.training.models import new_reward_model, place, prepare_torch, save_model
-from caravan.training.reward_model import reward_model_job
-from caravan.training.tokenize import check_length, tokenize_pairs
 
 NAME = "reward-model"
 VERSION = 1
@@ -27,6 +23,12 @@ VERSION = 1
 def run(
     config: RewardModelConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
+    # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.fit import fit, identity
+    from caravan.training.models import new_reward_model, place, prepare_torch, save_model
+    from caravan.training.reward_model import reward_model_job
+    from caravan.training.tokenize import check_length, tokenize_pairs
+
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = new_reward_model(inputs["model"])
     check_length(model, config.max_length)

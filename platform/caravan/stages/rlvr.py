@@ -11,163 +11,18 @@ are reshuffled each pass. A stopped run goes on from its last checkpoint through
 
 from __future__ import annotations
 
-import copy
-import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel
-
-from caravan.data.io import ROWS, read_rows, write_rows
-from caravan.data.records import Conversation, RolloutGroup
-from caravan.recipe import GRPOConfig, RLVRConfig
+from caravan.recipe import RLVRConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.training.batching import StepSampler
-from caravan.training.checkpoint import Checkpoints
-from caravan.training.fit import identity
-from caravan.training.models import (
-    load_policy,
-    load_reward_model,
-    new_reward_model,
-    prepare_torch,
-    save_model,
-)
-from caravan.training.rl.guard import CollapseGuard
-from caravan.training.rl.prompts import RLPrompts, select_prompts
-from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
 
 NAME = "rlvr"
 VERSION = 1
 
-STEPS_KEPT = 25
-"""Steps whose rollouts are kept, evenly over the run, the first and the last among them."""
-PROMPTS_KEPT = 8
-"""Prompts of each of those steps."""
-logger = logging.getLogger(__name__)
-
 
 def run(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
-    device = prepare_torch(config.resources.cpus, context.seed)
-    policy, tokenizer = load_policy(inputs["policy"])
-    positions = getattr(policy.config, "max_position_embeddings", None) or sys.maxsize
-    prompts = select_prompts(
-        read_rows(inputs["dataset"], Conversation), tokenizer, config, positions=positions
-    )
-    value = None if isinstance(config.algorithm, GRPOConfig) else _value_model(inputs)
-    trainer = RLTrainer(
-        RLModels(
-            policy=_trained(policy.to(device), config),
-            tokenizer=tokenizer,
-            reference=_frozen(policy) if config.beta > 0 else None,
-            value=None if value is None else _trained(value.to(device), config),
-        ),
-        config,
-        context.seed,
-        workers=config.resources.cpus,
-    )
-    metrics = _train(trainer, prompts, config, inputs["policy"], context)
-    save_model(policy, tokenizer, context.output("model", "model"))
-    kept = sorted((context.workdir / "rollouts").glob("step-*.jsonl"))
-    write_rows(
-        context.output("rollouts", "report") / ROWS,
-        (row for path in kept for row in read_rows(path, RolloutGroup)),
-    )
-    return StageResult(
-        {"prompts": len(prompts.rows), "prompts_too_long": prompts.too_long, **metrics}
-    )
+    # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.rl.session import train_rlvr
 
-
-def _train(
-    trainer: RLTrainer,
-    prompts: RLPrompts,
-    config: RLVRConfig,
-    policy_dir: Path,
-    context: StageContext,
-) -> dict[str, float]:
-    """All steps that are not done yet; gives the metrics of the last one."""
-    total = config.max_steps
-    per_step = config.prompts_per_step
-    sampler = StepSampler(len(prompts.rows), per_step, per_step * total, context.seed)
-    state = trainer.state()
-    checkpoints = Checkpoints(
-        context.workdir,
-        fingerprint=identity(NAME, config, context.seed, policy_dir, prompts.rows),
-    )
-    resumed = checkpoints.restore(state)
-    done = resumed.step if resumed else 0
-    guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
-    last: dict[str, float] = resumed.extra["last"] if resumed else {}
-    context.progress(done, total)
-    for step in range(done, total):
-        result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
-        guard.watch(result.metrics)
-        metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
-        context.log(step + 1, metrics)
-        if _is_kept(step, total):
-            _keep_rollouts(context.workdir, step, result)
-        last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
-        if (step + 1) % config.save_steps == 0 or step + 1 == total:
-            checkpoints.save(step + 1, state, {"guard": guard.state(), "last": last})
-        context.progress(step + 1, total)
-    return {**last, "policy/collapsed_steps": guard.collapsed_steps}
-
-
-def _value_model(inputs: Mapping[str, Path]) -> PreTrainedModel:
-    if "reward_model" in inputs:
-        return load_reward_model(inputs["reward_model"]).model
-    logger.warning("no reward model: the value model starts from the policy, with a new head")
-    return new_reward_model(inputs["policy"]).model
-
-
-def _trained(model: PreTrainedModel, config: RLVRConfig) -> PreTrainedModel:
-    """Without dropout, so that sampling and training agree on the probability of a token."""
-    for module in model.modules():
-        for name in ("p", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model.train()
-    return model.eval()
-
-
-def _frozen(policy: PreTrainedModel) -> PreTrainedModel:
-    reference: Any = copy.deepcopy(policy).eval()
-    return reference.requires_grad_(False)
-
-
-def _is_kept(step: int, total: int) -> bool:
-    if total <= STEPS_KEPT or step in (0, total - 1):
-        return True
-    return step * (STEPS_KEPT - 1) // (total - 1) != (step - 1) * (STEPS_KEPT - 1) // (total - 1)
-
-
-def _keep_rollouts(workdir: Path, step: int, result: RLStep) -> None:
-    """In the work directory until the stage ends; a repeated step writes the same again."""
-    n = result.rollouts.num_generations
-    rollouts = result.rollouts.rollouts[: PROMPTS_KEPT * n]
-    advantages = result.advantages.tolist()
-    groups = []
-    for start in range(0, len(rollouts), n):
-        group = rollouts[start : start + n]
-        row = group[0].prompt.row
-        groups.append(
-            RolloutGroup(
-                step=step + 1,
-                prompt_id=row.id,
-                prompt=row.prompt,
-                skill=row.skill,
-                verifier=row.verifier or "",
-                ground_truth=row.ground_truth,
-                completions=tuple(r.text for r in group),
-                finish_reasons=tuple(r.sequence.finish_reason for r in group),
-                outcomes=tuple(r.outcome.value for r in group),
-                rewards=tuple(r.reward for r in group),
-                advantages=tuple(advantages[start : start + n]),
-            )
-        )
-    directory = workdir / "rollouts"
-    directory.mkdir(exist_ok=True)
-    write_rows(directory / f"step-{step + 1:08d}.jsonl", groups)
+    return train_rlvr(config, inputs, context)

@@ -17,16 +17,18 @@ from caravan.data.io import read_rows
 from caravan.data.records import Conversation
 from caravan.recipe import SFTConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.training.fit import fit, identity
-from caravan.training.models import load_policy, place, prepare_torch, save_model
-from caravan.training.sft import sft_job
-from caravan.training.tokenize import check_length, tokenize_conversations
 
 NAME = "sft"
 VERSION = 1
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.fit import fit, identity
+    from caravan.training.models import load_policy, place, prepare_torch, save_model
+    from caravan.training.sft import sft_job
+    from caravan.training.tokenize import check_length, tokenize_conversations
+
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_policy(inputs["model"])
     check_length(model, config.max_length)
