@@ -14,7 +14,9 @@ import yaml
 def recipe_with(mini: Path, directory: Path, **changes: object) -> Path:
     """The mini recipe with other sections, in a file of its own."""
     path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(mini.read_text()) | changes))
+    data = yaml.safe_load(mini.read_text())
+    data["extends"] = str((mini.parent / data["extends"]).resolve())
+    path.write_text(yaml.safe_dump(data | changes))
     return path
 
 
@@ -45,7 +47,7 @@ def test_a_broken_row_is_named_with_its_file_and_field(caravan, mini, command):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     origin = {"kind": "files", "paths": [str(source)]}
     own = {"name": "own", "license": "Apache-2.0", "skill": "math", "origin": origin}
-    sections = {"synthesize": None, "mix": {}, "curate": {"sources": [own]}}
+    sections = {"synthesize": None, "mix": {"dataset_mixer_list": []}, "curate": {"sources": [own]}}
     path = recipe_with(mini, caravan.directory, **sections)
     data = yaml.safe_load(path.read_text())
     data["rlvr"]["skills"] = []
