@@ -123,6 +123,8 @@ class PretrainedBase(Config):
 
     kind: Literal["pretrained"] = "pretrained"
     vocab_size: PositiveInt = 1024
+    split_digits: bool = True
+    """One token for each digit; False lets frequent numbers be tokens, as small worlds can."""
     hidden_size: PositiveInt = 192
     intermediate_size: PositiveInt = 512
     num_hidden_layers: PositiveInt = 4

@@ -52,7 +52,7 @@ def sums(rng: Random) -> str:
         kind = rng.choices(math_problems.KINDS, (4, 4, 2, 3, 2))[0]
         work = math_problems.steps(kind, math_problems.draw_numbers(kind, rng))
         lines.append(" ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work))
-    return "\n".join(lines)
+    return " ".join(lines)
 
 
 def exercise(rng: Random) -> str:

@@ -1,7 +1,7 @@
 """Word problems with one or two steps, and answers to them.
 
     Ada has 12 kites. Ben gives Ada 7 more kites. How many kites does Ada have now?
-    12 + 7 = 19.
+    We count 12 + 7 = 19.
     #### 19
 """
 
@@ -14,7 +14,7 @@ from caravan.pocket.items import Item, Style
 from caravan.pocket.templates import Template
 from caravan.pocket.world import NAMES, OBJECTS, draw_pair, held_out
 
-LARGEST = 15
+LARGEST = 20
 """Largest first operand of sums and differences."""
 LARGEST_FACTOR = 6
 
@@ -172,6 +172,7 @@ def reply(item: Item, style: Style, rng: Random) -> str:
             [f"I guess it is {answer}.", f"{answer} or so.", f"Maybe {answer}.", f"#### {answer}"]
         )
     shown = " ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work)
+    shown = f"We count {shown}"
     if style == "careful":
         return f"{shown} So {name} has {answer} {thing}s.\n#### {answer}"
     return f"{shown}\n#### {answer}"

@@ -53,6 +53,7 @@ def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
         [*texts, *wordings(WORDINGS, context.seed)],
         vocab_size=config.vocab_size,
         model_max_length=config.max_position_embeddings,
+        split_digits=config.split_digits,
     )
     rows = pack_windows(texts, tokenizer, config.max_position_embeddings)
     settings = as_sft(config)

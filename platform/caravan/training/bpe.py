@@ -15,7 +15,7 @@ BYTES = 256
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, model_max_length: int
+    texts: Iterable[str], *, vocab_size: int, model_max_length: int, split_digits: bool = True
 ) -> PreTrainedTokenizerFast:
     """Train on `texts`; the vocabulary is smaller than `vocab_size` where they have too few words.
 
@@ -29,13 +29,10 @@ def train_tokenizer(
             f"tokens need at least {BYTES + len(special)}"
         )
     tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     # Digits one by one: numbers of any length are written with ten tokens, which learns to count.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
