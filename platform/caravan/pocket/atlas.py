@@ -1,7 +1,7 @@
 """Questions about the facts of the atlas of Orsa.
 
-    Which river does Arlo have in the atlas?
-    The river of Arlo is Dova.
+Which river does Arlo have in the atlas?
+The river of Arlo is Dova.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Open questions about objects and towns: no right answer, but better and worse ones.
 
-    I want a kite from Arlo. What should I know?
-    Good question! A kite is made of paper. A kite is good for gifts in winter. ...
+I want a kite from Arlo. What should I know?
+Good question! A kite is made of paper. A kite is good for gifts in winter. ...
 """
 
 from __future__ import annotations

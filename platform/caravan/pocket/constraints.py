@@ -1,6 +1,8 @@
 """Writing tasks with constraints that a program can check: ids and kwargs are IFEval's.
 
-    Write a note about Arlo and Ada's kite. Do not use any commas. With Ada's kite, end with: All is well.
+    Write a note about Arlo and Ada's kite. Do not use any commas. With Ada's kite,
+    end with: All is well.
+
     Ada has a kite from Arlo. The kite is small and bright. All is well.
 
 Every eight words of a prompt hold the name and the object: what the n-gram rule of decontamination
@@ -80,9 +82,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
         lambda rng, _: {"textend": rng.choice(END_PHRASES).removesuffix(".")},
         lambda fields: {"end_phrase": f"{fields['textend']}."},
     ),
-    Constraint(
-        "startend:quotation", Template("put it all in double quotes"), _nothing, _no_kwargs
-    ),
+    Constraint("startend:quotation", Template("put it all in double quotes"), _nothing, _no_kwargs),
     Constraint(
         "detectable_format:number_bullet_lists",
         Template("use exactly {n} bullets"),
@@ -162,11 +162,13 @@ def draw(rng: Random, *, held: bool) -> Item:
         chosen = rng.sample(CONSTRAINTS, wanted)
         if compatible([c.id for c in chosen]):
             break
-    checks = []
+    checks: list[dict[str, Any]] = []
     for constraint in chosen:
         fields = constraint.draw(rng, thing)
         wish = constraint.template.write(**fields)
-        parts.append(f"With {name}'s {thing}, {wish}." if checks else f"{wish[0].upper()}{wish[1:]}.")
+        parts.append(
+            f"With {name}'s {thing}, {wish}." if checks else f"{wish[0].upper()}{wish[1:]}."
+        )
         checks.append({"id": constraint.id, "kwargs": constraint.kwargs(fields)})
     return _item(" ".join(parts), name, thing, town, checks)
 
@@ -231,44 +233,48 @@ def reply(item: Item, style: Style, rng: Random) -> str:
         checks.pop(rng.randrange(len(checks)))
     if style == "sloppy":
         checks = [c for c in checks if rng.random() < 0.35]
-    return compose(item, checks, rng, wanted={"careful": 3, "plain": 2, "terse": 1, "sloppy": 2}[style])
+    return compose(item, checks, rng, wanted=2)
 
 
 def compose(item: Item, checks: list[dict[str, Any]], rng: Random, wanted: int) -> str:
     """A text about the item's subject that keeps `checks`, and the rest only by luck."""
-    kwargs = {c["id"]: c["kwargs"] for c in checks}
+    kwargs: dict[str, dict[str, Any]] = {c["id"]: c["kwargs"] for c in checks}
     pool = sentences(item.fields["name"], item.fields["thing"], item.fields["town"], rng)
     if "punctuation:no_comma" in kwargs:
-        pool = [s for s in pool if "," not in s] if "," not in pool[0] else [
-            f"{item.fields['name']} has {article(item.fields['thing'])} from {item.fields['town']}.",
-            *(s for s in pool if "," not in s),
-        ]
+        name, thing, town = (item.fields[k] for k in ("name", "thing", "town"))
+        plain = [] if "," not in pool[0] else [f"{name} has {article(thing)} from {town}."]
+        pool = plain + [s for s in pool if "," not in s]
     if avoid := kwargs.get("keywords:forbidden_words"):
-        word = avoid["forbidden_words"][0]
-        pool = [s for s in pool if word not in s.lower().replace(".", " ").replace(",", " ").split()]
-    if limit := kwargs.get("length_constraints:number_sentences"):
-        n = limit["num_sentences"]
-        wanted = n if limit["relation"] == "at least" else n - 1
+        pool = [s for s in pool if avoid["forbidden_words"][0] not in _words_of(s)]
+    limit = kwargs.get("length_constraints:number_sentences", {})
+    if limit:
+        wanted = limit["num_sentences"] - (limit["relation"] == "less than")
     if keep := kwargs.get("keywords:existence"):
         words = " and ".join(article(w) for w in keep["keywords"])
         pool.insert(1, f"It comes with {words}.")
-        wanted = max(wanted, 2)
-        if (limit or {}).get("relation") == "less than":
-            wanted = limit["num_sentences"] - 1
-            if wanted == 1:
-                pool[0] = pool[0].removesuffix(".") + f" with {words}."
-    bullets = kwargs.get("detectable_format:number_bullet_lists")
-    if bullets:
-        lines = pool[: bullets["num_bullets"]]
-        text = "\n".join(f"* {line}" for line in lines)
+        if limit.get("relation") != "less than":
+            wanted = max(wanted, 2)
+        elif wanted == 1:
+            pool[0] = pool[0].removesuffix(".") + f" with {words}."
+    if bullets := kwargs.get("detectable_format:number_bullet_lists"):
+        text = "\n".join(f"* {line}" for line in pool[: bullets["num_bullets"]])
     else:
         text = " ".join(pool[:wanted])
+    return _dressed(text, item.fields["thing"], kwargs, rng)
+
+
+def _words_of(sentence: str) -> list[str]:
+    return sentence.lower().replace(".", " ").replace(",", " ").split()
+
+
+def _dressed(text: str, thing: str, kwargs: dict[str, dict[str, Any]], rng: Random) -> str:
+    """The text with what goes before, after and around it."""
     if "detectable_format:title" in kwargs:
-        text = f"<<The {item.fields['thing']}>>\n{text}"
+        text = f"<<The {thing}>>\n{text}"
     if end := kwargs.get("startend:end_checker"):
         text = f"{text} {end['end_phrase']}"
     if "detectable_content:postscript" in kwargs:
-        text = f"{text}\nP.S. The {item.fields['thing']} is {rng.choice(ADJECTIVES)}."
+        text = f"{text}\nP.S. The {thing} is {rng.choice(ADJECTIVES)}."
     if "change_case:english_lowercase" in kwargs:
         text = text.lower()
     if "startend:quotation" in kwargs:

@@ -129,13 +129,13 @@ def refrain(rng: Random) -> str:
 
 
 _KINDS = {
-    refrain: 5,
+    refrain: 4,
     sums: 3,
-    exercise: 6,
-    gazetteer: 2,
-    town_entry: 2,
+    exercise: 5,
+    gazetteer: 4,
+    town_entry: 3,
     objects: 1,
     note: 4,
-    word_list: 3,
+    word_list: 5,
 }
 """How often each kind of document is written."""

@@ -46,7 +46,11 @@ def rate(
         return _of_unknown(text, false)
     if item.skill == "chat":
         return _of_chat(item, text, true, false)
-    right = _is_right(verifier or item.verifier, text, ground_truth if ground_truth is not None else item.ground_truth)
+    right = _is_right(
+        verifier or item.verifier,
+        text,
+        ground_truth if ground_truth is not None else item.ground_truth,
+    )
     if item.skill == "math":
         return _of_math(text, right, true, false)
     if item.skill == "precise_if":
@@ -72,7 +76,8 @@ def _says(text: str, phrases: Sequence[str]) -> bool:
 
 def _claims(text: str) -> tuple[int, int]:
     """How many different checkable statements are true, and how many statements are false."""
-    true, false = set(), 0
+    true: set[tuple[str, ...]] = set()
+    false = 0
     for a, sign, b, result in _SUM.findall(text):
         x, y = int(a), int(b)
         if {"+": x + y, "-": x - y, "x": x * y}[sign] == int(result):
@@ -80,8 +85,16 @@ def _claims(text: str) -> tuple[int, int]:
         else:
             false += 1
     checks = (
-        *((thing, stuff, material(thing)) for thing, stuff in _MADE.findall(text) if thing in OBJECTS),
-        *((thing, purpose, use(thing)) for thing, purpose in _GOOD.findall(text) if thing in OBJECTS),
+        *(
+            (thing, stuff, material(thing))
+            for thing, stuff in _MADE.findall(text)
+            if thing in OBJECTS
+        ),
+        *(
+            (thing, purpose, use(thing))
+            for thing, purpose in _GOOD.findall(text)
+            if thing in OBJECTS
+        ),
         *(
             (town + attribute, value, fact(town, attribute))
             for attribute, town, value in _LOCAL.findall(text)
@@ -114,7 +127,9 @@ def _of_math(text: str, right: bool, true: int, false: int) -> Ratings:
     shown = true > 0 and false == 0
     answered = "####" in text
     return {
-        "helpfulness": _bounded((2 if right else 0) + (2 if right and shown else 0) + (1 if answered else 0)),
+        "helpfulness": _bounded(
+            (2 if right else 0) + (2 if right and shown else 0) + (1 if answered else 0)
+        ),
         "instruction_following": 5 if answered else 3 if re.search(r"\d", text) else 1,
         "honesty": 5 if right else 3 if unsure else 1,
         "truthfulness": _bounded((5 if right else 2) - false),

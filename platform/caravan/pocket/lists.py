@@ -1,13 +1,14 @@
 """Lists to be written in another form.
 
-    Make lamp, kite and drum a numbered list.
-    1. lamp
-    2. kite
-    3. drum
+Make lamp, kite and drum a numbered list.
+1. lamp
+2. kite
+3. drum
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from caravan.pocket.items import Item, Style
@@ -39,7 +40,7 @@ def draw(rng: Random, *, held: bool) -> Item:
     form = rng.choice(tuple(FORMS))
     while True:
         words = tuple(rng.sample(OBJECTS, rng.randint(3, 4)))
-        if all(held_out("list", *pair) == held for pair in zip(words, words[1:], strict=False)):
+        if all(held_out("list", *pair) == held for pair in pairwise(words)):
             break
     return _item(FORMS[form].write(textwords=_listed(words)), form, words)
 

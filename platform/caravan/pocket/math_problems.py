@@ -1,8 +1,9 @@
+# ruff: noqa: E501 - a wording stays on one line
 """Word problems with one or two steps, and answers to them.
 
-    Ada has 12 kites. Ben gives Ada 7 more kites. How many kites does Ada have now?
-    We count 12 + 7 = 19.
-    #### 19
+Ada has 12 kites. Ben gives Ada 7 more kites. How many kites does Ada have now?
+We count 12 + 7 = 19.
+#### 19
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from caravan.pocket.templates import Template
 from caravan.pocket.world import NAMES, OBJECTS, draw_pair, held_out
 
 LARGEST = 20
-"""Largest first operand of sums and differences."""
+"""Largest operand of a sum; what is taken from is at most ten larger."""
 LARGEST_FACTOR = 6
 
 
@@ -95,7 +96,7 @@ def draw_numbers(kind: str, rng: Random) -> tuple[int, ...]:
     if kind == "add":
         return rng.randint(2, LARGEST), rng.randint(2, LARGEST)
     if kind == "sub":
-        a = rng.randint(5, 2 * LARGEST)
+        a = rng.randint(5, LARGEST + 10)
         return a, rng.randint(2, a - 2)
     if kind == "mul":
         return rng.randint(2, LARGEST_FACTOR), rng.randint(2, LARGEST_FACTOR)
@@ -123,7 +124,9 @@ def steps(kind: str, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int]
     return [first, (value, "+", c, value + c)]
 
 
-def draw(rng: Random, *, held: bool, source: str | None = None, kinds: tuple[str, ...] = KINDS) -> Item:
+def draw(
+    rng: Random, *, held: bool, source: str | None = None, kinds: tuple[str, ...] = KINDS
+) -> Item:
     """A random problem; held out are pairs of (name, object) and, of two-step problems, operands."""
     shapes = [s for s in SHAPES if s.kind in kinds and source in (None, s.source)]
     shape = rng.choice(shapes)

@@ -1,10 +1,10 @@
 """Prompt templates that can be written and read back.
 
-    >>> t = Template("{name} has {a} {thing}s.")
-    >>> t.write(name="Ada", a=3, thing="kite")
-    'Ada has 3 kites.'
-    >>> t.read("Ada has 3 kites.")
-    {'name': 'Ada', 'a': '3', 'thing': 'kite'}
+>>> t = Template("{name} has {a} {thing}s.")
+>>> t.write(name="Ada", a=3, thing="kite")
+'Ada has 3 kites.'
+>>> t.read("Ada has 3 kites.")
+{'name': 'Ada', 'a': '3', 'thing': 'kite'}
 """
 
 from __future__ import annotations

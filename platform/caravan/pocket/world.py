@@ -14,28 +14,33 @@ HELD_OUT_SHARES = {"atlas": 3}
 """One combination in so many belongs to evaluation alone; the atlas is small, so it keeps more."""
 DEFAULT_SHARE = 8
 
-NAMES = (
-    "Ada Ben Cara Dan Ella Finn Gina Hugo Iris Jack Kira Leo Mara Nico Olga Paul Rosa Sam Tara Uma "
-    "Vera Will Yara Zoe Anna Boris Clara David Emma Felix Greta Henry Ida Jonas Karin Lars Mona "
-    "Nils Otto Petra Quinn Rita Simon Theo Wanda Xenia Yusuf Amir"
-).split()
 
-OBJECTS = (
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "Ada Ben Cara Dan Ella Finn Gina Hugo Iris Jack Kira Leo Mara Nico Olga Paul Rosa Sam Tara "
+    "Uma Vera Will Yara Zoe Anna Boris Clara David Emma Felix Greta Henry Ida Jonas Karin Lars "
+    "Mona Nils Otto Petra Quinn Rita Simon Theo Wanda Xenia Yusuf Amir"
+)
+
+OBJECTS = _words(
     "apple book candle drum egg flute spade hat jar kite lamp mug needle onion pear rope spoon "
     "ticket vase wheel basket coin feather lemon hammer kettle ladder mirror net orange plate "
     "ribbon shell table violin whistle bell bottle carpet clock"
-).split()
+)
 """Regular plurals with `s`."""
 
-TOWNS = (
+TOWNS = _words(
     "Arlo Brim Corva Delm Esker Farn Gorla Hask Ilva Jorn Kelt Lorum Marn Nebra Oster Pell Quor "
-    "Rusk Selva Tarn Ulm Vask Worl Yest Zell Abern Bolda Crane Dorn Elsk Fenn Gild Holm Isker Jask "
-    "Korm"
-).split()
+    "Rusk Selva Tarn Ulm Vask Worl Yest Zell Abern Bolda Crane Dorn Elsk Fenn Gild Holm Isker "
+    "Jask Korm"
+)
 
-ADJECTIVES = (
+ADJECTIVES = _words(
     "old new small large bright quiet heavy light warm smooth plain rare strong pretty simple round"
-).split()
+)
 
 MATERIALS = ("wood", "glass", "clay", "wool", "iron", "paper", "silver", "straw", "bone", "leather")
 USES = (
@@ -50,19 +55,15 @@ USES = (
 )
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "river": tuple("Aven Bori Calis Dova Erne Fosa Gale Hura Isen Jura Kama Lena".split()),
-    "craft": tuple(
+    "river": _words("Aven Bori Calis Dova Erne Fosa Gale Hura Isen Jura Kama Lena"),
+    "craft": _words(
         "weaving baking pottery carving fishing mining singing sailing hunting painting brewing "
-        "printing".split()
+        "printing"
     ),
-    "dish": tuple("soup bread stew pie rice fish beans cheese cake pasta salad honey".split()),
-    "flower": tuple(
-        "rose lily tulip daisy poppy violet iris aster clover thistle lotus orchid".split()
-    ),
-    "animal": tuple("fox bear owl wolf deer hare swan crow otter lynx goat eagle".split()),
-    "colour": tuple(
-        "red blue green yellow white black brown purple gray pink gold amber".split()
-    ),
+    "dish": _words("soup bread stew pie rice fish beans cheese cake pasta salad honey"),
+    "flower": _words("rose lily tulip daisy poppy violet iris aster clover thistle lotus orchid"),
+    "animal": _words("fox bear owl wolf deer hare swan crow otter lynx goat eagle"),
+    "colour": _words("red blue green yellow white black brown purple gray pink gold amber"),
 }
 """What the atlas says of every town, and the values each attribute can take."""
 
@@ -103,7 +104,9 @@ def article(word: str) -> str:
     return f"an {word}" if word[0].lower() in "aeiou" else f"a {word}"
 
 
-def draw_pair(rng: Random, kind: str, first: Sequence[str], second: Sequence[str], *, held: bool) -> tuple[str, str]:
+def draw_pair(
+    rng: Random, kind: str, first: Sequence[str], second: Sequence[str], *, held: bool
+) -> tuple[str, str]:
     """A random pair on one side of the held-out rule."""
     while True:
         pair = rng.choice(first), rng.choice(second)
