@@ -36,8 +36,8 @@ BUCKET = "caravan"
 START_SECONDS = 60
 
 
-MAY_BE_ABSENT = ("is not here", "no test data", "vLLM is", "may not mount", "only root")
-"""Reasons for a skip that CI accepts: optional data, `make test-vllm`'s part, a machine's rights."""
+MAY_BE_ABSENT = ("is not here", "no test data", "vLLM is", "not mount here", "only root")
+"""Reasons to skip that CI accepts: optional data, the part of `make test-vllm`, too few rights."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -67,9 +67,11 @@ class Caravan:
         return output
 
     def stage(self, name: str) -> dict[str, Any] | None:
-        return next((s for s in self.show()["stages"] if s["name"] == name), None)
+        shown = self("show", "latest", "--json", check=False)
+        stages = json.loads(shown.stdout)["stages"] if shown.returncode == 0 else []  # no run yet
+        return next((s for s in stages if s["name"] == name), None)
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited {seconds} s in vain\n{self.log()}"

@@ -10,8 +10,9 @@ import pytest
 from caravan.recipe_io import load_recipe
 from caravan_pipelines.graph import evaluated_models, stage_graph
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-@pytest.mark.slow
+
 def test_every_stage_succeeds_and_is_scored(undisturbed, mini):
     recipe = load_recipe(mini)
     shown = undisturbed.show()
@@ -26,7 +27,6 @@ def test_every_stage_succeeds_and_is_scored(undisturbed, mini):
             assert all(s["low"] <= s["value"] <= s["high"] and s["n"] > 0 for s in found)
 
 
-@pytest.mark.slow
 def test_the_report_is_one_page_with_pictures(undisturbed):
     (page,) = undisturbed.directory.glob(".caravan/runs/*/report/report.html")
     html = page.read_text()
@@ -35,7 +35,6 @@ def test_the_report_is_one_page_with_pictures(undisturbed):
     assert 'src="http' not in html
 
 
-@pytest.mark.slow
 def test_a_recipe_that_ran_is_not_run_again(undisturbed, mini):
     before = undisturbed.digests()
     start = time.monotonic()
@@ -47,8 +46,6 @@ def test_a_recipe_that_ran_is_not_run_again(undisturbed, mini):
     print(f"{len(before)} stages reused in {time.monotonic() - start:.1f} s")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, caravan, mini):
     finished_before: dict[str, float] = {}
     command = ["run", str(mini)]
@@ -72,7 +69,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, ca
     assert caravan.digests() == undisturbed.digests()
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):
     process = caravan.start("run", str(mini))
     caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")

@@ -140,7 +140,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         (
             "a: &a [1,1,1,1,1,1,1,1]\n"
             + "".join(
-                f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in zip("abcdef", "bcdefg")
+                f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n"
+                for x, y in zip("abcdef", "bcdefg", strict=True)
             ),
             "too deep or too large",
         ),
