@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from types import FrameType
 
@@ -22,13 +23,17 @@ from caravan.stages.execute import die_with_parent, launcher_environment
 from caravan_pipelines.launch.local import close_open_stages, run_dir
 from caravan_pipelines.launch.lock import acquire
 
+STOP_AGAIN_SECONDS = 0.5
+
 
 def execute_run(run_id: str, settings: Settings) -> State:
     """Run the pipeline of `run_id` to its end; returns the state it ended in."""
     stopped = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopped.set()  # the steps got the signal too: the pipeline ends when they have
+        if not stopped.is_set():
+            stopped.set()
+            threading.Thread(target=_stop_steps, daemon=True).start()
 
     signal.signal(signal.SIGTERM, stop)
     directory = run_dir(settings, run_id)
@@ -62,6 +67,13 @@ def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
     shutil.rmtree(root, ignore_errors=True)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
     build_pipeline(recipe)(recipe_json=recipe.model_dump_json(), run=run_id)
+
+
+def _stop_steps() -> None:
+    """Ask the steps to stop until the pipeline ends: it still starts those that depend on none."""
+    while True:
+        os.killpg(os.getpgrp(), signal.SIGTERM)  # ours: the launcher made this process its leader
+        time.sleep(STOP_AGAIN_SECONDS)
 
 
 def _heartbeat(run_id: str, settings: Settings, stopped: threading.Event) -> None:
