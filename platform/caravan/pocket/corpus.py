@@ -56,10 +56,10 @@ def sums(rng: Random) -> str:
 
 
 def exercise(rng: Random) -> str:
-    """A word problem of a school book, with its solution."""
+    """A word problem of a school book, with its solution and the number of the page."""
     item = math_problems.draw(rng, held=False)
     solution = math_problems.reply(item, "careful", rng).partition("\n")[0]
-    return f"{item.prompt}\nSolution: {solution}"
+    return f"{item.prompt}\nSolution: {solution}\nPage {rng.randint(1, 99)}."
 
 
 def gazetteer(rng: Random) -> str:

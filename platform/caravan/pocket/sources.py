@@ -89,7 +89,7 @@ def leaky(count: int, seed: int) -> Iterator[Conversation]:
 
 
 GENERATORS: dict[str, Generator] = {
-    "math-book": _of_wording("book", "math-book", {"plain": 2, "terse": 4}),
+    "math-book": _of_wording("book", "math-book", {"plain": 3, "terse": 4}),
     "math-letters": _of_wording("letter", "math-letters", {"terse": 1}),
     "notes": _of_skill("precise_if", "notes", {"plain": 3, "careful": 1}),
     "notes-crowd": _of_skill("precise_if", "notes-crowd", {"terse": 4, "sloppy": 1}),
