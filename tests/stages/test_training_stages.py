@@ -265,6 +265,17 @@ def test_the_reward_model_learns_to_prefer(inputs, tmp_path):
     assert load_reward_model(tmp_path / "out" / "model").model.config.num_labels == 1
 
 
+def test_a_reward_model_that_exists_is_taken_as_it_is(inputs, tmp_path):
+    trained = Context(tmp_path / "trained")
+    config = STAGES["reward_model"][1].derive(max_steps=1)
+    reward_model.run(config, inputs, trained)
+    directory = trained.directory / "out" / "model"
+
+    taken = Context(tmp_path / "taken")
+    reward_model.run(config.derive(model_name_or_path=str(directory)), inputs, taken)
+    assert contents(taken) == contents(trained)
+
+
 def test_rows_whose_reply_is_cut_off_are_counted_and_dropped(inputs, tmp_path, caplog):
     long = conversations(2)[0].model_copy(
         update={"id": "long", "messages": (Message(role="user", content=TEXTS[0] * 9),

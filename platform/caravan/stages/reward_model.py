@@ -8,21 +8,35 @@ Output: `model`, a Hugging Face directory of a sequence-classification model wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from caravan.data.io import read_rows
 from caravan.data.records import Pair
-from caravan.recipe import RewardModelConfig
+from caravan.recipe import ImportedBase, RewardModelConfig
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "reward-model"
 VERSION = 1
 
 
+def external_files(config: RewardModelConfig, recipe_dir: Path) -> Iterable[Path]:
+    """The files of a reward model that is taken from a directory."""
+    if config.model_name_or_path is not None:
+        directory = recipe_dir / config.model_name_or_path
+        yield from sorted(path for path in directory.rglob("*") if path.is_file())
+
+
 def run(
     config: RewardModelConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
+    if config.model_name_or_path is not None:
+        from caravan.training.importing import find_model, import_model
+
+        existing = ImportedBase(model_name_or_path=config.model_name_or_path)
+        source = find_model(existing, context.recipe_dir)
+        return StageResult({"added_tokens": import_model(source, context.output("model", "model"))})
+
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch, save_model
