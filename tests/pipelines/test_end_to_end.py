@@ -51,11 +51,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, ca
     command = ["run", str(mini)]
     for stage in ("base", "sft", "dpo", "rlvr", "evaluate-sft"):
         process = caravan.start(*command)
-        caravan.wait_for(lambda: (caravan.stage(stage) or {}).get("state") == "running")  # noqa: B023
-        time.sleep(1.5)
+        caravan.wait_for(lambda: caravan.stage(stage) is not None)  # noqa: B023  # short ones may end
         process.kill()
         process.wait()
-        caravan.wait_for(lambda: not caravan.processes(), seconds=20)
+        caravan.wait_for(lambda: not caravan.processes(), seconds=60)
         for row in caravan.show()["stages"]:
             if row["state"] == "succeeded":
                 finished_before.setdefault(row["name"], row["seconds"])

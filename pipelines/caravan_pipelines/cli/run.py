@@ -16,7 +16,7 @@ from caravan.settings import Settings, load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
-from caravan_pipelines.cli.tables import scores_table, stages_table
+from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
 from caravan_pipelines.launch import local
 
 
@@ -100,7 +100,9 @@ def _finish(
             markup=False, highlight=False,
         )  # fmt: skip
         sys.exit(code or 1)
-    console.print(scores_table(registry.scores(run_id)))
+    scores = registry.scores(run_id)
+    console.print(scores_table(scores))
+    console.print(comparisons_table(scores))
     report = export_report(run_id, registry, settings)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",

@@ -13,6 +13,7 @@ from caravan.settings import load_settings
 from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
+    comparisons_table,
     model_of,
     runs_table,
     scores_table,
@@ -49,6 +50,7 @@ def show(run_id: str, *, as_json: bool) -> None:
         console.print(stages_table(registry.stage_runs(run.id)))
         if scores := registry.scores(run.id):
             console.print(scores_table(scores))
+            console.print(comparisons_table(scores))
         for stage in registry.stage_runs(run.id):
             if stage.error:
                 console.print(Text(f"{stage.node}:\n{stage.error}", style="red"))

@@ -19,6 +19,10 @@ STATE_STYLE = {
 }
 
 
+MODELS = ("base", "sft", "dpo", "rlvr")
+"""The models of a run, in the order in which they are made."""
+
+
 def duration(seconds: float | None) -> str:
     """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
     if seconds is None:
@@ -62,12 +66,26 @@ def stages_table(stages: Iterable[StageRunRow]) -> Table:
     return table
 
 
+def comparisons_table(scores: Sequence[ScoreRow]) -> Table:
+    """What the report stage compares: win rates, and differences between stages."""
+    table = Table("comparison", "metric", "%, 95 % interval", "n", title="Stage against stage")
+    for score in scores:
+        if score.stage == "report":
+            table.add_row(Text(score.task), Text(score.metric), _cell(score), str(score.n))
+    return table
+
+
 def scores_table(scores: Sequence[ScoreRow]) -> Table:
-    """Tasks down, models across; each value in per cent with its 95 % confidence interval."""
-    models = list(dict.fromkeys(model_of(score) for score in scores))
+    """Tasks down, models across; values with their 95 % confidence intervals.
+
+    Shares are in per cent; a judge's mean rating is from 1 to 5.
+    """
+    scores = [score for score in scores if score.stage != "report"]
+    found_models = {model_of(score) for score in scores}
+    models = [model for model in MODELS if model in found_models]
     rows = list(dict.fromkeys((score.task, score.metric) for score in scores))
     found = {(s.task, s.metric, model_of(s)): s for s in scores}
-    table = Table("task", "metric", *models, "n", title="Scores, % with 95 % confidence interval")
+    table = Table("task", "metric", *models, "n", title="Scores, 95 % intervals")
     for task, metric in rows:
         cells = [found.get((task, metric, model)) for model in models]
         table.add_row(
@@ -80,5 +98,7 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
 def _cell(score: ScoreRow | None) -> Text:
     if score is None:
         return Text("")
-    text = Text(f"{100 * score.value:5.1f}")
-    return text.append(f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]", style="dim")
+    scale, digits = (1, 2) if score.metric == "mean_rating" else (100, 1)
+    text = Text(f"{scale * score.value:.{digits}f}")
+    interval = f" [{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
+    return text.append(interval, style="dim")
