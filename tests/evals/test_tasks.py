@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from caravan.evals.tasks import TASKS
 from caravan.recipe import EvalTask
 from caravan.verifiers import verify
 
-DATA = Path("/work/shared/data/eval")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("CARAVAN_TEST_DATA", SHARED)) / "eval"
 
 
 def task(name: str, path: str | None = None, **values: Any) -> EvalTask:

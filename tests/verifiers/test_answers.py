@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from caravan.verifiers.gsm8k import last_number
 from caravan.verifiers.match import extract_choice
 from caravan.verifiers.math import candidates, last_boxed
 
-DATA = Path("/work/shared/data/eval")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("CARAVAN_TEST_DATA", SHARED)) / "eval"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from caravan.verifiers import VerifierError, sandbox, verify
 from caravan.verifiers.sandbox import run_python
 
-HUMANEVAL = Path("/work/shared/data/eval/humaneval/HumanEval.jsonl.gz")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+HUMANEVAL = Path(os.environ.get("CARAVAN_TEST_DATA", SHARED)) / "eval/humaneval/HumanEval.jsonl.gz"
 
 
 def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:

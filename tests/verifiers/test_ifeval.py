@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -22,7 +23,8 @@ from caravan.errors import DataError
 from caravan.verifiers import verify
 from caravan.verifiers.ifeval import CONSTRAINTS, check, loose_variants
 
-PROMPTS = Path("/work/shared/data/eval/ifeval/input_data.jsonl")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+PROMPTS = Path(os.environ.get("CARAVAN_TEST_DATA", SHARED)) / "eval/ifeval/input_data.jsonl"
 
 CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     # id, kwargs, texts that keep it, texts that do not
