@@ -13,6 +13,7 @@ from caravan.training.batching import (
     padded_length,
     plan_steps,
     split_passes,
+    split_ranks,
 )
 from caravan.training.sft import sft_job
 
@@ -24,6 +25,17 @@ def test_passes_take_every_row_once_and_stay_within_the_limit(lengths, limit):
     for cut in passes:
         width = padded_length(max(lengths[i] for i in cut))
         assert len(cut) == 1 or len(cut) * width <= limit
+
+
+@given(st.lists(st.integers(1, 4096), min_size=1, max_size=60), st.integers(1, 9))
+def test_ranks_share_every_row_once_with_nearly_equal_tokens(lengths, ranks):
+    shares = split_ranks(lengths, ranks)
+    assert len(shares) == ranks
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    assert len(lengths) < ranks or all(shares)
+    loads = [sum(lengths[i] for i in share) for share in shares]
+    # Whoever has the most had the least before its last row, so no two differ by more than a row.
+    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_every_epoch_takes_every_row_once_in_another_order():

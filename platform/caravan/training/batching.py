@@ -10,6 +10,7 @@ Shapes: B rows of a pass, T tokens of its longest row.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 from collections.abc import Sequence
@@ -141,6 +142,22 @@ def split_passes(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]
             passes.append([index])
             width = padded_length(lengths[index])
     return passes
+
+
+def split_ranks(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of `lengths` for each of `ranks` processes, with nearly equal sums of lengths.
+
+    Longest first, each to the rank with the fewest tokens so far (Graham 1969): the largest sum is
+    at most 4/3 of the best possible one. A rank is empty only where there are fewer rows than ranks.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    lightest = [(0, rank) for rank in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for index in order:
+        tokens, rank = lightest[0]
+        shares[rank].append(index)
+        heapq.heapreplace(lightest, (tokens + lengths[index], rank))
+    return shares
 
 
 def padded_length(length: int) -> int:
