@@ -148,7 +148,7 @@ def split_ranks(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `lengths` for each of `ranks` processes, with nearly equal sums of lengths.
 
     Longest first, each to the rank with the fewest tokens so far (Graham 1969): the largest sum is
-    at most 4/3 of the best possible one. A rank is empty only where there are fewer rows than ranks.
+    at most 4/3 of the best possible one. A rank is empty only with fewer rows than ranks.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     lightest = [(0, rank) for rank in range(ranks)]
