@@ -4,6 +4,7 @@ from caravan.registry.database import upgrade
 from caravan.registry.registry import Registry
 from caravan.registry.rows import (
     ArtifactRow,
+    Backend,
     LineageEdge,
     MetricRow,
     NoteRow,
@@ -15,6 +16,6 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "ArtifactRow", "LineageEdge", "MetricRow", "NoteRow", "Registry", "RunRow", "RunState",
-    "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "upgrade",
+    "ArtifactRow", "Backend", "LineageEdge", "MetricRow", "NoteRow", "Registry", "RunRow",
+    "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "upgrade",
 ]  # fmt: skip

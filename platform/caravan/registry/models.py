@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -97,6 +97,8 @@ class Run(Base):
     recipe: Mapped[dict[str, Any]]
     recipe_digest: Mapped[str] = mapped_column(String(64), index=True)
     recipe_dir: Mapped[str] = mapped_column(Text, default="")
+    backend: Mapped[str] = mapped_column(String(16), default="local", server_default="local")
+    backend_run_id: Mapped[str] = mapped_column(String(255), default="", server_default="")
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

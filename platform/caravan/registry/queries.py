@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
+from typing import cast
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
@@ -14,6 +15,7 @@ from caravan.errors import RegistryError
 from caravan.registry import models as m
 from caravan.registry.rows import (
     ArtifactRow,
+    Backend,
     Direction,
     LineageEdge,
     MetricRow,
@@ -106,7 +108,10 @@ def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: flo
                 recipe_digest=r.recipe_digest, recipe_dir=r.recipe_dir, created_at=r.created_at,
                 started_at=r.started_at, finished_at=r.finished_at, heartbeat_at=heartbeat,
                 error=r.error, tags=tuple(tags.get(r.id, ())),
-                state=_derived(r.state, heartbeat or r.created_at, stale_after_seconds),
+                backend=cast(Backend, r.backend), backend_run_id=r.backend_run_id,
+                # On a cluster a run may wait for a node for hours; its backend knows its state.
+                state=r.state if r.backend_run_id else
+                _derived(r.state, heartbeat or r.created_at, stale_after_seconds),
             )
         )  # fmt: skip
     return rows

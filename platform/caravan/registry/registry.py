@@ -22,6 +22,7 @@ from caravan.registry.database import mask, open_engine, plain_errors
 from caravan.registry.models import now
 from caravan.registry.rows import (
     ArtifactRow,
+    Backend,
     Direction,
     LineageEdge,
     MetricRow,
@@ -90,12 +91,13 @@ class Registry:
         recipe_dir: Path | str = "",
         tags: Iterable[str] = (),
         run_id: str | None = None,
+        backend: Backend = "local",
     ) -> str:
         """Record a run that is about to start, and give its id: `pocket-20261122-153000-ab12`."""
         with self._write() as session:
             return writes.create_run(
                 session, recipe, name=name, seed=seed, recipe_digest=recipe_digest, owner=owner,
-                recipe_dir=str(recipe_dir), tags=tags, run_id=run_id,
+                recipe_dir=str(recipe_dir), tags=tags, run_id=run_id, backend=backend,
             )  # fmt: skip
 
     def get_run(self, run_id: str) -> RunRow:
@@ -130,6 +132,11 @@ class Registry:
     def update_run_state(self, run_id: str, state: State, *, error: str | None = None) -> None:
         with self._write() as session:
             writes.update_run_state(session, run_id, state, error)
+
+    def set_backend_run(self, run_id: str, backend_run_id: str) -> None:
+        """Record what the backend calls the run, so that it can be asked about it."""
+        with self._write() as session:
+            writes.set_backend_run(session, run_id, backend_run_id)
 
     def heartbeat_run(self, run_id: str) -> None:
         """Tell that the run's launcher lives."""

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from caravan.registry.states import State
 
 Direction = Literal["in", "out"]
+Backend = Literal["local", "kubeflow"]
+"""Who executes a run."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class RunRow:
     finished_at: datetime | None
     heartbeat_at: datetime | None
     error: str | None
+    backend: Backend = "local"
+    backend_run_id: str = ""
+    """What the backend calls the run: the id of Kubeflow Pipelines."""
     tags: tuple[str, ...] = ()
 
     @property

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
 from caravan.registry import models as m
-from caravan.registry.rows import Direction
+from caravan.registry.rows import Backend, Direction
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
 
@@ -38,12 +38,13 @@ def create_run(
     recipe_dir: str,
     tags: Iterable[str],
     run_id: str | None,
+    backend: Backend,
 ) -> str:
     at = m.now()
     run = m.Run(
         id=run_id or new_run_id(name, at), name=name, seed=seed, owner=owner, recipe=dict(recipe),
         recipe_digest=recipe_digest, recipe_dir=recipe_dir, created_at=at, heartbeat_at=at,
-        state=State.PENDING,
+        state=State.PENDING, backend=backend,
     )  # fmt: skip
     session.add(run)
     session.flush()
@@ -60,6 +61,10 @@ def update_run_state(session: Session, run_id: str, state: State, error: str | N
     if state == State.RUNNING:
         run.started_at, run.finished_at = run.started_at or at, None
     run.finished_at = at if state.finished else None
+
+
+def set_backend_run(session: Session, run_id: str, backend_run_id: str) -> None:
+    session.execute(update(m.Run).where(m.Run.id == run_id).values(backend_run_id=backend_run_id))
 
 
 def heartbeat_run(session: Session, run_id: str) -> None:
