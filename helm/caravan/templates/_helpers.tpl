@@ -1,0 +1,172 @@
+{{/* Names, labels and the parts that every pod shares. */}}
+
+{{- define "caravan.fullname" -}}
+{{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Labels by which objects find pods. Takes (list $ "component"). */}}
+{{- define "caravan.selector" -}}
+app.kubernetes.io/name: caravan
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of an object. Takes (list $ "component"). */}}
+{{- define "caravan.labels" -}}
+{{- $ := index . 0 -}}
+{{ include "caravan.selector" . }}
+app.kubernetes.io/part-of: caravan
+app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $.Release.Service }}
+helm.sh/chart: {{ $.Chart.Name }}-{{ $.Chart.Version | replace "+" "_" }}
+{{- with $.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Metadata of an object. Takes (list $ "name behind the release's" "component"). */}}
+{{- define "caravan.metadata" -}}
+{{- $ := index . 0 -}}
+name: {{ include "caravan.fullname" $ }}{{ with index . 1 }}-{{ . }}{{ end }}
+namespace: {{ $.Release.Namespace }}
+labels:
+  {{- include "caravan.labels" (list $ (index . 2)) | nindent 2 }}
+{{- end }}
+
+{{/* Reference of one of our own images. Takes (list $ "dashboard"). */}}
+{{- define "caravan.image" -}}
+{{- $ := index . 0 -}}
+{{- $image := index $.Values.images (index . 1) -}}
+{{- $name := $image.name -}}
+{{- with $.Values.images.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $image.name }}{{ end -}}
+{{- include "caravan.reference" (dict "name" $name "tag" ($image.tag | default $.Chart.AppVersion) "digest" $image.digest) -}}
+{{- end }}
+
+{{- define "caravan.reference" -}}
+{{- if .digest }}{{ .name }}@{{ .digest }}{{ else }}{{ .name }}:{{ .tag }}{{ end -}}
+{{- end }}
+
+{{- define "caravan.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The restricted pod-security profile. Takes a user id. */}}
+{{- define "caravan.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "caravan.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Secret and key of the registry's URL. */}}
+{{- define "caravan.registrySecret" -}}
+{{- if .Values.postgres.enabled -}}
+name: {{ include "caravan.fullname" . }}-postgres
+key: url
+{{- else -}}
+name: {{ .Values.registry.existingSecret }}
+key: {{ .Values.registry.urlKey }}
+{{- end -}}
+{{- end }}
+
+{{- define "caravan.storeSecretName" -}}
+{{- if .Values.s3.enabled }}{{ include "caravan.fullname" . }}-s3{{ else }}{{ .Values.store.existingSecret }}{{ end -}}
+{{- end }}
+{{- define "caravan.storeUrl" -}}
+{{- if .Values.s3.enabled }}s3://caravan/artifacts{{ else }}{{ .Values.store.url }}{{ end -}}
+{{- end }}
+{{- define "caravan.storeEndpoint" -}}
+{{- if .Values.s3.enabled }}http://{{ include "caravan.fullname" . }}-s3:8333{{ else }}{{ .Values.store.endpoint }}{{ end -}}
+{{- end }}
+
+{{/* Where the registry is. */}}
+{{- define "caravan.registryEnv" -}}
+- name: CARAVAN_HOME
+  value: /caravan
+- name: HOME
+  value: /caravan
+- name: CARAVAN_REGISTRY_URL
+  valueFrom:
+    secretKeyRef:
+      {{- include "caravan.registrySecret" . | nindent 6 }}
+{{- if .Values.trust.existingConfigMap }}
+- name: SSL_CERT_FILE
+  value: /etc/caravan/trust/{{ .Values.trust.key }}
+- name: REQUESTS_CA_BUNDLE
+  value: /etc/caravan/trust/{{ .Values.trust.key }}
+{{- end }}
+{{- end }}
+
+{{/* Where the artifacts are. */}}
+{{- define "caravan.storeEnv" -}}
+- name: CARAVAN_STORE_URL
+  value: {{ include "caravan.storeUrl" . | quote }}
+- name: CARAVAN_S3_ENDPOINT
+  value: {{ include "caravan.storeEndpoint" . | quote }}
+- name: CARAVAN_S3_REGION
+  value: {{ .Values.store.region | quote }}
+- name: CARAVAN_S3_ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "caravan.storeSecretName" . }}
+      key: {{ ternary "access-key" .Values.store.accessKeyKey .Values.s3.enabled }}
+- name: CARAVAN_S3_SECRET_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "caravan.storeSecretName" . }}
+      key: {{ ternary "secret-key" .Values.store.secretKeyKey .Values.s3.enabled }}
+{{- end }}
+
+{{/* What a pod with a read-only root may write to, and the certificates it trusts. */}}
+{{- define "caravan.volumes" -}}
+- name: work
+  emptyDir:
+    sizeLimit: {{ . | dig "workSize" "1Gi" }}
+- name: tmp
+  emptyDir:
+    sizeLimit: 1Gi
+{{- with .root.Values.trust.existingConfigMap }}
+- name: trust
+  configMap:
+    name: {{ . }}
+{{- end }}
+{{- end }}
+{{- define "caravan.volumeMounts" -}}
+- name: work
+  mountPath: /caravan
+- name: tmp
+  mountPath: /tmp
+{{- if .Values.trust.existingConfigMap }}
+- name: trust
+  mountPath: /etc/caravan/trust
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* The value of a Secret's key as it is in the cluster, else a new random one: generated once.
+     Takes (list $ "secret" "key" length). */}}
+{{- define "caravan.generated" -}}
+{{- $ := index . 0 -}}
+{{- $found := lookup "v1" "Secret" $.Release.Namespace (index . 1) -}}
+{{- if and $found (hasKey ($found.data | default dict) (index . 2)) -}}
+{{- index $found.data (index . 2) | b64dec -}}
+{{- else -}}
+{{- randAlphaNum (int (index . 3)) -}}
+{{- end -}}
+{{- end }}
