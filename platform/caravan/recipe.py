@@ -48,6 +48,14 @@ class Resources(Config):
     gpu_type: str = ""
     """Node label value of the GPU, such as `h100`; empty for any."""
     nodes: PositiveInt = 1
+    disk_gib: PositiveFloat | None = None
+    """Local disk for work in progress; None sets no limit."""
+    shared_memory_gib: PositiveFloat | None = None
+    """Size of /dev/shm; None takes the cluster's default."""
+    deadline_hours: PositiveFloat | None = None
+    """Ends the stage after this time; None never does."""
+    queue: str = ""
+    """Kueue queue that admits the stage; empty takes the cluster's."""
 
 
 class Sampling(Config):

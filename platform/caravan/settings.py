@@ -53,6 +53,25 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = ""
 
+    kfp_url: str = ""
+    """Address of Kubeflow Pipelines: `http://ml-pipeline.kubeflow:8888`."""
+    kfp_namespace: str = "kubeflow"
+    """Namespace of the runs: that of Kubeflow Pipelines, or a user's profile."""
+    kfp_token: SecretStr = SecretStr("")
+    """Bearer token for Kubeflow Pipelines."""
+    kfp_token_file: str = ""
+    """File with a service account's token for Kubeflow Pipelines; read anew as it is renewed."""
+    kfp_cookies: SecretStr = SecretStr("")
+    """Session cookie, where Dex or another proxy asks for one: `authservice_session=...`."""
+    kfp_headers: SecretStr = SecretStr("")
+    """More headers for Kubeflow Pipelines, one `Name: value` a line."""
+    kfp_ca_file: str = ""
+    """Certificates that Kubeflow Pipelines is trusted by; empty takes the system's."""
+    cluster_profile: str = ""
+    """YAML file that says what the cluster gives to pods: images, secrets, nodes, volumes."""
+    dashboard_url: str = ""
+    """Address of the dashboard, for links to it."""
+
     heartbeat_seconds: PositiveFloat = 5.0
     """Time between two signs of life of a running stage."""
     stale_after_seconds: PositiveFloat = 60.0
