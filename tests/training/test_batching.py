@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caravan.errors import DataError
-from caravan.recipe import SFTConfig
+from caravan.recipe import Resources, SFTConfig
 from caravan.training.batching import (
     TokenRow,
     collate,
@@ -102,7 +102,11 @@ def test_the_loss_is_the_same_however_the_step_is_cut(policy, ids):
     for tokens_per_pass in (1, 40, 10_000):
         policy.model.load_state_dict(start)
         config = SFTConfig(
-            sequences_per_step=6, tokens_per_pass=tokens_per_pass, bf16=False, num_train_epochs=1
+            sequences_per_step=6,
+            tokens_per_pass=tokens_per_pass,
+            bf16=False,
+            num_train_epochs=1,
+            resources=Resources(cpus=1),
         )
         job = sft_job(policy.model, rows, config, pad_token_id=0, seed=1)
         passes = job.passes(range(6))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -127,16 +128,35 @@ def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
-def split_passes(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
+def split_passes(
+    lengths: Sequence[int], tokens_per_pass: int, *, lanes: int = 1
+) -> list[list[int]]:
     """Indices of `lengths`, longest first, cut where the padded pass would exceed the limit.
 
     A row longer than the limit has a pass of its own.
+
+    Args:
+        lanes: passes computed at once. With several, there is a multiple of them, of nearly equal
+            size, as far as the rows go.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    passes = _cut(order, lengths, tokens_per_pass)
+    if lanes == 1 or len(lengths) <= lanes:
+        return passes if lanes == 1 else [[index] for index in order]
+    wanted = -(-len(passes) // lanes) * lanes
+    least = bisect_left(
+        range(1, tokens_per_pass),
+        True,
+        key=lambda limit: len(_cut(order, lengths, limit)) <= wanted,
+    )
+    return _cut(order, lengths, least + 1)
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
     passes: list[list[int]] = []
     width = 0
     for index in order:
-        if passes and (len(passes[-1]) + 1) * width <= tokens_per_pass:
+        if passes and (len(passes[-1]) + 1) * width <= limit:
             passes[-1].append(index)
         else:
             passes.append([index])

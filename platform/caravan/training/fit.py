@@ -49,6 +49,8 @@ class Job(Generic[B]):
     sampler: StepSampler
     passes: Callable[[Sequence[int]], list[B]]
     """The passes over rows with the given numbers."""
+    lanes: int = 1
+    """Passes computed at once."""
 
     def steps(self, *, bf16: bool, first_step: int = 0) -> Iterator[StepMetrics]:
         """Train, yielding once per optimiser step."""
@@ -58,6 +60,7 @@ class Job(Generic[B]):
             lambda step: self.passes(self.sampler.step(step)),
             self.objective,
             bf16=bf16,
+            lanes=self.lanes,
             first_step=first_step,
         )
 

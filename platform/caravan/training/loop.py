@@ -10,12 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from caravan.training.lanes import Lanes
 from caravan.training.optim import NonFiniteError, Updater
 
 ROWS_NAMED = 8
@@ -74,6 +76,7 @@ def train(
     objective: Objective[B],
     *,
     bf16: bool,
+    lanes: int = 1,
     first_step: int = 0,
 ) -> Iterator[StepMetrics]:
     """Train `model` in place, yielding once per optimiser step.
@@ -81,26 +84,20 @@ def train(
     Args:
         passes: the passes of an optimiser step, by its number from 0.
         bf16: autocast to bfloat16.
+        lanes: passes computed at once.
 
     Raises:
         NonFiniteError: a loss or a gradient is not finite; names the rows.
     """
-    device = model.device
+    side_by_side = Lanes(model, lanes)
     for step in range(first_step, updater.schedule.total_steps):
         batches = passes(step)
         units = sum(objective.units(batch) for batch in batches)
+        backward = partial(_backward, objective, updater, step, units, bf16)
         sums: Counter[str] = Counter()
-        for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss, others = objective(model, batch.to(device))
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"step {step}: the loss is {value} on rows {_name(batch.row_ids)}; look at "
-                    "them, or lower learning_rate"
-                )
-            updater.backward(loss / units if objective.mean else loss)
-            sums.update({"loss": value, **others})
+        for of_pass in side_by_side.map(backward, batches):
+            sums.update(of_pass)
+        side_by_side.gather()
         try:
             update = updater.step(step)
         except NonFiniteError as error:
@@ -110,6 +107,28 @@ def train(
         yield StepMetrics(
             step + 1, sum(batch.tokens for batch in batches), {**means, **update._asdict()}
         )
+
+
+def _backward(
+    objective: Objective[B],
+    updater: Updater,
+    step: int,
+    units: int,
+    bf16: bool,
+    model: PreTrainedModel,
+    batch: B,
+) -> dict[str, float]:
+    """Add the gradients of one pass; gives its loss and the objective's own numbers, summed."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        loss, others = objective(model, batch.to(model.device))
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"step {step}: the loss is {value} on rows {_name(batch.row_ids)}; look at them, or "
+            "lower learning_rate"
+        )
+    updater.backward(loss / units if objective.mean else loss)
+    return {"loss": value, **others}
 
 
 def _name(row_ids: Sequence[str]) -> str:

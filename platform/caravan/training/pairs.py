@@ -25,6 +25,8 @@ class PairBatch:
     """[2P] log-probabilities of the completions under the reference policy; empty where unused."""
     row_ids: tuple[str, ...]
     """Of the pairs."""
+    divergence: Tensor | None = None
+    """[] of the policy from the reference policy, where the loss needs it."""
 
     @property
     def tokens(self) -> int:
@@ -32,7 +34,8 @@ class PairBatch:
         return self.sides.tokens
 
     def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(self.sides.to(device), self.reference.to(device), self.row_ids)
+        divergence = None if self.divergence is None else self.divergence.to(device)
+        return PairBatch(self.sides.to(device), self.reference.to(device), self.row_ids, divergence)
 
 
 def pair_passes(
@@ -41,6 +44,8 @@ def pair_passes(
     tokens_per_pass: int,
     pad_token_id: int,
     taken: Sequence[int],
+    *,
+    lanes: int = 1,
 ) -> list[PairBatch]:
     """The passes over `rows[i]` for `i` in `taken`, of pairs of like length.
 
@@ -48,7 +53,8 @@ def pair_passes(
         reference: [rows, 2] log-probabilities of chosen and rejected, or empty.
     """
     # Both sides of a pair are padded to the longest row of the pass, hence half the budget.
-    cuts = split_passes([rows[i].length for i in taken], max(1, tokens_per_pass // 2))
+    lengths = [rows[i].length for i in taken]
+    cuts = split_passes(lengths, max(1, tokens_per_pass // 2), lanes=lanes)
     return [_batch([taken[i] for i in cut], rows, reference, pad_token_id) for cut in cuts]
 
 

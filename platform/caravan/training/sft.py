@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from caravan.recipe import SFTConfig
 from caravan.training.batching import TokenBatch, TokenRow, collate, plan_steps, split_passes
 from caravan.training.fit import Job
+from caravan.training.lanes import lanes_on
 from caravan.training.logprobs import token_logprobs
 from caravan.training.loop import PassLoss
 from caravan.training.losses.sft import cross_entropy
@@ -46,19 +47,26 @@ def sft_job(
         max_steps=config.max_steps,
         seed=seed,
     )
+    lanes = lanes_on(model.device, config.resources.cpus)
     return Job(
         model=model,
         updater=updater_for(model, config, sampler.steps, betas=betas),
         objective=SFTObjective(mean=config.loss_reduction == "mean"),
         sampler=sampler,
-        passes=partial(token_passes, rows, config.tokens_per_pass, pad_token_id),
+        passes=partial(token_passes, rows, config.tokens_per_pass, pad_token_id, lanes=lanes),
+        lanes=lanes,
     )
 
 
 def token_passes(
-    rows: Sequence[TokenRow], tokens_per_pass: int, pad_token_id: int, taken: Sequence[int]
+    rows: Sequence[TokenRow],
+    tokens_per_pass: int,
+    pad_token_id: int,
+    taken: Sequence[int],
+    *,
+    lanes: int = 1,
 ) -> list[TokenBatch]:
     """The passes over `rows[i]` for `i` in `taken`."""
     step = [rows[i] for i in taken]
-    cuts = split_passes([row.length for row in step], tokens_per_pass)
+    cuts = split_passes([row.length for row in step], tokens_per_pass, lanes=lanes)
     return [collate([step[i] for i in cut], pad_token_id) for cut in cuts]
