@@ -46,7 +46,6 @@ def test_a_recipe_that_ran_is_not_run_again(undisturbed, mini):
     print(f"{len(before)} stages reused in {time.monotonic() - start:.1f} s")
 
 
-@pytest.mark.xfail(reason="not yet seen to pass for a whole run; single stages do", strict=False)
 def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, caravan, mini):
     finished_before: dict[str, float] = {}
     command = ["run", str(mini)]

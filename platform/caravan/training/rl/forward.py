@@ -24,6 +24,11 @@ class Pass(NamedTuple):
     """[B] which rows they are."""
     batch: TokenBatch
 
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return self.batch.tokens
+
 
 class PolicyTokens(NamedTuple):
     logprobs: Tensor
@@ -33,10 +38,15 @@ class PolicyTokens(NamedTuple):
 
 
 def passes(
-    rows: Sequence[TokenRow], indices: Sequence[int], *, tokens_per_pass: int, pad_token_id: int
+    rows: Sequence[TokenRow],
+    indices: Sequence[int],
+    *,
+    tokens_per_pass: int,
+    pad_token_id: int,
+    lanes: int = 1,
 ) -> Iterator[Pass]:
     """The rows `indices`, those of similar length together."""
-    for part in split_passes([rows[i].length for i in indices], tokens_per_pass):
+    for part in split_passes([rows[i].length for i in indices], tokens_per_pass, lanes=lanes):
         chosen = [indices[i] for i in part]
         yield Pass(torch.tensor(chosen), collate([rows[i] for i in chosen], pad_token_id))
 

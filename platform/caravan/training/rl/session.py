@@ -55,7 +55,7 @@ def train_rlvr(
         ),
         config,
         context.seed,
-        workers=config.resources.cpus,
+        cpus=config.resources.cpus,
     )
     metrics = _train(trainer, prompts, config, inputs["policy"], context)
     save_model(policy, tokenizer, context.output("model", "model"))

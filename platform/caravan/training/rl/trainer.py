@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.errors import StageError
 from caravan.recipe import GRPOConfig, PPOConfig, RLVRConfig
 from caravan.training.batching import epoch_order
 from caravan.training.checkpoint import TrainingState
+from caravan.training.lanes import Lanes, lanes_on
 from caravan.training.optim import NonFiniteError, Schedule, Updater
 from caravan.training.rl.advantages import (
     generalized_advantages,
@@ -49,6 +50,8 @@ from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value
 from caravan.training.rl.rollout import Outcome, RLPrompt, RolloutBatch, collect
 
 Sums = defaultdict[str, float]
+_MAXIMA = ("mismatch/logprob_abs_max",)
+"""Not summed up: the largest counts."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class RLModels:
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
     """PPO's value model; None for GRPO."""
+
+
+class Networks(nn.Module):
+    """The models of one lane."""
+
+    def __init__(self, models: RLModels) -> None:
+        super().__init__()
+        self.policy, self.reference, self.value = models.policy, models.reference, models.value
 
 
 @dataclass(frozen=True)
@@ -96,13 +107,16 @@ class RLTrainer:
     models: RLModels
     config: RLVRConfig
     seed: int
-    workers: int = 1
-    """Verifiers run at once, where they start processes."""
+    cpus: int = 1
+    """Cores for passes, and for verifiers that start processes."""
+    _lanes: Lanes[Networks] = field(init=False)
     _policy: Updater = field(init=False)
     _value: Updater | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         config = self.config
+        lanes = lanes_on(self.models.policy.device, self.cpus)
+        self._lanes = Lanes(Networks(self.models), lanes)
         self._policy = self._updater(self.models.policy, config.learning_rate)
         if isinstance(config.algorithm, PPOConfig):
             assert self.models.value is not None
@@ -142,7 +156,7 @@ class RLTrainer:
             generator=torch.Generator(self.models.policy.device).manual_seed(
                 derived_seed(self.seed, "rollouts", step)
             ),
-            workers=self.workers,
+            workers=self.cpus,
         )
         if not rollouts.counts.any():
             raise StageError(
@@ -246,37 +260,41 @@ class RLTrainer:
             old.reference,
         )
 
-    @torch.no_grad()
     def _measure(
         self, rollouts: RolloutBatch, kept: Sequence[int], sums: Sums, *, policy: bool
     ) -> _Measured:
         """Policy (if asked for), reference and value model over the completions `kept`."""
         mask = rollouts.mask
         logprobs, reference, values = (torch.zeros(mask.shape) for _ in range(3))
-        for part in self._passes(rollouts, kept):
+
+        @torch.no_grad()
+        def measure(models: Networks, part: Pass) -> Sums:
             with self._autocast():
-                batch = part.batch.to(self.models.policy.device)
+                batch = part.batch.to(models.policy.device)
                 if policy:
                     seen = policy_tokens(
-                        self.models.policy, batch, temperature=self._temperature, entropy=True
+                        models.policy, batch, temperature=self._temperature, entropy=True
                     )
                     scatter(logprobs, mask, part.indices, seen.logprobs)
-                if self.models.reference is not None:
+                if models.reference is not None:
                     unmoved = policy_tokens(
-                        self.models.reference, batch, temperature=self._temperature, entropy=False
+                        models.reference, batch, temperature=self._temperature, entropy=False
                     )
                     scatter(reference, mask, part.indices, unmoved.logprobs)
-                if self.models.value is not None:
-                    scatter(values, mask, part.indices, values_before(self.models.value, batch))
-            if policy:
-                _describe(
-                    sums,
-                    rollouts,
-                    part,
-                    seen.logprobs.cpu(),
-                    seen.entropies.cpu(),
-                    self._reference_of(reference, rollouts, part),
-                )
+                if models.value is not None:
+                    scatter(values, mask, part.indices, values_before(models.value, batch))
+            if not policy:
+                return Sums(float)
+            return _described(
+                rollouts,
+                part,
+                seen.logprobs.cpu(),
+                seen.entropies.cpu(),
+                self._reference_of(reference, rollouts, part),
+            )
+
+        for of_pass in self._lanes.map(measure, self._passes(rollouts, kept)):
+            _add(sums, of_pass)
         if self.models.reference is None:
             reference = logprobs
         return _Measured(logprobs, reference, values)
@@ -316,39 +334,17 @@ class RLTrainer:
         metrics: dict[str, float],
     ) -> None:
         tokens = int(rollouts.lengths[list(indices)].sum())
-        device = self.models.policy.device
-        for part in self._passes(rollouts, indices):
-            batch = part.batch.to(device)
-            with self._autocast():
-                seen = policy_tokens(
-                    self.models.policy,
-                    batch,
-                    temperature=self._temperature,
-                    entropy=targets.old_logprobs is None,
-                )
-                loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
-            if targets.old_logprobs is None:
-                _describe(
-                    sums,
-                    rollouts,
-                    part,
-                    seen.logprobs.detach().cpu(),
-                    seen.entropies.cpu(),
-                    self._reference_of(targets.reference, rollouts, part),
-                )
-            _check_finite(update, "policy loss", loss.loss, rollouts, part)
-            self._policy.backward(loss.loss / tokens)
-            _add(
-                sums,
-                {
-                    "loss/policy": loss.loss.item(),
-                    "clip_ratio": loss.clipped.item(),
-                    "policy/approx_kl": loss.approx_kl.item(),
-                    "update_tokens": len(seen.logprobs),
-                },
-            )
-            if self._value is not None:
-                self._value_pass(update, rollouts, targets, part, tokens, sums)
+
+        def backward(models: Networks, part: Pass) -> Sums:
+            sums = self._policy_pass(models.policy, update, rollouts, targets, part, tokens)
+            if models.value is not None:
+                value_pass = self._value_pass(models.value, update, rollouts, targets, part, tokens)
+                _add(sums, value_pass)
+            return sums
+
+        for of_pass in self._lanes.map(backward, self._passes(rollouts, indices)):
+            _add(sums, of_pass)
+        self._lanes.gather()
         result = self._policy.step(update)
         metrics |= {"learning_rate": result.learning_rate, "grad_norm": result.grad_norm}
         if self._value is not None:
@@ -357,6 +353,45 @@ class RLTrainer:
                 "value/learning_rate": result.learning_rate,
                 "value/grad_norm": result.grad_norm,
             }
+
+    def _policy_pass(
+        self,
+        model: PreTrainedModel,
+        update: int,
+        rollouts: RolloutBatch,
+        targets: _Targets,
+        part: Pass,
+        tokens: int,
+    ) -> Sums:
+        with self._autocast():
+            seen = policy_tokens(
+                model,
+                part.batch.to(model.device),
+                temperature=self._temperature,
+                entropy=targets.old_logprobs is None,
+            )
+            loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
+        _check_finite(update, "policy loss", loss.loss, rollouts, part)
+        self._policy.backward(loss.loss / tokens)
+        sums = Sums(
+            float,
+            {
+                "loss/policy": loss.loss.item(),
+                "clip_ratio": loss.clipped.item(),
+                "policy/approx_kl": loss.approx_kl.item(),
+                "update_tokens": len(seen.logprobs),
+            },
+        )
+        if targets.old_logprobs is None:
+            described = _described(
+                rollouts,
+                part,
+                seen.logprobs.detach().cpu(),
+                seen.entropies.cpu(),
+                self._reference_of(targets.reference, rollouts, part),
+            )
+            _add(sums, described)
+        return sums
 
     def _policy_loss(
         self, logprobs: Tensor, rollouts: RolloutBatch, targets: _Targets, part: Pass
@@ -383,16 +418,15 @@ class RLTrainer:
 
     def _value_pass(
         self,
+        model: PreTrainedModel,
         update: int,
         rollouts: RolloutBatch,
         targets: _Targets,
         part: Pass,
         tokens: int,
-        sums: Sums,
-    ) -> None:
-        algorithm, model = self.config.algorithm, self.models.value
+    ) -> Sums:
+        algorithm = self.config.algorithm
         assert isinstance(algorithm, PPOConfig)
-        assert model is not None
         assert self._value is not None
         assert targets.old_values is not None
         assert targets.returns is not None
@@ -406,7 +440,9 @@ class RLTrainer:
         )
         _check_finite(update, "value loss", loss.loss, rollouts, part)
         self._value.backward(algorithm.value_coefficient * loss.loss / tokens)
-        _add(sums, {"loss/value": loss.loss.item(), "value/clip_ratio": loss.clipped.item()})
+        return Sums(
+            float, {"loss/value": loss.loss.item(), "value/clip_ratio": loss.clipped.item()}
+        )
 
     # --- small things ---------------------------------------------------------------------------
 
@@ -425,6 +461,7 @@ class RLTrainer:
                 indices,
                 tokens_per_pass=self.config.tokens_per_pass,
                 pad_token_id=self.models.tokenizer.pad_token_id,
+                lanes=len(self._lanes.models),
             )
         )
 
@@ -474,21 +511,20 @@ def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
 
 def _add(sums: Sums, numbers: Mapping[str, float]) -> None:
     for name, number in numbers.items():
-        sums[name] += number
+        sums[name] = max(sums[name], number) if name in _MAXIMA else sums[name] + number
 
 
-def _describe(
-    sums: Sums,
+def _described(
     rollouts: RolloutBatch,
     part: Pass,
     logprobs: Tensor,
     entropies: Tensor,
     reference: Tensor | None,
-) -> None:
-    """Add the policy's numbers of one pass, as it was when it sampled."""
+) -> Sums:
+    """The policy's numbers of one pass, as it was when it sampled."""
     gap = logprobs - gather(rollouts.sampler_logprobs, rollouts.mask, part.indices)
-    _add(
-        sums,
+    sums = Sums(
+        float,
         {
             "tokens": len(logprobs),
             "completions": len(part.indices),
@@ -496,20 +532,13 @@ def _describe(
             "mismatch/logprob_abs_mean": gap.abs().sum().item(),
             # KL(sampler || trainer), which is 0 where they are the same program.
             "mismatch/kl": (torch.expm1(gap) - gap).sum().item(),
+            "mismatch/logprob_abs_max": gap.abs().max().item(),
         },
     )
-    sums["mismatch/logprob_abs_max"] = max(
-        sums["mismatch/logprob_abs_max"],
-        gap.abs().max().item(),
-    )
     if reference is not None:
-        _add(
-            sums,
-            {
-                "kl": kl_k3(logprobs, reference).sum().item(),
-                "objective/kl": kl_k1(logprobs, reference).sum().item(),
-            },
-        )
+        sums["kl"] = kl_k3(logprobs, reference).sum().item()
+        sums["objective/kl"] = kl_k1(logprobs, reference).sum().item()
+    return sums
 
 
 def _means(sums: Sums) -> dict[str, float]:
@@ -525,9 +554,7 @@ def _means(sums: Sums) -> dict[str, float]:
         (("objective/kl",), "completions"),
     ):
         means |= {name: sums[name] / sums[unit] for name in names if name in sums}
-    if "mismatch/logprob_abs_max" in sums:
-        means["mismatch/logprob_abs_max"] = sums["mismatch/logprob_abs_max"]
-    return means
+    return means | {name: sums[name] for name in _MAXIMA if name in sums}
 
 
 def _check_finite(update: int, what: str, loss: Tensor, rollouts: RolloutBatch, part: Pass) -> None:
