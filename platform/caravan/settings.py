@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Certificates that Kubeflow Pipelines is trusted by; empty takes the system's."""
     cluster_profile: str = ""
     """YAML file that says what the cluster gives to pods: images, secrets, nodes, volumes."""
+    pod_name: str = ""
+    """Pod that this process runs in; set by the cluster."""
     dashboard_url: str = ""
     """Address of the dashboard, for links to it."""
 

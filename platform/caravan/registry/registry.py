@@ -155,10 +155,12 @@ class Registry:
             session.flush()
             return queries.stage_run(session, opened, self.stale_after_seconds)
 
-    def start_stage_run(self, stage_run_id: int, inputs: Mapping[str, str] = {}) -> None:
+    def start_stage_run(
+        self, stage_run_id: int, inputs: Mapping[str, str] = {}, *, pod: str = ""
+    ) -> None:
         """Record that the stage now runs, on these input artifacts (name to digest)."""
         with self._write() as session:
-            writes.start_stage_run(session, stage_run_id)
+            writes.start_stage_run(session, stage_run_id, pod)
             writes.link(session, stage_run_id, "in", inputs)
 
     def heartbeat(self, stage_run_id: int, progress: tuple[int, int] | None = None) -> None:

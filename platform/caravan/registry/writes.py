@@ -120,11 +120,12 @@ def _unlink(session: Session, stage_run_id: int) -> None:
     )
 
 
-def start_stage_run(session: Session, stage_run_id: int) -> None:
+def start_stage_run(session: Session, stage_run_id: int, pod: str) -> None:
     _unlink(session, stage_run_id)
     _set(
         session, stage_run_id, state=State.RUNNING, attempt=m.StageRun.attempt + 1,
         started_at=m.now(), heartbeat_at=m.now(), finished_at=None, error=None, reused_from=None,
+        pod=pod,
     )  # fmt: skip
 
 

@@ -322,7 +322,7 @@ class _Execution:
         for digest in self.inputs.values():
             manifest = self.store.manifest(digest)
             self.registry.add_artifact(manifest.artifact, self.store.uri(digest))
-        self.registry.start_stage_run(stage_run_id, self.inputs)
+        self.registry.start_stage_run(stage_run_id, self.inputs, pod=self.settings.pod_name)
 
     def _run_stage(self, journal: Journal, reporter: Reporter) -> _Made:
         inputs = {
