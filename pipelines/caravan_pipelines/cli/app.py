@@ -49,6 +49,26 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
+    ] = [],  # noqa: B006
+    gpu: Annotated[
+        str | None, typer.Option(help="Type of GPU where the recipe names none: h100, h200, ...")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Show how far off the plan of a run is.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Estimate memory, time and GPU-hours of every stage; nothing is started."""
+    from caravan_pipelines.cli import plan as command
+
+    command.plan(recipe, set_, gpu=gpu, run=compare, as_json=json)
+
+
+@app.command()
 def resume(run: RunId = "latest") -> None:
     """Continue a stopped run; finished stages are not repeated."""
     from caravan_pipelines.cli import run as command

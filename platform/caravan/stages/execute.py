@@ -44,6 +44,7 @@ from caravan.stages.process import (
     exclusive,
     launcher_environment,
 )
+from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
 from caravan.store.manifest import hash_file, list_files
 
@@ -333,7 +334,10 @@ class _Execution:
             self.directory, seed=self.seed, recipe_dir=self.recipe_dir, journal=journal,
             reporter=reporter,
         )  # fmt: skip
+        before = cpu_seconds()
         result = self.module.run(self.config, inputs, context)
+        used = {CPU_SECONDS: cpu_seconds() - before, **peak_memory()}
+        result = replace(result, metrics={**result.metrics, **used})
         for name in context.kinds:
             if next(list_files(self._output(name)), None) is None:
                 raise StageError(f"{self.node}: the stage wrote nothing into its output {name!r}")

@@ -1,0 +1,100 @@
+"""Memory of one training process: what it holds of the model, and what a pass leaves for its
+backward pass.
+
+Shapes: d hidden size, a attention width, i intermediate size, L layers, all of `ModelShape`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from caravan.planning.devices import GIB, Placement
+from caravan.planning.shapes import ModelShape
+
+HEADROOM = 0.92
+"""Share of a device's memory that is planned with; the rest goes to fragments and peaks."""
+TOKENS_STEP = 1024
+MAX_TOKENS_PER_PASS = 65_536
+"""More in one pass makes nothing faster."""
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What one process trains, and how."""
+
+    shape: ModelShape
+    ranks: int = 1
+    zero_stage: int = 0
+    bf16: bool = True
+    """Autocast: matrices are computed in bf16, weights and optimiser stay in float32."""
+    gradient_checkpointing: bool = False
+    trained: int = 1
+    """Models trained at once: 2 with PPO's value model."""
+    frozen: int = 0
+    """Models that are only read: the reference of RL."""
+
+    def state_bytes(self) -> float:
+        """Weights, gradients and Adam's two moments, sharded as ZeRO's stage says
+        (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1)."""
+        n = self.shape.parameters
+        shards = {stage: self.ranks if self.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+        weights, gradients, moments = 4 / shards[3], 4 / shards[2], 8 / shards[1]
+        cast = 2 / shards[3] if self.bf16 else 0  # autocast's copies of the matrices
+        gathered = 0.0
+        if self.zero_stage == 3 and self.ranks > 1:  # two layers are whole at a time
+            gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
+        trained = self.trained * (n * (weights + gradients + moments + cast) + gathered)
+        return trained + self.frozen * n * weights
+
+    def token_bytes(self) -> float:
+        """Of each token of a pass, kept from the forward to the backward pass."""
+        s = self.shape
+        d, a, i = s.hidden_size, s.attention_width, s.intermediate_size
+        # A layer keeps the input and the normalised input of both norms in float32; and in the
+        # computing precision both norms' outputs, queries, keys and values (widened to all heads),
+        # attention's output, and gate, up, activation and product of the MLP.
+        width = 2 if self.bf16 else 4
+        layer = 16 * d + width * (2 * d + 4 * a + 4 * i)
+        if self.gradient_checkpointing:  # the layers' inputs, and one layer computed again
+            return 4 * d * s.num_layers + 2 * layer
+        return (s.num_layers + 1) * layer  # one more while its gradient is computed
+
+    def gib(self, tokens_per_pass: int) -> float:
+        return (self.state_bytes() + self.token_bytes() * tokens_per_pass) / GIB
+
+
+def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> int | None:
+    """The most tokens per pass that fit the device; None where not even one row does.
+
+    Args:
+        longest: tokens of the longest row, which is never split.
+    """
+    room = placement.memory_gib * HEADROOM - placement.device.base_gib
+    tokens = (room * GIB - setup.state_bytes()) / setup.token_bytes()
+    if tokens < longest:
+        return None
+    whole = int(tokens) // TOKENS_STEP * TOKENS_STEP
+    return min(max(whole, longest), max(MAX_TOKENS_PER_PASS, longest))
+
+
+def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
+    """The smallest change of the recipe with which the stage fits its devices, in words."""
+    tries: list[tuple[str, TrainingSetup]] = []
+    if not setup.gradient_checkpointing:
+        tries.append(("gradient_checkpointing: true", replace(setup, gradient_checkpointing=True)))
+    for stage in range(setup.zero_stage + 1, 4):
+        if setup.ranks > 1:
+            sharded = replace(setup, zero_stage=stage)
+            tries.append((f"zero_stage: {stage}", sharded))
+            both = replace(sharded, gradient_checkpointing=True)
+            tries.append((f"zero_stage: {stage} and gradient_checkpointing: true", both))
+    for words, changed in tries:
+        if fitting_tokens(changed, placement, longest) is not None:
+            return f"set {words}"
+    ranks = max(setup.ranks, 1)
+    while placement.device.name != "cpu" and ranks < 4096:
+        ranks *= 2
+        sharded = replace(setup, ranks=ranks, zero_stage=3, gradient_checkpointing=True)
+        if fitting_tokens(sharded, placement, longest) is not None:
+            return f"take {ranks} GPUs with zero_stage: 3 and gradient_checkpointing: true"
+    return "take a device with more memory, a shorter max_length or a smaller model"
