@@ -7,7 +7,7 @@ running pipeline and everything that draws or checks one start here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from caravan.errors import RecipeError
 from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
@@ -35,6 +35,11 @@ class Node:
     """Module of `caravan.stages`."""
     config: Config
     """Of the type that the stage's `run` takes; has `resources`."""
+
+    @property
+    def resources(self) -> Resources:
+        """What the stage asks of the machine, or of the cluster."""
+        return cast(StageConfig, self.config).resources
 
 
 def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
