@@ -1,175 +1,255 @@
 """The KFP components: one for each stage, thin wrappers over `execute`.
 
-A component takes the recipe (as JSON), the run and the references (digests) of what it reads, and
-returns the references of what it wrote. The data itself stays in the store. The bodies run in
-a process of their own, hence their imports.
+A component takes the id of the run and the references (digests) of what it reads, and returns the
+references of what it wrote. The recipe is in the registry, the data in the store. `metrics` and
+`summary` are what KFP's own page shows. The bodies run in a process of their own, hence their
+imports.
+
+`prepare` and `rate` do the work of several short stages in one pod; see `together.py`.
 """
 
 from typing import NamedTuple
 
 from kfp import dsl
 
-STAGE_IMAGE = "caravan/stage-cpu-python:0.1.0"
+STAGE_IMAGE = "caravan/stage-cpu:0.1.0"
 
 component = dsl.component(base_image=STAGE_IMAGE, install_kfp_package=False)
 
 
 @component
-def base(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def base(run: str, metrics: dsl.Output[dsl.Metrics], summary: dsl.Output[dsl.Markdown]) -> str:
     """Import or pretrain the base model; returns the model."""
     from caravan_pipelines.step import run_step
 
-    return run_step(recipe, run, "base", {}, metrics)["model"]
+    return run_step(run, "base", {}, metrics, summary)["model"]
 
 
 @component
-def curate(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
-    "Curated", [("dataset", str), ("card", str)]
-):
+def curate(
+    run: str, metrics: dsl.Output[dsl.Metrics], summary: dsl.Output[dsl.Markdown]
+) -> NamedTuple("Curated", [("dataset", str), ("card", str)]):
     """Load, check and deduplicate every source; returns the dataset and its card."""
     from caravan_pipelines.step import run_step
 
-    out = run_step(recipe, run, "curate", {}, metrics)
+    out = run_step(run, "curate", {}, metrics, summary)
     return (out["dataset"], out["card"])
 
 
 @component
-def synthesize(recipe: str, run: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def synthesize(
+    run: str, metrics: dsl.Output[dsl.Metrics], summary: dsl.Output[dsl.Markdown]
+) -> str:
     """Write persona-driven prompts and their responses; returns the dataset."""
     from caravan_pipelines.step import run_step
 
-    return run_step(recipe, run, "synthesize", {}, metrics)["dataset"]
+    return run_step(run, "synthesize", {}, metrics, summary)["dataset"]
 
 
 @component
 def decontaminate(
-    recipe: str, run: str, curated: str, metrics: dsl.Output[dsl.Metrics], synthesized: str = ""
+    run: str,
+    curated: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    synthesized: str = "",
 ) -> NamedTuple("Decontaminated", [("dataset", str), ("evidence", str)]):
     """Drop what overlaps the evaluation suite; returns the dataset and the evidence."""
     from caravan_pipelines.step import run_step
 
     inputs = {"curated": curated, "synthesized": synthesized}
-    out = run_step(recipe, run, "decontaminate", inputs, metrics)
+    out = run_step(run, "decontaminate", inputs, metrics, summary)
     return (out["dataset"], out["evidence"])
 
 
 @component
-def mix(recipe: str, run: str, dataset: str, metrics: dsl.Output[dsl.Metrics]) -> NamedTuple(
-    "Mixed", [("dataset", str), ("report", str)]
-):
+def mix(
+    run: str, dataset: str, metrics: dsl.Output[dsl.Metrics], summary: dsl.Output[dsl.Markdown]
+) -> NamedTuple("Mixed", [("dataset", str), ("report", str)]):
     """Weight and downsample the sources; returns the SFT mix and its report."""
     from caravan_pipelines.step import run_step
 
-    out = run_step(recipe, run, "mix", {"dataset": dataset}, metrics)
+    out = run_step(run, "mix", {"dataset": dataset}, metrics, summary)
     return (out["dataset"], out["report"])
 
 
 @component
-def sft(recipe: str, run: str, model: str, dataset: str, metrics: dsl.Output[dsl.Metrics]) -> str:
-    """Supervised fine-tuning; returns the model."""
-    from caravan_pipelines.step import run_step
-
-    return run_step(recipe, run, "sft", {"model": model, "dataset": dataset}, metrics)["model"]
-
-
-@component
 def sample_prompts(
-    recipe: str, run: str, dataset: str, mix: str, metrics: dsl.Output[dsl.Metrics]
+    run: str,
+    dataset: str,
+    mix: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Draw prompts used and unused in SFT; returns the prompts."""
     from caravan_pipelines.step import run_step
 
     inputs = {"dataset": dataset, "mix": mix}
-    return run_step(recipe, run, "sample-prompts", inputs, metrics)["prompts"]
+    return run_step(run, "sample-prompts", inputs, metrics, summary)["prompts"]
+
+
+@component
+def prepare(run: str, summary: dsl.Output[dsl.Markdown]) -> NamedTuple(
+    "Prepared",
+    [
+        ("dataset", str),
+        ("card", str),
+        ("evidence", str),
+        ("mix", str),
+        ("mix_report", str),
+        ("prompts", str),
+    ],
+):
+    """From `curate` to `sample_prompts` in one pod; returns what they return."""
+    from caravan_pipelines import together
+
+    out = together.prepare(run, summary)
+    return (out.dataset, out.card, out.evidence, out.mix, out.mix_report, out.prompts)
+
+
+@component
+def sft(
+    run: str,
+    model: str,
+    dataset: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> str:
+    """Supervised fine-tuning; returns the model."""
+    from caravan_pipelines.step import run_step
+
+    inputs = {"model": model, "dataset": dataset}
+    return run_step(run, "sft", inputs, metrics, summary)["model"]
 
 
 @component
 def respond(
-    recipe: str,
     run: str,
     member: str,
     prompts: str,
     base: str,
     sft: str,
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Complete the prompts with one model of the pool; returns the completions."""
     from caravan_pipelines.step import pool_artifact, run_step
 
-    trained = pool_artifact(recipe, member)
+    trained = pool_artifact(run, member)
     inputs = {"prompts": prompts, "model": {"base": base, "sft": sft, "": ""}[trained]}
-    return run_step(recipe, run, f"respond-{member}", inputs, metrics)["completions"]
+    return run_step(run, f"respond-{member}", inputs, metrics, summary)["completions"]
 
 
 @component
 def judge(
-    recipe: str,
     run: str,
     prompts: str,
+    members: list,  # type: ignore[type-arg]
     completions: list,  # type: ignore[type-arg]
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    completions_2: list = [],  # type: ignore[type-arg]  # noqa: B006
+    completions_3: list = [],  # type: ignore[type-arg]  # noqa: B006
+    completions_4: list = [],  # type: ignore[type-arg]  # noqa: B006
 ) -> str:
-    """Rate every completion on four aspects; returns the ratings."""
-    from caravan_pipelines.step import run_step
+    """Rate every completion on four aspects; returns the ratings.
 
-    inputs = {"prompts": prompts}
-    inputs |= {f"completions-{i}": digest for i, digest in enumerate(completions)}
-    return run_step(recipe, run, "judge", inputs, metrics)["ratings"]
+    `members` names whose completions they are, over the lists of all fan-outs.
+    """
+    from caravan_pipelines.step import judge_inputs, run_step
+
+    lists = completions + completions_2 + completions_3 + completions_4
+    inputs = judge_inputs(run, prompts, members, lists)
+    return run_step(run, "judge", inputs, metrics, summary)["ratings"]
 
 
 @component
 def pair(
-    recipe: str, run: str, prompts: str, ratings: str, metrics: dsl.Output[dsl.Metrics]
+    run: str,
+    prompts: str,
+    ratings: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Make chosen and rejected of rated completions; returns the pairs."""
     from caravan_pipelines.step import run_step
 
     inputs = {"prompts": prompts, "ratings": ratings}
-    return run_step(recipe, run, "pair", inputs, metrics)["pairs"]
+    return run_step(run, "pair", inputs, metrics, summary)["pairs"]
 
 
 @component
-def dpo(recipe: str, run: str, model: str, pairs: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def rate(
+    run: str,
+    prompts: str,
+    members: list,  # type: ignore[type-arg]
+    completions: list,  # type: ignore[type-arg]
+    summary: dsl.Output[dsl.Markdown],
+    completions_2: list = [],  # type: ignore[type-arg]  # noqa: B006
+    completions_3: list = [],  # type: ignore[type-arg]  # noqa: B006
+    completions_4: list = [],  # type: ignore[type-arg]  # noqa: B006
+) -> str:
+    """`judge` and `pair` in one pod; returns the pairs."""
+    from caravan_pipelines import together
+    from caravan_pipelines.step import judge_inputs
+
+    lists = completions + completions_2 + completions_3 + completions_4
+    return together.rate(run, judge_inputs(run, prompts, members, lists), summary)
+
+
+@component
+def dpo(
+    run: str,
+    model: str,
+    pairs: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> str:
     """Preference tuning; returns the model."""
     from caravan_pipelines.step import run_step
 
-    return run_step(recipe, run, "dpo", {"model": model, "pairs": pairs}, metrics)["model"]
+    return run_step(run, "dpo", {"model": model, "pairs": pairs}, metrics, summary)["model"]
 
 
 @component
 def reward_model(
-    recipe: str, run: str, model: str, pairs: str, metrics: dsl.Output[dsl.Metrics]
+    run: str,
+    model: str,
+    pairs: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Train a reward model, which the value model of PPO starts from; returns the model."""
     from caravan_pipelines.step import run_step
 
-    return run_step(recipe, run, "reward-model", {"model": model, "pairs": pairs}, metrics)["model"]
+    inputs = {"model": model, "pairs": pairs}
+    return run_step(run, "reward-model", inputs, metrics, summary)["model"]
 
 
 @component
 def rlvr(
-    recipe: str,
     run: str,
     policy: str,
     dataset: str,
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     reward_model: str = "",
 ) -> str:
     """Reinforcement learning with verifiable rewards; returns the model."""
     from caravan_pipelines.step import run_step
 
     inputs = {"policy": policy, "dataset": dataset, "reward_model": reward_model}
-    return run_step(recipe, run, "rlvr", inputs, metrics)["model"]
+    return run_step(run, "rlvr", inputs, metrics, summary)["model"]
 
 
 @component
 def evaluate(
-    recipe: str,
     run: str,
     model: str,
     base: str,
     sft: str,
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     dpo: str = "",
     rlvr: str = "",
 ) -> str:
@@ -177,12 +257,12 @@ def evaluate(
     from caravan_pipelines.step import run_step
 
     digest = {"base": base, "sft": sft, "dpo": dpo, "rlvr": rlvr}[model]
-    return run_step(recipe, run, f"evaluate-{model}", {"model": digest}, metrics)["evaluation"]
+    inputs = {"model": digest}
+    return run_step(run, f"evaluate-{model}", inputs, metrics, summary)["evaluation"]
 
 
 @component
 def report(
-    recipe: str,
     run: str,
     models: list,  # type: ignore[type-arg]
     evaluations: list,  # type: ignore[type-arg]
@@ -190,10 +270,11 @@ def report(
     evidence: str,
     mix: str,
     metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> str:
     """Say what each stage changed; returns the report."""
     from caravan_pipelines.step import run_step
 
     inputs = {"card": card, "evidence": evidence, "mix": mix}
     inputs |= {f"evaluation-{m}": e for m, e in zip(models, evaluations, strict=True)}
-    return run_step(recipe, run, "report", inputs, metrics)["report"]
+    return run_step(run, "report", inputs, metrics, summary)["report"]

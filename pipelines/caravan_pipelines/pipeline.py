@@ -4,60 +4,107 @@ Read top to bottom, it is the recipe. The same function runs on the laptop (`kfp
 compiles for Kubeflow Pipelines. (KFP reads real annotations, not postponed ones.)
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Protocol
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from caravan.recipe import Recipe
+from caravan.errors import RecipeError
+from caravan.recipe import Recipe, RespondConfig
 from caravan_pipelines import components as c
-from caravan_pipelines.graph import evaluated_models
+from caravan_pipelines.graph import Node, evaluated_models, stage_graph
+from caravan_pipelines.together import PREPARE, RATE, Prepared, chain, fits_one_pod
+
+Step = Callable[..., Any]
+MOST_KINDS = 4
+"""Kinds of pods in the pool: the lists of completions that `judge` takes."""
 
 
-def build_pipeline(recipe: Recipe) -> BaseComponent:
-    """The pipeline of `recipe`, with the parameters `recipe_json` and `run` (a run's id)."""
-    has_pairs = recipe.respond is not None
-    answer = _answer_with_pool(recipe) if has_pairs else None
-    evaluate = _evaluate_models(evaluated_models(recipe))
+class Placement(Protocol):
+    """Where the steps of a pipeline run."""
+
+    one_pod: bool
+    """Whether short stages run together."""
+
+    def place(self, task: Any, nodes: Sequence[Node]) -> None:
+        """Ask for what the stages of one task need. The nodes of a fan-out need the same."""
+
+    def kind(self, node: Node) -> object:
+        """What must be equal for two nodes to be of one fan-out."""
+
+
+class Here:
+    """All steps on this machine."""
+
+    one_pod = False
+
+    def place(self, task: Any, nodes: Sequence[Node]) -> None:
+        pass
+
+    def kind(self, node: Node) -> object:
+        return None
+
+
+def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseComponent:
+    """The pipeline of `recipe`, with the parameter `run` (a run's id).
+
+    Raises:
+        RecipeError: its pool needs more kinds of pods than a pipeline can hold.
+    """
+    where = placement or Here()
+    graph = stage_graph(recipe)
+    by_name = {node.name: node for node in graph}
+    answers = _answer_with_pool(recipe.respond, by_name, where) if recipe.respond else []
+    evaluate = _evaluate_models(evaluated_models(recipe), by_name, where)
+    prepare_nodes, rate_nodes = chain(graph, PREPARE), chain(graph, RATE)
 
     @dsl.pipeline(name=recipe.name, description=recipe.description or recipe.name)
-    def pipeline(recipe_json: str, run: str):  # type: ignore[no-untyped-def]  # KFP refuses None
-        def step(component: Callable[..., Any], **inputs: Any) -> Any:
-            return component(recipe=recipe_json, run=run, **inputs)
+    def pipeline(run: str):  # type: ignore[no-untyped-def]  # KFP refuses None
+        def step(component: Step, *names: str, **inputs: Any) -> Any:
+            task = component(run=run, **inputs)
+            where.place(task, [by_name[name] for name in names])
+            return task
 
-        base = out(step(c.base))
-        curated = step(c.curate)
-        synthesized = {"synthesized": out(step(c.synthesize))} if recipe.synthesize else {}
-        clean = step(c.decontaminate, curated=curated.outputs["dataset"], **synthesized)
-        dataset = clean.outputs["dataset"]
-        mixed = step(c.mix, dataset=dataset)
-        sft = out(step(c.sft, model=base, dataset=mixed.outputs["dataset"]))
+        base = out(step(c.base, "base"))
+        together = where.one_pod and fits_one_pod(prepare_nodes)
+        data = _prepare_in_one(step, prepare_nodes) if together else _prepare(recipe, step)
+        sft = out(step(c.sft, "sft", model=base, dataset=data.mix))
         models = {"base": base, "sft": sft}
 
         value_start = {}
-        if answer is not None:
-            prompts = out(step(c.sample_prompts, dataset=dataset, mix=mixed.outputs["dataset"]))
-            completions = step(answer, prompts=prompts, base=base, sft=sft).output
-            ratings = out(step(c.judge, prompts=prompts, completions=completions))
-            pairs = out(step(c.pair, prompts=prompts, ratings=ratings))
+        if recipe.respond:
+            completions = {
+                key: answer(run=run, prompts=data.prompts, base=base, sft=sft).output
+                for key, answer in zip(_LISTS, [a for _, a in answers], strict=False)
+            }
+            members = [name for names, _ in answers for name in names]
+            judged = {"prompts": data.prompts, "members": members, **completions}
+            if where.one_pod and fits_one_pod(rate_nodes):
+                pairs = out(step(c.rate, *RATE, **judged))
+            else:
+                ratings = out(step(c.judge, "judge", **judged))
+                pairs = out(step(c.pair, "pair", prompts=data.prompts, ratings=ratings))
             if recipe.dpo:
-                models["dpo"] = out(step(c.dpo, model=sft, pairs=pairs))
+                models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs))
             if recipe.reward_model:
-                trained = step(c.reward_model, model=sft, pairs=pairs)
+                trained = step(c.reward_model, "reward-model", model=sft, pairs=pairs)
                 value_start = {"reward_model": out(trained)}
         if recipe.rlvr:
             policy = models.get("dpo", sft)
-            models["rlvr"] = out(step(c.rlvr, policy=policy, dataset=dataset, **value_start))
+            trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **value_start)
+            models["rlvr"] = out(trained)
 
-        evaluations = step(evaluate, **models).output
+        evaluations = evaluate(run=run, **models).output
         step(
             c.report,
+            "report",
             models=evaluated_models(recipe),
             evaluations=evaluations,
-            card=curated.outputs["card"],
-            evidence=clean.outputs["evidence"],
-            mix=mixed.outputs["report"],
+            card=data.card,
+            evidence=data.evidence,
+            mix=data.mix_report,
         )
 
     return pipeline
@@ -68,34 +115,73 @@ def out(task: Any) -> Any:
     return task.outputs["Output"]
 
 
+def _prepare(recipe: Recipe, step: Step) -> Prepared:
+    curated = step(c.curate, "curate")
+    synthesized = {}
+    if recipe.synthesize:
+        synthesized["synthesized"] = out(step(c.synthesize, "synthesize"))
+    clean = step(
+        c.decontaminate, "decontaminate", curated=curated.outputs["dataset"], **synthesized
+    )
+    dataset = clean.outputs["dataset"]
+    mixed = step(c.mix, "mix", dataset=dataset)
+    mix, prompts = mixed.outputs["dataset"], ""
+    if recipe.respond:
+        prompts = out(step(c.sample_prompts, "sample-prompts", dataset=dataset, mix=mix))
+    return Prepared(
+        dataset=dataset, card=curated.outputs["card"], evidence=clean.outputs["evidence"],
+        mix=mix, mix_report=mixed.outputs["report"], prompts=prompts,
+    )  # fmt: skip
+
+
+def _prepare_in_one(step: Step, nodes: Sequence[Node]) -> Prepared:
+    made = step(c.prepare, *(node.name for node in nodes)).outputs
+    return Prepared(**{field.name: made[field.name] for field in fields(Prepared)})
+
+
 # The two fan-outs are pipelines of their own: inside a ParallelFor, kfp.local 2.17 replaces every
 # output of an earlier task by the loop's item, but leaves a pipeline's own parameters alone.
 
+_LISTS = ("completions", *(f"completions_{i}" for i in range(2, MOST_KINDS + 1)))
 
-def _answer_with_pool(recipe: Recipe) -> BaseComponent:
-    assert recipe.respond is not None
-    members = [member.name for member in recipe.respond.pool]
 
-    @dsl.pipeline(name="respond")
-    def respond(recipe: str, run: str, prompts: str, base: str, sft: str) -> list[str]:
+def _answer_with_pool(
+    config: RespondConfig, nodes: dict[str, Node], where: Placement
+) -> list[tuple[list[str], BaseComponent]]:
+    """One fan-out for each kind of pod in the pool: its members, and the pipeline of it."""
+    kinds: dict[object, list[str]] = {}
+    for member in config.pool:
+        kinds.setdefault(where.kind(nodes[f"respond-{member.name}"]), []).append(member.name)
+    if len(kinds) > MOST_KINDS:
+        raise RecipeError(
+            f"respond.pool asks for {len(kinds)} kinds of pods (resources and type of GPU); "
+            f"bring its members' `resources` to at most {MOST_KINDS}"
+        )
+    return [
+        (names, _answer_with(f"respond-{i}" if i else "respond", names, nodes, where))
+        for i, names in enumerate(kinds.values())
+    ]
+
+
+def _answer_with(
+    name: str, members: list[str], nodes: dict[str, Node], where: Placement
+) -> BaseComponent:
+    @dsl.pipeline(name=name)
+    def respond(run: str, prompts: str, base: str, sft: str) -> list[str]:
         with dsl.ParallelFor(members) as member:
-            task = c.respond(
-                recipe=recipe, run=run, member=member, prompts=prompts, base=base, sft=sft
-            )
+            task = c.respond(run=run, member=member, prompts=prompts, base=base, sft=sft)
+            where.place(task, [nodes[f"respond-{name}"] for name in members])
         return dsl.Collected(out(task))
 
     return respond
 
 
-def _evaluate_models(names: list[str]) -> BaseComponent:
+def _evaluate_models(names: list[str], nodes: dict[str, Node], where: Placement) -> BaseComponent:
     @dsl.pipeline(name="evaluate")
-    def evaluate(
-        recipe: str, run: str, base: str, sft: str, dpo: str = "", rlvr: str = ""
-    ) -> list[str]:
+    def evaluate(run: str, base: str, sft: str, dpo: str = "", rlvr: str = "") -> list[str]:
         with dsl.ParallelFor(names) as model:
-            task = c.evaluate(
-                recipe=recipe, run=run, model=model, base=base, sft=sft, dpo=dpo, rlvr=rlvr
-            )
+            task = c.evaluate(run=run, model=model, base=base, sft=sft, dpo=dpo, rlvr=rlvr)
+            where.place(task, [nodes[f"evaluate-{name}"] for name in names])
         return dsl.Collected(out(task))
 
     return evaluate

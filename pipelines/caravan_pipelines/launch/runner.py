@@ -66,7 +66,7 @@ def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
     root = run_dir(settings, run_id) / "kfp"
     shutil.rmtree(root, ignore_errors=True)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-    build_pipeline(recipe)(recipe_json=recipe.model_dump_json(), run=run_id)
+    build_pipeline(recipe)(run=run_id)
 
 
 def _stop_steps() -> None:

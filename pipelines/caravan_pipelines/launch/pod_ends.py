@@ -1,0 +1,75 @@
+"""What pods ended with and what keeps them waiting, brought to the registry in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caravan.cluster.api import as_dict, kubernetes_api
+from caravan.cluster.ends import why_ended, why_waiting
+from caravan.cluster.pod import NODE_LABEL, RUN_LABEL, label_value
+from caravan.registry import Registry, RunRow, StageRunRow
+from caravan.registry.states import State
+
+LOST = "its pod is gone: the node was lost or drained, or somebody deleted it"
+NO_WORD = "its pod ended without a word; the cluster's API, which would say why, is not open to us"
+
+
+def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -> list[str]:
+    """Close the stages whose pods have ended; `state` is that of the whole run.
+
+    Returns:
+        What a user should know of pods: why they failed (of a run that failed), or what they wait
+        for (of one that runs).
+    """
+    pods = find_pods(run.id, namespace)
+    by_name = {pod["metadata"]["name"]: pod for pod in pods or []}
+    for stage in registry.stage_runs(run.id):
+        if stage.state.finished:
+            continue
+        reason = _end_of(stage, by_name, known=pods is not None, over=state is not State.RUNNING)
+        if state is State.CANCELLED:
+            registry.finish_stage_run(stage.id, State.CANCELLED)
+        elif reason:
+            registry.finish_stage_run(stage.id, State.FAILED, error=f"{stage.node}: {reason}")
+    if state is State.FAILED:
+        said = [s.error.splitlines()[0] for s in registry.stage_runs(run.id)
+                if s.state is State.FAILED and s.error]  # fmt: skip
+        return said or [_named(pod, why) for pod in pods or [] if (why := why_ended(pod))]
+    if state is State.RUNNING:
+        return [_named(pod, why) for pod in pods or [] if (why := why_waiting(pod))]
+    return []
+
+
+def _end_of(
+    stage: StageRunRow, pods: dict[str, dict[str, Any]], *, known: bool, over: bool
+) -> str | None:
+    """Why an unfinished stage will not be finished by its pod; None while it may be."""
+    pod = pods.get(stage.pod)
+    if pod is not None:
+        return why_ended(pod) or (NO_WORD if over else None)
+    if known and stage.pod:
+        return LOST
+    return NO_WORD if over else None
+
+
+def find_pods(run_id: str, namespace: str) -> list[dict[str, Any]] | None:
+    """The pods of a run, oldest first; None where the cluster's API is not open to us."""
+    api = kubernetes_api()
+    if api is None:
+        return None
+    from kubernetes import client
+    from urllib3.exceptions import HTTPError
+
+    selector = f"{RUN_LABEL}={label_value(run_id)}"
+    try:
+        found = client.CoreV1Api(api).list_namespaced_pod(
+            namespace, label_selector=selector, _request_timeout=10
+        )
+    except (client.ApiException, HTTPError):
+        return None
+    pods: list[dict[str, Any]] = as_dict(api, found.items)
+    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+
+def _named(pod: dict[str, Any], why: str) -> str:
+    return f"{pod['metadata'].get('labels', {}).get(NODE_LABEL, pod['metadata']['name'])}: {why}"

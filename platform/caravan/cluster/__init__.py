@@ -1,0 +1,1 @@
+"""What a run needs of a Kubernetes cluster: where its pods go, multi-node jobs, model servers."""

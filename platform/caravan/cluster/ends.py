@@ -1,0 +1,77 @@
+"""Why a pod ended or does not start, in words that say what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+SIGNALS = {
+    137: "killed (SIGKILL)",
+    143: "stopped (SIGTERM): the run was cancelled, or its node drained",
+}
+MAIN = "main"
+"""Kubeflow Pipelines' name of the container that runs the step."""
+
+
+def why_ended(pod: dict[str, Any]) -> str | None:
+    """What ended a failed pod; None for one that runs, waits or succeeded.
+
+    `pod` is a Pod as the Kubernetes API writes it.
+    """
+    status = pod.get("status", {})
+    if status.get("phase") != "Failed":
+        return None
+    message = status.get("message", "").strip()
+    if status.get("reason") == "Evicted":
+        return f"evicted from its node: {message or 'no reason given'}"
+    if status.get("reason") == "DeadlineExceeded":
+        seconds = pod["spec"].get("activeDeadlineSeconds")
+        return f"ran longer than its deadline of {seconds} s; raise resources.deadline_hours"
+    for container in _containers(status):
+        ended = container.get("state", {}).get("terminated")
+        if ended and ended.get("reason") == "OOMKilled":
+            limit = _memory_limit(pod, container["name"])
+            return f"killed for memory: it needed more than {limit}; raise resources.memory_gib"
+        if ended and ended.get("exitCode"):
+            code = ended["exitCode"]
+            said = (ended.get("message") or "").strip()
+            words = SIGNALS.get(code, f"ended with exit code {code}")
+            return f"{words}: {said}" if said and code not in SIGNALS else words
+    return f"failed: {status.get('reason') or 'no reason given'} {message}".strip()
+
+
+def why_waiting(pod: dict[str, Any]) -> str | None:
+    """What keeps a pod from starting, where that needs somebody's help; else None."""
+    status = pod.get("status", {})
+    if status.get("phase") != "Pending":
+        return None
+    for container in _containers(status):
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason, message = waiting.get("reason"), waiting.get("message", "")
+        if reason in IMAGE_REASONS:
+            return (
+                f"image {container['image']} cannot be pulled ({reason}: {message}); check "
+                "`images` of the cluster profile and its pull secrets"
+            )
+        if reason in CONFIG_REASONS:
+            return f"its container cannot be made ({reason}: {message}); check the cluster profile"
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"no node takes it: {condition.get('message', condition.get('reason', ''))}"
+    return None
+
+
+def _containers(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The step's container first; others may have ended because it did."""
+    found = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
+    return sorted(found, key=lambda container: container["name"] != MAIN)
+
+
+def _memory_limit(pod: dict[str, Any], name: str) -> str:
+    for container in pod["spec"].get("containers", []):
+        if container["name"] == name:
+            return str(
+                container.get("resources", {}).get("limits", {}).get("memory", "its node has")
+            )
+    return "its limit"
