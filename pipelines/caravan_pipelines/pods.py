@@ -36,6 +36,8 @@ class Placed:
     pod: Pod
     pods: int
     """How many such pods: the iterations of a fan-out."""
+    job_nodes: int = 1
+    """Nodes of the TrainJob that the pod waits for; 1 for none."""
 
 
 @dataclass
@@ -59,7 +61,7 @@ class ClusterPlacement:
         waits = resources.nodes > 1
         pod = pod_of(self._own(resources), self.profile)
         together = len({node.stage for node in nodes}) > 1
-        self.placed.append(Placed(names, pod, 1 if together else len(names)))
+        self.placed.append(Placed(names, pod, 1 if together else len(names), resources.nodes))
         _set_resources(task, pod)
         _set_environment(task, self.profile, self.dashboard_url)
         _set_volumes(task, self.profile, pod)

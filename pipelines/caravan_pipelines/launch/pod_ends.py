@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from caravan.cluster.api import as_dict, kubernetes_api
 from caravan.cluster.ends import why_ended, why_waiting
-from caravan.cluster.pod import NODE_LABEL, RUN_LABEL, label_value
+from caravan.cluster.logs import list_pods
+from caravan.cluster.pod import NODE_LABEL
 from caravan.registry import Registry, RunRow, StageRunRow
 from caravan.registry.states import State
 
@@ -21,7 +21,8 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
         What a user should know of pods: why they failed (of a run that failed), or what they wait
         for (of one that runs).
     """
-    pods = find_pods(run.id, namespace)
+    listed = list_pods(run.id, namespace)
+    pods = listed[1] if listed else None
     by_name = {pod["metadata"]["name"]: pod for pod in pods or []}
     for stage in registry.stage_runs(run.id):
         if stage.state.finished:
@@ -50,25 +51,6 @@ def _end_of(
     if known and stage.pod:
         return LOST
     return NO_WORD if over else None
-
-
-def find_pods(run_id: str, namespace: str) -> list[dict[str, Any]] | None:
-    """The pods of a run, oldest first; None where the cluster's API is not open to us."""
-    api = kubernetes_api()
-    if api is None:
-        return None
-    from kubernetes import client
-    from urllib3.exceptions import HTTPError
-
-    selector = f"{RUN_LABEL}={label_value(run_id)}"
-    try:
-        found = client.CoreV1Api(api).list_namespaced_pod(
-            namespace, label_selector=selector, _request_timeout=10
-        )
-    except (client.ApiException, HTTPError):
-        return None
-    pods: list[dict[str, Any]] = as_dict(api, found.items)
-    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
 def _named(pod: dict[str, Any], why: str) -> str:

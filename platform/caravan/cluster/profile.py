@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from caravan.errors import SettingsError
 from caravan.recipe import Config
@@ -115,6 +115,8 @@ class ClusterProfile(Config):
     retries: Retries = Retries()
     pool_parallelism: NonNegativeInt = 0
     """Pods of one fan-out at the same time; 0 leaves it to the scheduler."""
+    pod_overhead_seconds: NonNegativeFloat = 20.0
+    """What starting a step costs here, for plans: Kubeflow's driver, scheduling, the container."""
     user_id: PositiveInt = 10001
     """User and group that containers run as."""
     trainer: Trainer = Trainer()

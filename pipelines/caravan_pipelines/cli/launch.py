@@ -1,0 +1,164 @@
+"""Launch runs on Kubeflow Pipelines, follow them, and what `caravan launch --dry-run` says."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from caravan.cluster.profile import load_profile
+from caravan.errors import CaravanError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe
+from caravan.registry import Registry, RunRow, State
+from caravan.settings import Settings, load_settings
+from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.tables import duration
+from caravan_pipelines.launch import kubeflow
+
+if TYPE_CHECKING:
+    from caravan_pipelines.pods import Placed
+
+POLL_SECONDS = 2.0
+
+
+def launch(
+    recipe: Path, overrides: list[str], tags: tuple[str, ...], *, dry_run: bool, detach: bool
+) -> None:
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides)
+    settings, console = load_settings(), Console()
+    if dry_run:
+        show_plan(loaded, settings, console)
+        return
+    submitted = kubeflow.launch(loaded, settings, recipe_dir=path.parent, tags=tags)
+    _tell(submitted, console)
+    if not detach:
+        follow(submitted.run_id, settings, console)
+
+
+def resume(run: RunRow, settings: Settings, *, detach: bool = False) -> None:
+    console = Console()
+    _tell(kubeflow.resume(run, settings), console)
+    if not detach:
+        follow(run.id, settings, console)
+
+
+def _tell(submitted: kubeflow.Submitted, console: Console) -> None:
+    console.print(
+        f"run {submitted.run_id}\n"
+        f"Kubeflow Pipelines: {submitted.link}  (submitted in {submitted.seconds:.1f} s)",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def follow(run_id: str, settings: Settings, console: Console) -> None:
+    """Tell of each stage that ends until the run does; the run goes on if this is interrupted."""
+    told: set[tuple[int, int]] = set()
+    waits = None
+    with open_registry(settings) as registry:
+        while True:
+            kubeflow.sync(run := registry.get_run(run_id), registry, settings)
+            run = registry.get_run(run_id)
+            for stage in registry.stage_runs(run_id):
+                if stage.state.finished and (stage.id, stage.attempt) not in told:
+                    told.add((stage.id, stage.attempt))
+                    why = f"  {_first_line(stage.error)}" if stage.error else ""
+                    console.print(
+                        f"{stage.node:<24} {stage.state:<10} {duration(stage.seconds):>8}{why}",
+                        highlight=False, markup=False,
+                    )  # fmt: skip
+            if run.state.finished:
+                break
+            if run.error != waits and (waits := run.error):
+                console.print(f"waiting: {waits}", highlight=False, markup=False)
+            time.sleep(POLL_SECONDS)
+        finish(run, registry, settings, console)
+
+
+def finish(run: RunRow, registry: Registry, settings: Settings, console: Console) -> None:
+    from caravan_pipelines.cli.run import export_report
+    from caravan_pipelines.cli.tables import comparisons_table, scores_table
+
+    if run.state is not State.SUCCEEDED:
+        why = f": {run.error}" if run.error else ""
+        console.print(
+            f"run {run.id} {run.state}{why}\n"
+            f"finished stages are kept; continue with: caravan resume {run.id}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+        sys.exit(1)
+    scores = registry.scores(run.id)
+    console.print(scores_table(scores))
+    console.print(comparisons_table(scores))
+    console.print(f"report:    {export_report(run.id, registry, settings)}", highlight=False)
+
+
+def logs(run: RunRow, settings: Settings) -> None:
+    """Print what the pods of a run have written, oldest first.
+
+    Raises:
+        CaravanError: the cluster cannot be asked, or has no pod of the run any more.
+    """
+    from caravan.cluster.logs import pod_logs
+
+    found = False
+    for title, lines in pod_logs(run.id, load_profile(settings).namespace):
+        found = True
+        print(f"=== {title}")
+        for line in lines:
+            print(line)
+    if not found:
+        raise CaravanError(
+            f"the cluster has no pod of run {run.id} any more; its stages' errors are in "
+            f"`caravan show {run.id}`"
+        )
+
+
+def watch(interval_seconds: float) -> None:
+    """Keep the registry in step with Kubeflow Pipelines, until this process is stopped."""
+    settings, said = load_settings(), ""
+    while True:
+        try:
+            kubeflow.sync_all(settings)
+            said = ""
+        except CaravanError as error:  # away for a while: said once, asked again
+            if str(error) != said:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            said = str(error)
+        time.sleep(interval_seconds)
+
+
+def show_plan(recipe: Recipe, settings: Settings, console: Console) -> None:
+    """Which pods a run has, what each asks for, and what starting them costs."""
+    profile = load_profile(settings)
+    tasks = kubeflow.plan(recipe, profile, settings)
+    table = Table(box=None, header_style="bold")
+    for name, justify in (("stages", "left"), ("pods", "right"), ("cpu", "right"),
+                          ("memory", "right"), ("gpus", "left"), ("image", "left")):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for task in tasks:
+        table.add_row(*_row(task))
+    console.print(table)
+    stages, pods = sum(len(task.nodes) for task in tasks), sum(task.pods for task in tasks)
+    console.print(
+        f"{stages} stages in {pods} pods; about {profile.pod_overhead_seconds:g} s each to start, "
+        f"{duration(pods * profile.pod_overhead_seconds)} in all "
+        f"({duration((stages - pods) * profile.pod_overhead_seconds)} saved by sharing pods)",
+        highlight=False,
+    )
+
+
+def _row(task: Placed) -> list[str]:
+    names = ", ".join(task.nodes[:4]) + (f", ... ({len(task.nodes)})" if task.nodes[4:] else "")
+    gpus = f"{task.pod.gpus} {task.pod.gpu_resource}" if task.pod.gpus else ""
+    job = f"TrainJob on {task.job_nodes} nodes" if task.job_nodes > 1 else ""
+    return [names, str(task.pods), task.pod.cpu, task.pod.memory, job or gpus, task.pod.image]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0]

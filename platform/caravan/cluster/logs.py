@@ -1,0 +1,63 @@
+"""What the pods of a run have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from caravan.cluster.api import as_dict, kubernetes_api
+from caravan.cluster.pod import NODE_LABEL, RUN_LABEL, label_value
+from caravan.errors import CaravanError
+
+
+def list_pods(run_id: str, namespace: str) -> tuple[Any, list[dict[str, Any]]] | None:
+    """A client of the cluster and the pods of a run, oldest first.
+
+    Pods are as the API writes them. None where the cluster's API is not open to us.
+    """
+    api = kubernetes_api()
+    if api is None:
+        return None
+    from kubernetes import client
+    from urllib3.exceptions import HTTPError
+
+    core = client.CoreV1Api(api)
+    try:
+        found = core.list_namespaced_pod(
+            namespace, label_selector=f"{RUN_LABEL}={label_value(run_id)}", _request_timeout=10
+        )
+    except (client.ApiException, HTTPError):
+        return None
+    pods: list[dict[str, Any]] = as_dict(api, found.items)
+    return core, sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+
+def pod_logs(run_id: str, namespace: str) -> Iterator[tuple[str, list[str]]]:
+    """Of each pod of a run: its name with the stage, and its lines.
+
+    Raises:
+        CaravanError: the cluster's API is not open to us.
+    """
+    listed = list_pods(run_id, namespace)
+    if listed is None:
+        raise CaravanError(
+            f"the pods of run {run_id} cannot be read: no kubeconfig that may list pods in "
+            f"namespace {namespace!r} (KUBECONFIG names another one)"
+        )
+    from kubernetes import client
+
+    core, pods = listed
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        title = f"{pod['metadata']['labels'].get(NODE_LABEL, '')} ({name}, {pod['status']['phase']})"
+        try:
+            text = core.read_namespaced_pod_log(name, namespace, container=_container(pod))
+        except client.ApiException as error:
+            text = f"(no log: {error.reason})"
+        yield title, text.splitlines()
+
+
+def _container(pod: dict[str, Any]) -> str:
+    """The container that runs the step; Kubeflow Pipelines adds others."""
+    names = [container["name"] for container in pod["spec"]["containers"]]
+    return "main" if "main" in names else str(names[0])
