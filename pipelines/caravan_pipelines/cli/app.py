@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,11 @@ app = typer.Typer(
 app.add_typer(recipe, name="recipe")
 app.add_typer(artifact, name="artifact")
 app.add_typer(registry, name="registry")
+
+class Backend(StrEnum):
+    kubeflow = "kubeflow"
+    local = "local"
+
 
 RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 
@@ -69,6 +75,44 @@ def plan(
 
 
 @app.command()
+def launch(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    backend: Annotated[
+        Backend, typer.Option(help="Kubeflow Pipelines (CARAVAN_KFP_URL), or this machine.")
+    ] = Backend.kubeflow,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
+    ] = [],  # noqa: B006  # typer copies it
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    tag: Annotated[list[str], typer.Option(help="Tag the run.")] = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the pods that the run would have.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")] = False,
+) -> None:
+    """Launch a recipe on the cluster: caravan launch tulu3-8b"""
+    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
+    if backend is Backend.local:
+        from caravan_pipelines.cli import run as here
+
+        here.run(recipe, overrides, tuple(tag), dry_run=dry_run, detach=detach)
+        return
+    from caravan_pipelines.cli import launch as there
+
+    there.launch(recipe, overrides, tuple(tag), dry_run=dry_run, detach=detach)
+
+
+@app.command()
+def watch(
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 15.0,
+) -> None:
+    """Keep the registry in step with runs on Kubeflow Pipelines; runs until it is stopped."""
+    from caravan_pipelines.cli import launch as command
+
+    command.watch(interval)
+
+
+@app.command()
 def resume(run: RunId = "latest") -> None:
     """Continue a stopped run; finished stages are not repeated."""
     from caravan_pipelines.cli import run as command
@@ -78,7 +122,7 @@ def resume(run: RunId = "latest") -> None:
 
 @app.command()
 def cancel(run: RunId = "latest") -> None:
-    """Stop a run that is being executed on this machine."""
+    """Stop a run; `caravan resume` continues it."""
     from caravan_pipelines.cli import run as command
 
     command.cancel(run)
@@ -108,7 +152,7 @@ def show(
 
 @app.command()
 def logs(run: RunId = "latest") -> None:
-    """Print the log of a run that this machine executed."""
+    """Print the log of a run: of this machine, or of its pods."""
     from caravan_pipelines.cli import run as command
 
     command.logs(run)

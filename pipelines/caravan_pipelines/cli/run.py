@@ -14,10 +14,11 @@ from caravan.recipe_io import load_recipe
 from caravan.registry import Registry, State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
+from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
-from caravan_pipelines.launch import local
+from caravan_pipelines.launch import backend, local
 
 
 def run(
@@ -39,6 +40,9 @@ def resume(run_id: str) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
+    if run.backend == "kubeflow":
+        launch.resume(run, settings)
+        return
     _execute(run.id, settings, detach=False)
 
 
@@ -46,7 +50,7 @@ def cancel(run_id: str) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
-    local.cancel(run.id, settings)
+    backend.cancel(run, settings)
     print(f"stopping {run.id}; continue it with: caravan resume {run.id}")
 
 
@@ -54,6 +58,9 @@ def logs(run_id: str) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
+    if run.backend == "kubeflow":
+        launch.logs(run, settings)
+        return
     log = local.run_dir(settings, run.id) / "log.txt"
     if not log.exists():
         raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from caravan.errors import CaravanError
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
 from caravan_pipelines.cli.common import open_registry
@@ -39,6 +41,9 @@ def show(run_id: str, *, as_json: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
+        if run.backend == "kubeflow":
+            _refresh(run, registry)
+            run = registry.get_run(run.id)
         if as_json:
             print(json.dumps(as_data(run, registry), indent=2))
             return
@@ -59,6 +64,16 @@ def show(run_id: str, *, as_json: bool) -> None:
         console.print(Text(f"report: {report}"))
 
 
+def _refresh(run: RunRow, registry: Registry) -> None:
+    """Ask Kubeflow Pipelines; where it does not answer, what is known is shown."""
+    from caravan_pipelines.launch import kubeflow
+
+    try:
+        kubeflow.sync(run, registry, load_settings())
+    except CaravanError as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
 def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
     """What `caravan show --json` prints."""
     return {
@@ -66,12 +81,16 @@ def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
         "state": run.state,
         "recipe": run.name,
         "recipe_digest": run.recipe_digest,
+        "backend": run.backend,
+        "backend_run_id": run.backend_run_id,
         "seed": run.seed,
         "error": run.error,
         "stages": [
             {
                 "name": stage.node,
                 "state": stage.state,
+                "attempt": stage.attempt,
+                "pod": stage.pod,
                 "seconds": stage.seconds,
                 "reused": stage.reused_from is not None,
                 "artifacts": dict(stage.outputs),
