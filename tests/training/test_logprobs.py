@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from caravan.training import attention, logprobs
+from caravan.training import logprobs
 from caravan.training.batching import TokenRow, collate
 
 
@@ -57,34 +57,3 @@ def test_values_come_back_in_their_places():
     placed = logprobs.to_rows(torch.tensor([1.0, 2.0, 3.0]), mask)
     assert placed.tolist() == [[1.0, 0.0], [2.0, 3.0]]  # nothing comes before the first token
     assert logprobs.sum_rows(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [1.0, 5.0]
-
-
-def test_short_row_attention_is_as_close_to_float32_as_pytorchs_kernel(policy, ids, monkeypatch):
-    mask = torch.ones(ids.shape, dtype=torch.bool)
-
-    def run(bf16):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            values = logprobs.token_logprobs(policy.model, ids, mask)
-        values.mean().backward()
-        return values.detach(), torch.cat([g.flatten() for g in gradients(policy.model).values()])
-
-    exact, exact_grad = run(bf16=False)
-    ours, our_grad = run(bf16=True)
-    monkeypatch.setattr(attention, "MAX_TOKENS", 0)
-    kernel, kernel_grad = run(bf16=True)
-
-    assert not torch.equal(ours, kernel)  # it was used
-    assert (ours - exact).abs().max() < 2 * (kernel - exact).abs().max() + 1e-3
-    assert (our_grad - exact_grad).norm() < 2 * (kernel_grad - exact_grad).norm()
-    assert policy.model.config._attn_implementation == "sdpa"
-
-
-def test_causal_attention_with_fewer_key_heads_equals_pytorchs():
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 4, 9, 8, generator=generator)
-    key, value = (torch.randn(2, 2, 9, 8, generator=generator) for _ in range(2))
-    got, _ = attention._for_transformers(None, query, key, value, None, scaling=8**-0.5)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, enable_gqa=True
-    )
-    torch.testing.assert_close(got.transpose(1, 2).float(), expected, atol=0.03, rtol=0.03)

@@ -2,7 +2,7 @@
 
 An optimiser step takes a fixed number of rows from a stream of seeded epoch permutations, so the
 rows of step k are a pure function of (seed, k): resuming needs the step number and nothing else.
-Inside the step, rows are sorted by length and cut into passes of at most so many padded tokens.
+Inside the step, rows are sorted by length and cut into passes of at most so many tokens.
 The cut changes speed and memory, never the loss: losses are sums, normalised over the whole step.
 
 Shapes: B rows of a pass, T tokens of its longest row.
@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 
 from caravan.errors import DataError
+from caravan.training.packing import Layout, lay_out
 
 logger = logging.getLogger(__name__)
-
-PAD_TO_MULTIPLE = 8
-"""Row lengths are rounded up to this, so that kernels meet few distinct shapes."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,8 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """The rows of one pass, padded on the right.
-
-    No attention mask: with causal attention a row's own tokens never see the padding behind them.
-    """
+    """The rows of one pass, padded on the right; `layout` says how they are computed without the
+    padding."""
 
     input_ids: Tensor
     """[B, T] int64."""
@@ -57,6 +53,7 @@ class TokenBatch:
     lengths: Tensor
     """[B] int64, tokens without padding."""
     row_ids: tuple[str, ...]
+    layout: Layout
 
     @property
     def tokens(self) -> int:
@@ -69,6 +66,7 @@ class TokenBatch:
             self.loss_mask.to(device),
             self.lengths.to(device),
             self.row_ids,
+            self.layout.to(device),
         )
 
 
@@ -131,7 +129,7 @@ def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:
 def split_passes(
     lengths: Sequence[int], tokens_per_pass: int, *, lanes: int = 1
 ) -> list[list[int]]:
-    """Indices of `lengths`, longest first, cut where the padded pass would exceed the limit.
+    """Indices of `lengths`, longest first, cut where the pass would exceed the limit.
 
     A row longer than the limit has a pass of its own.
 
@@ -154,13 +152,14 @@ def split_passes(
 
 def _cut(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
     passes: list[list[int]] = []
-    width = 0
+    tokens = 0
     for index in order:
-        if passes and (len(passes[-1]) + 1) * width <= limit:
+        tokens += lengths[index]
+        if passes and tokens <= limit:
             passes[-1].append(index)
         else:
             passes.append([index])
-            width = padded_length(lengths[index])
+            tokens = lengths[index]
     return passes
 
 
@@ -180,23 +179,25 @@ def split_ranks(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def padded_length(length: int) -> int:
-    return -(-length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
-
-
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """[B, T] int64: `rows` side by side, filled up with `value`."""
-    width = padded_length(max(len(row) for row in rows))
+    width = max(len(row) for row in rows)
     padded = np.full((len(rows), width), value, dtype=np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return torch.from_numpy(padded)
 
 
-def collate(rows: Sequence[TokenRow], pad_token_id: int) -> TokenBatch:
+def collate(rows: Sequence[TokenRow], pad_token_id: int, prompts: Sequence[int] = ()) -> TokenBatch:
+    """Args:
+    prompts: see `packing.lay_out`.
+    """
+    input_ids = pad_right([row.input_ids for row in rows], pad_token_id)
+    lengths = [row.length for row in rows]
     return TokenBatch(
-        input_ids=pad_right([row.input_ids for row in rows], pad_token_id),
+        input_ids=input_ids,
         loss_mask=pad_right([row.loss_mask for row in rows], 0).bool(),
-        lengths=torch.tensor([row.length for row in rows]),
+        lengths=torch.tensor(lengths),
         row_ids=tuple(row.id for row in rows),
+        layout=lay_out(lengths, input_ids.shape[1], prompts),
     )

@@ -11,39 +11,66 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from caravan.training.attention import short_row_attention
+from caravan.training.attention import attends_packed
+from caravan.training.packing import Layout
 
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
 
 
 def token_logprobs(
-    model: PreTrainedModel, input_ids: Tensor, loss_mask: Tensor, *, temperature: float = 1.0
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    loss_mask: Tensor,
+    layout: Layout | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     """[S] float32 log-probabilities, in nats, of the tokens where `loss_mask` holds, row by row.
 
     Args:
         input_ids: [B, T], padded on the right.
         loss_mask: [B, T] bool. The first column is ignored: nothing comes before it.
+        layout: of the rows; None computes the padding too.
         temperature: divides the logits, as in sampling.
     """
-    supervised = loss_mask[:, 1:]
-    hidden = hidden_states(model, input_ids)[:, :-1][supervised]
     head = cast(nn.Linear, model.get_output_embeddings())
     return linear_logprobs(
-        hidden, head.weight, input_ids[:, 1:][supervised], temperature=temperature
+        hidden_before(model, input_ids, loss_mask, layout),
+        head.weight,
+        input_ids[:, 1:][loss_mask[:, 1:]],
+        temperature=temperature,
     )
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """[B, T, H] last hidden states of a causal model over rows padded on the right."""
-    # No attention mask: causal attention keeps the padding out, and the kernels are faster.
-    with short_row_attention(model, input_ids.shape[1]):
+def hidden_before(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, layout: Layout | None = None
+) -> Tensor:
+    """[S, H] last hidden states in front of the tokens where `mask` [B, T] holds, row by row."""
+    return hidden_at(model, input_ids, F.pad(mask[:, 1:], (0, 1)), layout)
+
+
+def hidden_at(
+    model: PreTrainedModel, input_ids: Tensor, places: Tensor, layout: Layout | None = None
+) -> Tensor:
+    """[S, H] last hidden states where `places` [B, T] holds, row by row."""
+    if layout is None or not attends_packed(model):
+        # No attention mask: causal attention keeps the padding out, and the kernels are faster.
         output = model.base_model(input_ids=input_ids, use_cache=False)
-    return cast(Tensor, output.last_hidden_state)
+        return cast(Tensor, output.last_hidden_state[places])
+    output = model.base_model(
+        input_ids=input_ids.flatten()[layout.kept][None],
+        position_ids=layout.positions[None],
+        # A mask of four dimensions is handed on as it is: none is made, and none is used.
+        attention_mask=input_ids.new_empty(1, 1, 1, 1),
+        use_cache=False,
+        layout=layout,
+    )
+    return cast(Tensor, output.last_hidden_state[0].index_select(0, layout.found[places]))
 
 
 def to_rows(values: Tensor, loss_mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches of preference pairs: both sides of a pair in one forward pass.
+"""Batches of preference pairs: both sides of a pair in one forward pass, what they begin with once.
 
 Shapes: P pairs of a pass, T tokens of its longest row.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -47,14 +48,14 @@ def pair_passes(
     *,
     lanes: int = 1,
 ) -> list[PairBatch]:
-    """The passes over `rows[i]` for `i` in `taken`, of pairs of like length.
+    """The passes over `rows[i]` for `i` in `taken`, of pairs of like length, each of at most
+    `tokens_per_pass` tokens computed.
 
     Args:
         reference: [rows, 2] log-probabilities of chosen and rejected, or empty.
     """
-    # Both sides of a pair are padded to the longest row of the pass, hence half the budget.
-    lengths = [rows[i].length for i in taken]
-    cuts = split_passes(lengths, max(1, tokens_per_pass // 2), lanes=lanes)
+    tokens = [_computed_tokens(rows[i]) for i in taken]
+    cuts = split_passes(tokens, tokens_per_pass, lanes=lanes)
     return [_batch([taken[i] for i in cut], rows, reference, pad_token_id) for cut in cuts]
 
 
@@ -63,4 +64,20 @@ def _batch(
 ) -> PairBatch:
     sides = [rows[i].chosen for i in taken] + [rows[i].rejected for i in taken]
     cached = reference[list(taken)].T.flatten() if len(reference) else reference
-    return PairBatch(collate(sides, pad_token_id), cached, tuple(rows[i].id for i in taken))
+    shared = [shared_tokens(rows[i]) for i in taken]
+    batch = collate(sides, pad_token_id, shared)
+    return PairBatch(batch, cached, tuple(rows[i].id for i in taken))
+
+
+def shared_tokens(row: PairRow) -> int:
+    """Tokens that both sides begin with: the prompt, and where completions begin alike, more.
+
+    At least one token of the rejected side is its own.
+    """
+    chosen, rejected = row.chosen.input_ids, row.rejected.input_ids
+    pairs = zip(chosen, rejected[:-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _computed_tokens(row: PairRow) -> int:
+    return row.chosen.length + row.rejected.length - shared_tokens(row)

@@ -27,7 +27,7 @@ class SFTObjective:
         return int(batch.loss_mask[:, 1:].sum())
 
     def __call__(self, model: PreTrainedModel, batch: TokenBatch) -> PassLoss:
-        logprobs = token_logprobs(model, batch.input_ids, batch.loss_mask)
+        logprobs = token_logprobs(model, batch.input_ids, batch.loss_mask, batch.layout)
         return PassLoss(cross_entropy(logprobs), {})
 
 
@@ -53,6 +53,7 @@ def sft_job(
         updater=updater_for(model, config, sampler.steps, betas=betas),
         objective=SFTObjective(mean=config.loss_reduction == "mean"),
         sampler=sampler,
+        rows=rows,
         passes=partial(token_passes, rows, config.tokens_per_pass, pad_token_id, lanes=lanes),
         lanes=lanes,
     )

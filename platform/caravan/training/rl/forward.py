@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.batching import TokenBatch, TokenRow, collate, split_passes
-from caravan.training.logprobs import LOGITS_PER_CHUNK, hidden_states, linear_logprobs
+from caravan.training.logprobs import LOGITS_PER_CHUNK, hidden_before, linear_logprobs
 
 
 class Pass(NamedTuple):
@@ -55,10 +55,9 @@ def policy_tokens(
     model: PreTrainedModel, batch: TokenBatch, *, temperature: float, entropy: bool
 ) -> PolicyTokens:
     """Of every completion token, given what comes before it; entropies are 0 unless asked for."""
-    places = batch.loss_mask[:, 1:]
-    hidden = hidden_states(model, batch.input_ids)[:, :-1][places]
+    hidden = hidden_before(model, batch.input_ids, batch.loss_mask, batch.layout)
     weight = cast(nn.Linear, model.get_output_embeddings()).weight
-    labels = batch.input_ids[:, 1:][places]
+    labels = batch.input_ids[:, 1:][batch.loss_mask[:, 1:]]
     logprobs = linear_logprobs(hidden, weight, labels, temperature=temperature)
     if not entropy:
         return PolicyTokens(logprobs, torch.zeros_like(logprobs))
@@ -81,8 +80,7 @@ def values_before(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     Args:
         model: A sequence-classification model with one label, such as a reward model.
     """
-    places = batch.loss_mask[:, 1:]
-    hidden = hidden_states(model, batch.input_ids)[:, :-1][places]
+    hidden = hidden_before(model, batch.input_ids, batch.loss_mask, batch.layout)
     head = cast(nn.Linear, model.score)
     # Multiplied out, because autocast would round the values to bfloat16.
     return (hidden.float() * head.weight[0].float()).sum(-1)
