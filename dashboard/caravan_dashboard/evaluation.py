@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from caravan.evals.models import in_order
 from caravan.evals.stats import Difference, paired_difference
 from caravan.registry import ScoreRow
 from caravan_dashboard.runs import is_share, model_of
@@ -29,9 +30,12 @@ class Column:
 
 
 def columns(scores: Sequence[ScoreRow]) -> list[Column]:
-    """The evaluated models of the runs, in the order of the scores."""
-    found = [Column(s.run_id, model) for s in scores if (model := model_of(s.node))]
-    return list(dict.fromkeys(found))
+    """The evaluated models of the runs, each run's in the order in which it made them."""
+    models: dict[str, list[str]] = {}
+    for score in scores:
+        if model := model_of(score.node):
+            models.setdefault(score.run_id, []).append(model)
+    return [Column(run, model) for run, made in models.items() for model in in_order(made)]
 
 
 def tasks(scores: Sequence[ScoreRow]) -> list[tuple[str, str, str]]:

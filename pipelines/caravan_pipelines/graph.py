@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from caravan.errors import RecipeError
+from caravan.evals.models import MODELS
 from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
     DecontaminateStageConfig,
@@ -101,12 +102,8 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
 
 def evaluated_models(recipe: Recipe) -> list[str]:
     """The models that the recipe makes, in the order in which it makes them."""
-    models = ["base", "sft"]
-    if recipe.dpo:
-        models.append("dpo")
-    if recipe.rlvr:
-        models.append("rlvr")
-    return models
+    made = {"dpo": recipe.dpo, "rlvr": recipe.rlvr}
+    return [model for model in MODELS if made.get(model, True)]
 
 
 def find_node(recipe: Recipe, name: str) -> Node:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tests.benchmarks.caravan import POCKET, run
 
+from caravan.evals.models import MODELS
+
 SEEDS = (17, 18, 19)
-MODELS = ("base", "sft", "dpo", "rlvr")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from caravan.evals.models import in_order
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
 
 STATE_STYLE = {
@@ -17,10 +18,6 @@ STATE_STYLE = {
     State.CANCELLED: "yellow",
     State.INTERRUPTED: "yellow",
 }
-
-
-MODELS = ("base", "sft", "dpo", "rlvr")
-"""The models of a run, in the order in which they are made."""
 
 
 def duration(seconds: float | None) -> str:
@@ -81,8 +78,7 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
     Shares are in per cent; a judge's mean rating is from 1 to 5.
     """
     scores = [score for score in scores if score.stage != "report"]
-    found_models = {model_of(score) for score in scores}
-    models = [model for model in MODELS if model in found_models]
+    models = in_order(model_of(score) for score in scores)
     rows = list(dict.fromkeys((score.task, score.metric) for score in scores))
     found = {(s.task, s.metric, model_of(s)): s for s in scores}
     table = Table("task", "metric", *models, "n", title="Scores, 95 % intervals")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from caravan.data.io import read_rows
 from caravan.errors import DataError
+from caravan.evals.models import in_order
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import (
     Difference,
@@ -20,8 +21,6 @@ from caravan.evals.stats import (
     mean_interval,
     paired_difference,
 )
-
-STAGE_ORDER = ("base", "sft", "dpo", "rlvr")
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ def load_evaluations(inputs: Mapping[str, Path]) -> list[Evaluation]:
         for name, path in inputs.items()
         if name.startswith("evaluation-")
     }
-    order = [stage for stage in STAGE_ORDER if stage in found]
-    order += sorted(found.keys() - set(STAGE_ORDER))
-    return [load_evaluation(stage, found[stage]) for stage in order]
+    return [load_evaluation(stage, found[stage]) for stage in in_order(found)]
 
 
 def transitions(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, Evaluation]]:
