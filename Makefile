@@ -12,10 +12,10 @@ help: ## List the targets
 
 setup: $(VENV)/.installed ## Install everything into .venv
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml images/stage-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -qq --constraint images/stage-cpu.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: setup ## Run the whole recipe on this machine (about ten minutes) and show what each stage changed
