@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +16,6 @@ from caravan.stages.execute import die_with_parent, execute, patiently
 from caravan_pipelines.graph import find_node
 from caravan_pipelines.launch.files import unpack_files
 from caravan_pipelines.page import stage_page
-
-CONTINUE = 75
-"""Exit code of a stage that asks to be started again (EX_TEMPFAIL); it has not failed."""
 
 
 class Metrics(Protocol):
@@ -68,22 +63,10 @@ def run_step(
         )  # fmt: skip
     except CaravanError as error:  # said in a sentence; the registry has the traceback
         raise SystemExit(f"error: {error}") from None
-    except SystemExit as end:
-        if end.code == CONTINUE:
-            _start_again(node)
-        raise
     with _registry() as registry:
         stage = next(s for s in registry.stage_runs(run) if s.node == node)
     _show(stage, metrics, summary, settings.dashboard_url)
     return outputs
-
-
-def _start_again(node: str) -> None:
-    """Begin this process anew, in its place: whoever waits for it does not notice."""
-    logging.getLogger(__name__).info("%s asked to be continued", node)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _show(

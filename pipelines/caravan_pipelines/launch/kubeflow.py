@@ -25,6 +25,7 @@ from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
+from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
 from caravan_pipelines.launch.local import check_writable
 from caravan_pipelines.page import run_link
@@ -161,7 +162,8 @@ def plan(recipe: Recipe, profile: ClusterProfile, settings: Settings) -> list[Pl
 
     where = placement(recipe, profile, settings, "run", settings.owner)
     build_pipeline(recipe, where)
-    return where.placed
+    order = [node.name for node in stage_graph(recipe)]
+    return sorted(where.placed, key=lambda task: order.index(task.nodes[0]))
 
 
 def compile_pipeline(recipe: Recipe, where: ClusterPlacement, path: Path, about: str) -> None:
@@ -234,10 +236,10 @@ def _submit(
             path = Path(directory, "pipeline.yaml")
             where = placement(recipe, profile, settings, run.id, run.owner)
             compile_pipeline(recipe, where, path, describe(run, settings))
-            experiment = client.create_experiment(
-                name=recipe.name, namespace=settings.kfp_namespace
-            )
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints a link
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints links
+                experiment = client.create_experiment(
+                    name=recipe.name, namespace=settings.kfp_namespace
+                )
                 submitted = client.run_pipeline(
                     experiment_id=experiment.experiment_id,
                     job_name=run.id,

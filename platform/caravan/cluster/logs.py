@@ -48,8 +48,8 @@ def pod_logs(run_id: str, namespace: str) -> Iterator[tuple[str, list[str]]]:
 
     core, pods = listed
     for pod in pods:
-        name = pod["metadata"]["name"]
-        title = f"{pod['metadata']['labels'].get(NODE_LABEL, '')} ({name}, {pod['status']['phase']})"
+        name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
+        title = f"{labels.get(NODE_LABEL, '')} ({name}, {pod['status']['phase']})"
         try:
             text = core.read_namespaced_pod_log(name, namespace, container=_container(pod))
         except client.ApiException as error:
