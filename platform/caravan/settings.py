@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PositiveFloat, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from caravan.errors import SettingsError
@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """YAML file that says what the cluster gives to pods: images, secrets, nodes, volumes."""
     pod_name: str = ""
     """Pod that this process runs in; set by the cluster."""
+    max_failures: NonNegativeInt = 0
+    """Failures after which a stage is not tried again in a run; 0 sets no limit."""
     dashboard_url: str = ""
     """Address of the dashboard, for links to it."""
 

@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -117,6 +117,7 @@ class StageRun(Base):
     key: Mapped[str] = mapped_column(String(64))
     state: Mapped[State] = mapped_column(default=State.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0, server_default="0")
     pod: Mapped[str] = mapped_column(String(255), default="", server_default="")
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]

@@ -138,6 +138,11 @@ class Registry:
         with self._write() as session:
             writes.set_backend_run(session, run_id, backend_run_id)
 
+    def forgive_failures(self, run_id: str) -> None:
+        """Let every stage of a run be tried again as often as at its launch."""
+        with self._write() as session:
+            writes.forgive_failures(session, run_id)
+
     def heartbeat_run(self, run_id: str) -> None:
         """Tell that the run's launcher lives."""
         with self._write() as session:

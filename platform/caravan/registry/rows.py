@@ -52,6 +52,8 @@ class StageRunRow:
     state: State
     attempt: int
     """0 before the first start; each start adds one, also of a resumed run."""
+    failures: int
+    """Attempts that failed since the run was launched or resumed; a lost pod is no failure."""
     pod: str
     """Where the last attempt ran on a cluster; empty elsewhere."""
     created_at: datetime

@@ -67,6 +67,10 @@ def set_backend_run(session: Session, run_id: str, backend_run_id: str) -> None:
     session.execute(update(m.Run).where(m.Run.id == run_id).values(backend_run_id=backend_run_id))
 
 
+def forgive_failures(session: Session, run_id: str) -> None:
+    session.execute(update(m.StageRun).where(m.StageRun.run_id == run_id).values(failures=0))
+
+
 def heartbeat_run(session: Session, run_id: str) -> None:
     session.execute(update(m.Run).where(m.Run.id == run_id).values(heartbeat_at=m.now()))
 
@@ -90,6 +94,7 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
     if found.key != key:
         # The stage's code or its inputs have changed since: what is recorded is of other work.
         _bequeath(session, found.id)
+        found.failures = 0
     found.stage, found.key, found.state, found.heartbeat_at = stage, key, State.PENDING, at
     found.finished_at, found.error, found.reused_from = None, None, None
     found.progress_done, found.progress_total, found.metrics = 0, 0, {}
@@ -154,7 +159,7 @@ def finish_stage_run(
     at = m.now()
     _set(
         session, stage_run_id, state=state, error=_storable(error), finished_at=at, heartbeat_at=at,
-        reused_from=reused_from,
+        reused_from=reused_from, failures=found.failures + (state == State.FAILED),
         metrics={k: None if math.isnan(v) else float(v) for k, v in metrics.items()},
     )  # fmt: skip
 
