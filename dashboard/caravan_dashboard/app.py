@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from caravan.errors import CaravanError
+from caravan_dashboard import signin
 
 PAGES = {
     "": [
@@ -35,8 +36,9 @@ def main() -> None:
         ]
         for section, entries in PAGES.items()
     }
-    page = st.navigation(pages)
     try:
+        signin.gate()
+        page = st.navigation(pages)
         page.run()
     except CaravanError as error:
         st.error("This page cannot be shown.", icon=":material/error:")

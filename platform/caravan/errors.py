@@ -42,6 +42,10 @@ class StageError(CaravanError):
     """A stage cannot run, or did not keep its promise."""
 
 
+class AccessError(CaravanError):
+    """A user's role does not allow what they asked for."""
+
+
 class MissingExtraError(CaravanError):
     """An optional dependency is not installed."""
 

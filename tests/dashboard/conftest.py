@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 from pydantic import BaseModel
 
 from caravan.data.io import ROWS, write_json, write_rows, write_text
@@ -67,6 +74,7 @@ ACCURACY = {
     "unseen-problems": {"base": 0.04, "sft": 0.31, "dpo": 0.33, "rlvr": 0.39},
 }
 INSTANCES = 120
+SECONDS_TO_START = 120
 
 
 class SampleRun:
@@ -478,3 +486,64 @@ def another_run(home: Path, tmp_path: Path) -> str:
     run = SampleRun(home, tmp_path / "scratch", seed=23)
     run.everything()
     return run.finish()
+
+
+# --- a server and a browser ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_dashboard(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start the server of a command line that is given a port; gives its address when it is up."""
+    servers = []
+
+    def start(
+        command: Callable[[int], list[str]], port: int | None = None, **environment: str
+    ) -> str:
+        port = port or free_port()
+        with (tmp_path / f"log-{port}").open("wb") as log:
+            server = subprocess.Popen(
+                command(port), stdout=log, stderr=log, env=os.environ | environment
+            )
+        servers.append(server)
+        wait_until_up(f"http://127.0.0.1:{port}/_stcore/health", server)
+        return f"http://localhost:{port}"
+
+    yield start
+    for server in servers:
+        server.kill()  # it has nothing to save
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(SECONDS_TO_START * 5):
+        assert server.poll() is None, "the dashboard has ended"
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError("the dashboard does not answer")
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a real browser. A missing browser is a failure in continuous integration."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no browser: apt-get install chromium")
+        pytest.skip("no browser: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1360, "height": 1000})
+        page.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
+        yield page
+        browser.close()

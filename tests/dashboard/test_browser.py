@@ -5,64 +5,20 @@ A missing browser is a failure in continuous integration: `apt-get install chrom
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect
 
 from caravan_dashboard.launch import command
 
-SECONDS_TO_START = 120
+Start = Callable[[Callable[[int], list[str]]], str]
 
 
 @pytest.fixture
-def address(home: Path, tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command(port), stdout=log, stderr=log, env=os.environ)
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}/_stcore/health", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()  # it has nothing to save
-        server.wait()
-
-
-def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(SECONDS_TO_START * 5):
-        assert server.poll() is None, "the dashboard has ended"
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    raise AssertionError("the dashboard does not answer")
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("no browser: apt-get install chromium")
-        pytest.skip("no browser: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1360, "height": 1000})
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
-        yield page
-        browser.close()
+def address(home: Path, start_dashboard: Start) -> str:
+    return start_dashboard(command)
 
 
 def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, run_ids):

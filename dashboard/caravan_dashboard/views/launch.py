@@ -6,9 +6,10 @@ from pathlib import Path
 
 import streamlit as st
 
+from caravan.access import Role
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan_dashboard import launching, recipes, ui
+from caravan_dashboard import launching, library, recipes, signin, ui
 from caravan_dashboard.markup import facts, join, mono, table, tag
 from caravan_dashboard.recipes import Draft
 from caravan_pipelines.cli.common import shipped_recipes
@@ -42,10 +43,12 @@ def main() -> None:
 
 
 def launch_button(draft: Draft, directory: Path) -> None:
+    obstacle = None if draft.recipe else "The recipe has to be valid first"
+    if not signin.may(Role.LAUNCHER):
+        obstacle = f"Launching takes the role {Role.LAUNCHER}"
     started = st.button(
         "Launch", type="primary", icon=":material/rocket_launch:", width="stretch",
-        disabled=draft.recipe is None,
-        help=None if draft.recipe else "The recipe has to be valid first",
+        disabled=obstacle is not None, help=obstacle,
     )  # fmt: skip
     if not started or draft.recipe is None:
         return
@@ -81,9 +84,8 @@ def show_recipe(recipe: Recipe) -> None:
     ui.show(facts([("largest stage", recipes.needs(nodes))]))
     ui.show(tag("div", *(tag("span", name, class_="cv-pill cv-mono")
                          for name in recipes.summary(nodes)), style="line-height:2"))  # fmt: skip
-    st.caption(
-        "It runs on this machine, in a process of its own: closing this page does not end it."
-    )
+    where = "on Kubeflow Pipelines" if library.settings().kfp_url else "on this machine"
+    st.caption(f"It runs {where}, in processes of its own: closing this page does not end it.")
 
 
 def show_changes(name: str, original: str, text: str, directory: Path, draft: Draft) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import streamlit as st
 import yaml
 
+from caravan.access import Role
 from caravan.errors import CaravanError
 from caravan.registry import RunRow, StageRunRow, State
-from caravan_dashboard import charts, launching, library, lineage, palette, runs, ui
+from caravan_dashboard import charts, launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.markup import (
     Html,
     bar,
@@ -96,11 +97,15 @@ def scores(run: RunRow) -> None:
 
 
 def actions(run: RunRow) -> None:
-    if runs.can_cancel(run.state) and st.button("Cancel", icon=":material/stop_circle:"):
+    may_change = signin.current_user().may_change(run.owner)
+    whose = None if may_change else f"Only {run.owner} or an admin may"
+    if runs.can_cancel(run.state) and st.button(
+        "Cancel", icon=":material/stop_circle:", disabled=not may_change, help=whose
+    ):
         act("The run could not be cancelled.", lambda: launching.cancel(run.id))
     if runs.can_resume(run.state) and st.button(
         "Resume", type="primary", icon=":material/play_arrow:",
-        help="Finished stages are not repeated",
+        disabled=not may_change, help=whose or "Finished stages are not repeated",
     ):  # fmt: skip
         act("The run could not be resumed.", lambda: launching.resume(run.id))
 
@@ -272,13 +277,13 @@ def show_lineage(run: RunRow) -> None:
 
 
 def annotate(run: RunRow) -> None:
-    registry = library.registry()
+    registry, user = library.registry(), signin.current_user()
     known = sorted({*run.tags, *(t for other in registry.list_runs(200) for t in other.tags)})
     with st.form("tags"):
         tags = st.multiselect("Tags", known, default=list(run.tags), accept_new_options=True,
                               key=f"tags {run.id}", help="Choose, or type a new one")  # fmt: skip
-        if st.form_submit_button("Save tags"):
-            act("The tags could not be saved.", lambda: registry.set_tags(run.id, tags))
+        if st.form_submit_button("Save tags", disabled=not user.may_change(run.owner)):
+            act("The tags could not be saved.", lambda: launching.set_tags(run.id, tags))
     for note in registry.notes(run.id):
         with st.container(border=True):
             ui.show(
@@ -289,21 +294,21 @@ def annotate(run: RunRow) -> None:
                 )
             )
             ui.show(prose(note.text))
+            if not user.may_change(note.author):
+                continue
             with st.expander("Edit"):
                 text = st.text_area("Text", note.text, key=f"note {note.id}")
                 left, right = st.columns(2)
                 if left.button("Save", key=f"save {note.id}"):
-                    act("Not saved.", lambda n=note.id, t=text: registry.edit_note(n, t))
+                    act("Not saved.", lambda n=note.id, t=text: launching.edit_note(n, t))
                 if right.button("Delete", key=f"delete {note.id}"):
-                    act("Not deleted.", lambda n=note.id: registry.delete_note(n))
+                    act("Not deleted.", lambda n=note.id: launching.delete_note(n))
     with st.form("note", clear_on_submit=True):
         text = st.text_area(
             "New note", key="new note", placeholder="What should the next reader know?"
         )
-        if st.form_submit_button("Add note"):
-            author = library.settings().owner
-            act("The note could not be added.",
-                lambda: registry.add_note(run.id, text, author=author))  # fmt: skip
+        if st.form_submit_button("Add note", disabled=not user.may(Role.LAUNCHER)):
+            act("The note could not be added.", lambda: launching.add_note(run.id, text))
 
 
 main()

@@ -365,10 +365,18 @@ def tags(session: Session, run_id: str) -> list[str]:
 
 def notes(session: Session, run_id: str) -> list[NoteRow]:
     query = select(m.Note).where(m.Note.run_id == run_id).order_by(m.Note.id)
-    return [
-        NoteRow(
-            id=r.id, run_id=r.run_id, subject=r.subject, author=r.author, text=r.text,
-            created_at=r.created_at,
-        )
-        for r in session.scalars(query)
-    ]  # fmt: skip
+    return [_note_row(note) for note in session.scalars(query)]
+
+
+def note(session: Session, note_id: int) -> NoteRow:
+    found = session.get(m.Note, note_id)
+    if found is None:
+        raise RegistryError(f"no note {note_id}; somebody has deleted it")
+    return _note_row(found)
+
+
+def _note_row(found: m.Note) -> NoteRow:
+    return NoteRow(
+        id=found.id, run_id=found.run_id, subject=found.subject, author=found.author,
+        text=found.text, created_at=found.created_at,
+    )  # fmt: skip

@@ -320,6 +320,10 @@ class Registry:
         with self._write() as session:
             writes.delete_note(session, note_id)
 
+    def note(self, note_id: int) -> NoteRow:
+        with self._read() as session:
+            return queries.note(session, note_id)
+
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:
             return queries.notes(session, run_id)

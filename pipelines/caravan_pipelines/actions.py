@@ -1,0 +1,66 @@
+"""What a user may ask for that changes something. Each begins by asking whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from caravan.access import Role, User, require, require_own
+from caravan.recipe import Recipe
+from caravan.registry import Registry
+from caravan.settings import Settings
+from caravan_pipelines.launch import backend
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def launch(user: User, recipe: Recipe, settings: Settings, *, recipe_dir: Path) -> str:
+    """Start a run that outlives this process and belongs to `user`; returns its id.
+
+    It runs on Kubeflow Pipelines where the settings name one, else on this machine.
+
+    Raises:
+        AccessError: the user is no launcher.
+        CaravanError: the run cannot be started here.
+    """
+    require(user, Role.LAUNCHER, "launch a run")
+    owned = settings.model_copy(update={"owner": user.name})
+    return backend.launch(recipe, owned, recipe_dir=recipe_dir)
+
+
+def resume(user: User, run_id: str, registry: Registry, settings: Settings) -> None:
+    """Continue a run from where it stopped; finished stages are not repeated."""
+    run = registry.get_run(run_id)
+    require_own(user, run.owner, f"resume {run.id}")
+    backend.resume(run, settings)
+
+
+def cancel(user: User, run_id: str, registry: Registry, settings: Settings) -> None:
+    """Ask a run to stop; it can be resumed."""
+    run = registry.get_run(run_id)
+    require_own(user, run.owner, f"cancel {run.id}")
+    backend.cancel(run, settings)
+
+
+# --- tags and notes -----------------------------------------------------------------------------
+
+
+def set_tags(user: User, run_id: str, tags: Iterable[str], registry: Registry) -> None:
+    require_own(user, registry.get_run(run_id).owner, f"tag {run_id}")
+    registry.set_tags(run_id, tags)
+
+
+def add_note(user: User, run_id: str, text: str, registry: Registry, *, subject: str = "") -> int:
+    """Add a note in the user's name; any launcher may, to any run."""
+    require(user, Role.LAUNCHER, "write a note")
+    return registry.add_note(run_id, text, author=user.name, subject=subject)
+
+
+def edit_note(user: User, note_id: int, text: str, registry: Registry) -> None:
+    require_own(user, registry.note(note_id).author, "edit this note")
+    registry.edit_note(note_id, text)
+
+
+def delete_note(user: User, note_id: int, registry: Registry) -> None:
+    require_own(user, registry.note(note_id).author, "delete this note")
+    registry.delete_note(note_id)
