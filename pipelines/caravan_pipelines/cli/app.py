@@ -160,15 +160,16 @@ def logs(run: RunId = "latest") -> None:
 
 @app.command()
 def dashboard(
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 8501,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8501,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; other than loopback it takes sign-in.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Serve the dashboard to this machine's browser."""
-    import os
+    """Serve the dashboard: to this machine's browser or, with sign-in, to a team."""
+    from caravan.settings import load_settings
+    from caravan_dashboard.launch import serve
 
-    from caravan_dashboard.launch import command
-
-    arguments = command(port)
-    os.execvp(arguments[0], arguments)
+    serve(port, address, load_settings().home)
 
 
 def main() -> None:
