@@ -9,32 +9,37 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from caravan.recipe_checks import problems
+from caravan.config import Config as Config
+from caravan.recipe_checks import check_learning_rate, problems
+from caravan.recipe_losses import flatten_schema, gather_options, without_options
+from caravan.training.losses.dpo import DPO
+from caravan.training.losses.hinge import Hinge
+from caravan.training.losses.ipo import IPO
+from caravan.training.losses.kto import KTO
+from caravan.training.losses.length_normalised_dpo import LengthNormalisedDPO
+from caravan.training.losses.orpo import ORPO
+from caravan.training.losses.robust_dpo import RobustDPO
+from caravan.training.losses.simpo import SimPO
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-
-
-class Config(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
-    )
-
-    def derive(self, **changes: object) -> Self:
-        """A validated copy with `changes` (`model_copy` would not validate them)."""
-        return type(self).model_validate(self.model_dump() | changes)
+LearningRate = Annotated[PositiveFloat, AfterValidator(check_learning_rate)]
 
 
 class Resources(Config):
@@ -48,6 +53,8 @@ class Resources(Config):
     gpu_type: str = ""
     """Node label value of the GPU, such as `h100`; empty for any."""
     nodes: PositiveInt = 1
+    processes: PositiveInt = 1
+    """Training processes on each node that has no GPU; with GPUs there is one for each."""
     disk_gib: PositiveFloat | None = None
     """Local disk for work in progress; None sets no limit."""
     shared_memory_gib: PositiveFloat | None = None
@@ -145,7 +152,7 @@ class PretrainedBase(Config):
     documents: PositiveInt = 60_000
     max_steps: PositiveInt = 800
     tokens_per_step: PositiveInt = 4096
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: LearningRate = 2e-3
     warmup_ratio: Fraction = 0.03
     weight_decay: NonNegativeFloat = 0.1
     max_grad_norm: PositiveFloat = 1.0
@@ -175,7 +182,7 @@ class HubSource(Config):
     config_name: str | None = None
     split: str = "train"
     revision: str | None = None
-    where: dict[str, tuple[str, ...]] = {}
+    where: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # pydantic copies it
     """Takes only the rows whose column (the key) has one of the values."""
 
 
@@ -297,10 +304,21 @@ class MixConfig(Config):
 # --- training -----------------------------------------------------------------------------------
 
 
+class LoRAConfig(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), merged into the weights at the end."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of linear layers, such as `q_proj`; empty takes all but the head."""
+
+
 class TrainingConfig(Config):
     """What every training stage has. Defaults are Tülu 3's where it has one."""
 
-    learning_rate: PositiveFloat
+    learning_rate: LearningRate
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
@@ -321,12 +339,36 @@ class TrainingConfig(Config):
     save_steps: PositiveInt = 200
     """Optimiser steps between checkpoints."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage, used when more than one process trains."""
+    """DeepSpeed ZeRO stage, used when more than one process trains; 0 replicates the model."""
+    zero_offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the host's memory: the optimiser's state, or (stage 3) weights too."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or a gradient is not finite; a run skips a few steps at most."""
+    lora: LoRAConfig | None = None
+    """Train adapters on frozen weights; None trains all weights."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights in 4 bits (QLoRA, arXiv:2305.14314); needs `lora` and a GPU."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _parallel_options_fit(self) -> Self:
+        if self.zero_offload != "none" and self.zero_stage == 0:
+            raise ValueError("zero_offload needs zero_stage 1, 2 or 3")
+        if self.zero_offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                "zero_offload: all moves weights too, which needs zero_stage 3; say optimizer"
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("quantized weights cannot be trained themselves: set lora too")
+        if self.quantization is not None and self.zero_stage == 3:
+            raise ValueError(
+                "4-bit weights cannot be spread over ranks: use zero_stage 2, or no quantization"
+            )
+        return self
 
 
 class SFTConfig(TrainingConfig):
-    learning_rate: PositiveFloat = 5e-6
+    learning_rate: LearningRate = 5e-6
     warmup_ratio: Fraction = 0.03
     num_train_epochs: PositiveFloat = 2.0
     max_length: PositiveInt = Field(
@@ -338,22 +380,68 @@ class SFTConfig(TrainingConfig):
     """`mean` divides by the supervised tokens of the whole optimiser step; `sum` does not."""
 
 
+DPOLoss = Annotated[
+    LengthNormalisedDPO | DPO | RobustDPO | Hinge | IPO | SimPO | KTO | ORPO,
+    Field(discriminator="loss_type"),
+]
+"""What a preference stage minimises. Each has options of its own; see docs/training.md."""
+
+
 class DPOConfig(TrainingConfig):
-    learning_rate: PositiveFloat = 5e-7
+    """Preference optimisation. The loss and its options are written flat, beside the rest:
+
+    dpo: {loss_type: simpo, beta: 2.5, simpo_gamma: 1.4, learning_rate: 5e-7}
+    """
+
+    learning_rate: LearningRate = 5e-7
     warmup_ratio: Fraction = 0.1
-    loss_type: Literal["sigmoid_norm", "dpo_norm", "sigmoid", "dpo"] = "sigmoid_norm"
-    """`sigmoid_norm` (alias `dpo_norm`): length-normalised DPO; `sigmoid` (alias `dpo`): plain."""
-    beta: PositiveFloat = 5.0
-    """Pull towards the reference policy. On per-token log-ratios: 5 in Tülu 3; plain DPO: 0.1."""
+    loss: DPOLoss = LengthNormalisedDPO()
+    """`loss_type` and its options."""
     pairs_per_step: PositiveInt = 128
     """Preference pairs per optimiser step, over all ranks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_loss(cls, data: Any) -> Any:
+        return gather_options(data, DPOLoss) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _ranks_stay_in_step(self) -> Self:
+        if self.loss.needs_divergence and self.zero_stage == 3:
+            raise ValueError(
+                f"loss_type {self.loss.loss_type} measures a divergence on passes of its own, whose "
+                "number differs between ranks, and zero_stage 3 needs equal ones; use zero_stage 2"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_flat(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        loss: dict[str, Any] = data.pop("loss", {})
+        return data | loss
+
+    def derive(self, **changes: object) -> Self:
+        """As of every config; the options of another loss do not carry over."""
+        loss_type = changes.get("loss_type", self.loss.loss_type)
+        kept = without_options(self.model_dump(), loss_type, DPOLoss)
+        return type(self).model_validate(kept | changes)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        described = handler(schema)
+        flatten_schema(handler.resolve_ref_schema(described), DPOLoss)
+        return described
 
 
 class RewardModelConfig(TrainingConfig):
     """Tülu 3, table 36."""
 
-    learning_rate: PositiveFloat = 3e-6
+    learning_rate: LearningRate = 3e-6
     pairs_per_step: PositiveInt = 256
+    center_rewards_coefficient: NonNegativeFloat = 0.0
+    """Weight of a term that draws the mean reward to 0, which the preferences leave free."""
     model_name_or_path: str | None = None
     """A reward model that exists, taken as it is; None trains one from the run's SFT model."""
 
@@ -369,7 +457,7 @@ class PPOConfig(Config):
     value_epsilon: PositiveFloat = 0.2
     """Clip range of the value."""
     value_coefficient: NonNegativeFloat = 0.1
-    value_learning_rate: PositiveFloat | None = None
+    value_learning_rate: LearningRate | None = None
     """Of the value model; None takes the policy's."""
     num_generations: PositiveInt = 1
     """Completions per prompt."""
@@ -389,7 +477,7 @@ class GRPOConfig(Config):
 
 
 class RLVRConfig(TrainingConfig):
-    learning_rate: PositiveFloat = 3e-7
+    learning_rate: LearningRate = 3e-7
     adam_epsilon: PositiveFloat = 1e-5
     algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
     max_steps: PositiveInt = 400
@@ -560,7 +648,7 @@ class Recipe(Config):
     description: str = ""
     seed: NonNegativeInt = 17
     base_model: BaseModelConfig
-    engines: dict[Name, EngineConfig] = {}
+    engines: dict[Name, EngineConfig] = {}  # noqa: RUF012
     curate: CurateConfig
     synthesize: SynthesizeConfig | None = None
     decontaminate: DecontaminateConfig = DecontaminateConfig()

@@ -26,6 +26,24 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; there are: {shown}"
 
 
+MAX_LEARNING_RATE = 1.0
+"""AdamW moves every weight by about the learning rate in each step; weights are below 1."""
+
+
+def check_learning_rate(value: float) -> float:
+    """`value`, if a model could survive it.
+
+    Raises:
+        ValueError: it is as large as the weights themselves.
+    """
+    if value > MAX_LEARNING_RATE:
+        raise ValueError(
+            f"{value:g} is no learning rate: AdamW would move every weight by about {value:g} in "
+            "each step; usual values lie between 1e-7 and 1e-3"
+        )
+    return value
+
+
 def problems(recipe: Recipe) -> Iterator[str]:
     """Every contradiction between sections of `recipe`."""
     yield from _duplicates(recipe)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from caravan.recipe import Recipe
+from caravan.recipe import DPOLoss, Recipe
 from caravan.recipe_checks import suggest
+from caravan.recipe_losses import TAG, foreign_option, options, tags
 from caravan.recipe_yaml import Document, FieldPath, dotted
 
 
@@ -40,7 +41,7 @@ def problems_of(error: ValidationError, document: Document) -> list[Problem]:
             found += [_with_path(line, document) for line in message.splitlines()]
             continue
         if details["type"] == "union_tag_invalid":
-            path = (*path, "kind")
+            path = (*path, _tag_key(owner))
         text = _message(details["type"], message, path, owner, details["input"])
         found.append(Problem(document.place(path), dotted(path) if path else "", text))
     return found
@@ -67,7 +68,10 @@ def misread_booleans(data: Any, recipe: Recipe, document: Document) -> Iterator[
 
 def _message(kind: str, message: str, path: FieldPath, owner: Any, value: object) -> str:
     if kind == "extra_forbidden":
-        return f"unknown key {path[-1]!r}{_suggest_key(str(path[-1]), owner)}"
+        key = str(path[-1])
+        if foreign := foreign_option(key, owner, DPOLoss):
+            return foreign
+        return f"unknown key {key!r}{_suggest_key(key, owner)}"
     if kind == "missing":
         return "is missing; it has no default"
     if kind == "value_error":
@@ -75,8 +79,9 @@ def _message(kind: str, message: str, path: FieldPath, owner: Any, value: object
     if kind == "union_tag_not_found":
         return f"needs a kind: {', '.join(_kinds(owner))}"
     if kind == "union_tag_invalid":
-        given = value.get("kind") if isinstance(value, dict) else value
-        return f"unknown kind {given!r}{suggest(str(given), _kinds(owner))}"
+        key = _tag_key(owner)
+        given = value.get(key) if isinstance(value, dict) else value
+        return f"unknown {key} {given!r}{suggest(str(given), _kinds(owner))}"
     expected = _EXPECTED.get(kind) or message.removeprefix("Input should be ")
     hint = "; put it in quotes" if kind == "string_type" and _is_plain(value) else ""
     return f"expected {expected}; got {_shown(value)}{hint}"
@@ -127,7 +132,13 @@ def _with_path(line: str, document: Document) -> Problem:
 
 def _suggest_key(key: str, owner: Any) -> str:
     models = [m for m in _members(owner) if isinstance(m, type) and issubclass(m, BaseModel)]
-    return suggest(key, models[0].model_fields) if models else ""
+    return suggest(key, _keys(models[0])) if models else ""
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """What may be written in a section: its fields, and the options of its loss."""
+    fields = [name for name in model.model_fields if name != "loss"]
+    return fields + list(options(DPOLoss)) if len(fields) < len(model.model_fields) else fields
 
 
 def _resolve(loc: FieldPath) -> tuple[FieldPath, Any]:
@@ -137,7 +148,7 @@ def _resolve(loc: FieldPath) -> tuple[FieldPath, Any]:
     path: list[str | int] = []
     for part in loc:
         members = _members(current)
-        tagged = {_kind(m): m for m in members if _kind(m)}
+        tagged = {tag: m for m in members for tag in _tags(m)}
         if len(tagged) > 1 and part in tagged:
             current = owner = tagged[str(part)]
             continue
@@ -145,8 +156,9 @@ def _resolve(loc: FieldPath) -> tuple[FieldPath, Any]:
             continue
         owner = current
         current = _step(members, part)
-        path.append(part)
-    at_union = len([m for m in _members(current) if _kind(m)]) > 1
+        if _members(current) != _members(DPOLoss):  # the options of a loss are written beside it
+            path.append(part)
+    at_union = len([m for m in _members(current) if _tags(m)]) > 1
     return tuple(path), current if at_union else owner
 
 
@@ -171,12 +183,17 @@ def _members(annotation: Any) -> list[Any]:
     return [] if annotation is type(None) else [annotation]
 
 
-def _kind(member: Any) -> str:
+def _tags(member: Any) -> tuple[str, ...]:
+    """The values of `kind` or `loss_type` that choose `member` of a union."""
     if not (isinstance(member, type) and issubclass(member, BaseModel)):
-        return ""
+        return ()
     field = member.model_fields.get("kind")
-    return str(field.default) if field is not None else ""
+    return (str(field.default),) if field is not None else tags(member)
+
+
+def _tag_key(union: Any) -> str:
+    return TAG if any(tags(member) for member in _members(union)) else "kind"
 
 
 def _kinds(annotation: Any) -> list[str]:
-    return [_kind(m) for m in _members(annotation) if _kind(m)]
+    return [tag for member in _members(annotation) for tag in _tags(member)]

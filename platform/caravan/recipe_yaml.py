@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from caravan.errors import RecipeError
+from caravan.recipe import DPOLoss
+from caravan.recipe_losses import TAG, without_options
 
 FieldPath = tuple[str | int, ...]
 """Where a value is: keys and list positions from the top."""
@@ -114,6 +116,8 @@ def _with_value(old: Any, path: FieldPath, value: Any, override: str, done: Fiel
         raise RecipeError(f"{override!r}: {dotted(done)} is {old!r}, it has nothing called {key!r}")
     if key == "kind" and not rest and old.get("kind") != value:
         return {"kind": value}  # the options of another kind do not carry over
+    if key == TAG and not rest:
+        old = without_options(old, value, DPOLoss)
     return {**old, key: _with_value(old.get(key), rest, value, override, (*done, key))}
 
 
@@ -174,6 +178,8 @@ def merge(base: Any, changes: Any) -> Any:
         return changes
     if "kind" in changes and changes["kind"] != base.get("kind", changes["kind"]):
         return changes
+    if TAG in changes:
+        base = without_options(base, changes[TAG], DPOLoss)
     merged = dict(base)
     for key, value in changes.items():
         merged[key] = merge(base[key], value) if key in base else value

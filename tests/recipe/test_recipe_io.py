@@ -307,8 +307,8 @@ def test_the_schema_says_no_to_what_the_recipe_refuses() -> None:
 
 
 def test_every_documented_field_is_described_in_the_schema() -> None:
-    described = json_schema()["$defs"]["DPOConfig"]["properties"]["beta"]["description"]
-    assert described.startswith("Pull towards the reference policy.")
+    fields = json_schema()["$defs"]["RLVRConfig"]["properties"]
+    assert fields["beta"]["description"] == "KL penalty towards the reference policy."
 
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:

@@ -1,13 +1,10 @@
-"""Preference optimisation with cached log-probabilities of the reference policy.
-
-Shapes: P pairs of a pass.
-"""
+"""Preference optimisation with cached log-probabilities of the reference policy."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,24 +15,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from caravan.recipe import DPOConfig
-from caravan.training.batching import collate, plan_steps, split_passes
+from caravan.training.batching import plan_steps
+from caravan.training.divergence import Divergence
 from caravan.training.fit import Job
+from caravan.training.lanes import lanes_on
 from caravan.training.logprobs import sum_rows, token_logprobs
 from caravan.training.loop import PassLoss
-from caravan.training.losses.dpo import DPO_LOSSES, PairLogProbs
+from caravan.training.losses.preference import PairLogProbs, PreferenceLoss
 from caravan.training.optim import updater_for
 from caravan.training.pairs import PairBatch, pair_passes
+from caravan.training.scoring import row_logprobs
 from caravan.training.tokenize import PairRow
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference.safetensors"
+NO_REFERENCE = torch.empty(0)
+"""In place of reference log-probabilities, for a loss that needs none."""
 
 
 @dataclass(frozen=True)
 class DPOObjective:
-    loss_type: str
-    beta: float
+    loss: PreferenceLoss
     mean = True
 
     def units(self, batch: PairBatch) -> int:
@@ -46,12 +47,19 @@ class DPOObjective:
         sides = batch.sides
         logprobs = token_logprobs(model, sides.input_ids, sides.loss_mask)
         chosen, rejected = sum_rows(logprobs, sides.loss_mask).chunk(2)
-        reference_chosen, reference_rejected = batch.reference.chunk(2)
+        half = len(batch.reference) // 2  # 0 where the loss needs no reference
+        reference_chosen, reference_rejected = batch.reference.split([half, half])
         chosen_tokens, rejected_tokens = sides.loss_mask.sum(dim=1).chunk(2)
         pairs = PairLogProbs(
-            chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_tokens,
+            rejected_tokens,
+            batch.divergence,
         )
-        result = DPO_LOSSES[self.loss_type](pairs, beta=self.beta)
+        result = self.loss(pairs)
         margins = result.chosen_rewards - result.rejected_rewards
         sums = {
             "rewards/chosen": result.chosen_rewards,
@@ -60,6 +68,7 @@ class DPOObjective:
             "rewards/accuracies": (margins > 0).float(),
             "logps/chosen": chosen.detach(),
             "logps/rejected": rejected.detach(),
+            **result.others,
         }
         return PassLoss(
             result.losses.sum(), {name: float(value.sum()) for name, value in sums.items()}
@@ -75,14 +84,10 @@ def dpo_job(
     pad_token_id: int,
     seed: int,
 ) -> Job[PairBatch]:
-    """`reference` is what `reference_logprobs` gives for `rows`."""
-    if config.loss_type in ("sigmoid_norm", "dpo_norm") and config.beta < 1:
-        logger.warning(
-            "beta=%g with loss_type=%s looks like a beta of plain DPO: on log-ratios per token it "
-            "is about fifty times larger (Tülu 3 uses 5)",
-            config.beta,
-            config.loss_type,
-        )
+    """`reference` is what `reference_logprobs` gives for `rows`; `NO_REFERENCE` where
+    `config.loss` needs none."""
+    for doubt in config.loss.doubts():
+        logger.warning("dpo.%s", doubt)
     sampler = plan_steps(
         len(rows),
         config.pairs_per_step,
@@ -90,13 +95,31 @@ def dpo_job(
         max_steps=config.max_steps,
         seed=seed,
     )
+    lanes = lanes_on(model.device, config.resources.cpus)
+    passes = partial(
+        pair_passes, rows, reference, config.tokens_per_pass, pad_token_id, lanes=lanes
+    )
+    if config.loss.needs_divergence:
+        divergence = Divergence(model, rows, config, pad_token_id=pad_token_id)
+        passes = partial(_with_divergence, passes, divergence)
     return Job(
         model=model,
         updater=updater_for(model, config, sampler.steps),
-        objective=DPOObjective(config.loss_type, config.beta),
+        objective=DPOObjective(config.loss),
         sampler=sampler,
-        passes=partial(pair_passes, rows, reference, config.tokens_per_pass, pad_token_id),
+        passes=passes,
+        lanes=lanes,
     )
+
+
+def _with_divergence(
+    passes: Callable[[Sequence[int]], list[PairBatch]],
+    divergence: Divergence,
+    taken: Sequence[int],
+) -> list[PairBatch]:
+    """The passes of a step, each knowing the divergence of the whole step."""
+    now = divergence(taken)
+    return [replace(batch, divergence=now) for batch in passes(taken)]
 
 
 def reference_logprobs(
@@ -106,17 +129,14 @@ def reference_logprobs(
 
     One pass over all completions, sorted by length, before the policy is trained.
     """
-    sides = [side for row in rows for side in (row.chosen, row.rejected)]
-    total = torch.empty(len(sides))
-    device = model.device
-    model.eval()
-    for cut in split_passes([side.length for side in sides], config.tokens_per_pass):
-        batch = collate([sides[i] for i in cut], pad_token_id).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            values = token_logprobs(model, batch.input_ids, batch.loss_mask)
-        total[cut] = sum_rows(values, batch.loss_mask).cpu()
-    model.train()
-    return total.view(len(rows), 2)
+    logprobs = row_logprobs(
+        model,
+        [side for row in rows for side in (row.chosen, row.rejected)],
+        tokens_per_pass=config.tokens_per_pass,
+        bf16=config.bf16,
+        pad_token_id=pad_token_id,
+    )
+    return logprobs.view(len(rows), 2)
 
 
 def cached_reference(
@@ -128,11 +148,14 @@ def cached_reference(
     *,
     pad_token_id: int,
 ) -> Tensor:
-    """`reference_logprobs`, kept in `workdir` so that a restarted stage does not compute it again.
+    """`reference_logprobs`, kept in `workdir` so that a restarted stage does not compute it again;
+    `NO_REFERENCE` where `config.loss` needs none.
 
     Args:
         key: what the numbers depend on: model, rows, precision.
     """
+    if not config.loss.needs_reference:
+        return NO_REFERENCE
     path = workdir / REFERENCE
     if path.exists():
         with safe_open(path, framework="pt") as file:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caravan.data.records import Conversation, Message, Pair
 from caravan.recipe import DPOConfig, PretrainedBase, RewardModelConfig, SFTConfig, TrainingConfig
 from caravan.training.bpe import train_tokenizer
-from caravan.training.dpo import dpo_job, reference_logprobs
+from caravan.training.dpo import NO_REFERENCE, dpo_job, reference_logprobs
 from caravan.training.loop import StepMetrics
 from caravan.training.models import prepare_torch, reward_model_from
 from caravan.training.pretrain import as_sft, new_llama, pack_windows
@@ -74,7 +74,9 @@ def _steps(
     ).rows
     if kind == "dpo":
         dpo = cast(DPOConfig, config)
-        reference = reference_logprobs(model, pair_rows, dpo, pad_token_id=pad)
+        reference = NO_REFERENCE
+        if dpo.loss.needs_reference:
+            reference = reference_logprobs(model, pair_rows, dpo, pad_token_id=pad)
         return dpo_job(model, pair_rows, reference, dpo, pad_token_id=pad, seed=0).steps(bf16=bf16)
     reward = cast(RewardModelConfig, config)
     reward_model = reward_model_from(model, pad)

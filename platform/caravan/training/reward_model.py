@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from caravan.recipe import RewardModelConfig
 from caravan.training.batching import plan_steps
 from caravan.training.fit import Job
+from caravan.training.lanes import lanes_on
 from caravan.training.loop import PassLoss
 from caravan.training.losses.reward import bradley_terry_loss
 from caravan.training.optim import updater_for
@@ -22,6 +23,7 @@ from caravan.training.tokenize import PairRow
 
 @dataclass(frozen=True)
 class RewardObjective:
+    centering: float = 0.0
     mean = True
 
     def units(self, batch: PairBatch) -> int:
@@ -38,10 +40,8 @@ class RewardObjective:
             "rewards/chosen": chosen.detach(),
             "rewards/rejected": rejected.detach(),
         }
-        return PassLoss(
-            bradley_terry_loss(chosen, rejected).sum(),
-            {name: float(value.sum()) for name, value in sums.items()},
-        )
+        losses = bradley_terry_loss(chosen, rejected, centering=self.centering)
+        return PassLoss(losses.sum(), {name: float(value.sum()) for name, value in sums.items()})
 
 
 def reward_model_job(
@@ -60,10 +60,19 @@ def reward_model_job(
         max_steps=config.max_steps,
         seed=seed,
     )
+    lanes = lanes_on(model.device, config.resources.cpus)
     return Job(
         model=model,
         updater=updater_for(model, config, sampler.steps),
-        objective=RewardObjective(),
+        objective=RewardObjective(config.center_rewards_coefficient),
         sampler=sampler,
-        passes=partial(pair_passes, rows, torch.empty(0), config.tokens_per_pass, pad_token_id),
+        passes=partial(
+            pair_passes,
+            rows,
+            torch.empty(0),
+            config.tokens_per_pass,
+            pad_token_id,
+            lanes=lanes,
+        ),
+        lanes=lanes,
     )

@@ -1,63 +1,52 @@
 """Direct preference optimisation.
 
-Adding a loss is a function here and a line in `DPO_LOSSES`.
-
 Shapes: B preference pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal
 
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import PositiveFloat
 
+from caravan.training.losses.preference import (
+    PairLogProbs,
+    PairLoss,
+    PreferenceLoss,
+    Smoothing,
+    smoothed,
+)
 
-class PairLogProbs(NamedTuple):
-    """Of the completions of B pairs, prompts left out, end tokens counted."""
-
-    policy_chosen: Tensor
-    """[B] log-probability of the whole completion, in nats."""
-    policy_rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_tokens: Tensor
-    """[B] length of the completion."""
-    rejected_tokens: Tensor
+LARGE_BETA = 1.0
 
 
-class PairLoss(NamedTuple):
-    losses: Tensor
-    """[B]."""
-    chosen_rewards: Tensor
-    """[B] implicit reward, detached."""
-    rejected_rewards: Tensor
+class DPO(PreferenceLoss):
+    """Plain DPO: log-ratios of whole completions."""
+
+    loss_type: Literal["sigmoid", "dpo"] = "sigmoid"
+    beta: PositiveFloat = 0.1
+    """Pull towards the reference policy, on log-ratios of whole completions: 0.01 to 0.5."""
+    label_smoothing: Smoothing = 0.0
+    """Share of pairs taken to be labelled the wrong way round (conservative DPO)."""
+
+    def __call__(self, pairs: PairLogProbs) -> PairLoss:
+        return dpo_loss(pairs, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def doubts(self) -> Iterator[str]:
+        if self.beta >= LARGE_BETA:
+            yield (
+                f"beta: {self.beta:g} looks like a beta of length-normalised DPO; with "
+                f"loss_type {self.loss_type} it acts on log-ratios of whole completions, where "
+                "0.1 is usual; set beta: 0.1, or loss_type: sigmoid_norm"
+            )
 
 
-def dpo_loss(pairs: PairLogProbs, *, beta: float) -> PairLoss:
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7): -log sigmoid(beta * difference of the
-    log-ratios of whole completions). A usual `beta` is 0.1.
+def dpo_loss(pairs: PairLogProbs, *, beta: float, label_smoothing: float = 0.0) -> PairLoss:
+    """[B] -log sigmoid(beta * difference of the log-ratios of whole completions).
+
+    Rafailov et al. 2023 (arXiv:2305.18290, eq. 7).
     """
-    chosen = beta * (pairs.policy_chosen - pairs.reference_chosen)
-    rejected = beta * (pairs.policy_rejected - pairs.reference_rejected)
-    return PairLoss(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
-
-
-def length_normalised_dpo_loss(pairs: PairLogProbs, *, beta: float) -> PairLoss:
-    """DPO on log-ratios per token, as Tülu 3 (arXiv:2411.15124, section 5.1.2, eq. 6).
-
-    Because the margin is per token, `beta` is about fifty times that of `dpo_loss`: 5.
-    """
-    chosen = beta * (pairs.policy_chosen - pairs.reference_chosen) / pairs.chosen_tokens
-    rejected = beta * (pairs.policy_rejected - pairs.reference_rejected) / pairs.rejected_tokens
-    return PairLoss(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
-
-
-DPO_LOSSES: Mapping[str, Callable[..., PairLoss]] = {
-    "sigmoid_norm": length_normalised_dpo_loss,
-    "dpo_norm": length_normalised_dpo_loss,
-    "sigmoid": dpo_loss,
-    "dpo": dpo_loss,
-}
-"""By `loss_type` of the recipe."""
+    chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
+    losses = smoothed(chosen - rejected, label_smoothing)
+    return PairLoss(losses, chosen.detach(), rejected.detach())
