@@ -45,10 +45,10 @@ class DPOObjective:
 
     def __call__(self, model: PreTrainedModel, batch: PairBatch) -> PassLoss:
         sides = batch.sides
-        logprobs = token_logprobs(model, sides.input_ids, sides.loss_mask)
+        logprobs = token_logprobs(model, sides.input_ids, sides.loss_mask, sides.layout)
         chosen, rejected = sum_rows(logprobs, sides.loss_mask).chunk(2)
         half = len(batch.reference) // 2  # 0 where the loss needs no reference
-        reference_chosen, reference_rejected = batch.reference.split([half, half])
+        reference_chosen, reference_rejected = torch.split(batch.reference, [half, half])
         chosen_tokens, rejected_tokens = sides.loss_mask.sum(dim=1).chunk(2)
         pairs = PairLogProbs(
             chosen,

@@ -31,7 +31,9 @@ class RewardObjective:
         return len(batch.row_ids)
 
     def __call__(self, model: PreTrainedModel, batch: PairBatch) -> PassLoss:
-        rewards = end_token_rewards(model, batch.sides.input_ids, batch.sides.lengths)
+        rewards = end_token_rewards(
+            model, batch.sides.input_ids, batch.sides.lengths, batch.sides.layout
+        )
         chosen, rejected = rewards.chunk(2)
         margins = (chosen - rejected).detach()
         sums = {
