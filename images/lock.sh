@@ -18,9 +18,9 @@ lock() { # IMAGE EXTRA...
 [ $# -gt 0 ] || set -- stage-cpu dashboard stage-gpu
 for image in "$@"; do
   case $image in
-    stage-cpu) lock stage-cpu train pipelines postgres ;;
-    dashboard) UV_CONSTRAINT=images/stage-cpu.txt lock dashboard dashboard pipelines postgres ;;
-    stage-gpu) UV_FIND_LINKS='' lock stage-gpu train vllm pipelines postgres ;; # wheels for CUDA, not this machine's
+    stage-cpu) lock stage-cpu train pipelines postgres otel ;;
+    dashboard) UV_CONSTRAINT=images/stage-cpu.txt lock dashboard dashboard pipelines postgres metrics otel ;;
+    stage-gpu) UV_FIND_LINKS='' lock stage-gpu train vllm pipelines postgres otel ;; # wheels for CUDA, not this machine's
     *) echo "lock.sh: no image $image" >&2; exit 2 ;;
   esac
 done
