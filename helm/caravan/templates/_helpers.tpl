@@ -98,9 +98,9 @@ key: {{ .Values.registry.urlKey }}
 {{/* Where the registry is. */}}
 {{- define "caravan.registryEnv" -}}
 - name: CARAVAN_HOME
-  value: /caravan
+  value: /var/lib/caravan
 - name: HOME
-  value: /caravan
+  value: /var/lib/caravan
 - name: CARAVAN_REGISTRY_URL
   valueFrom:
     secretKeyRef:
@@ -149,7 +149,7 @@ key: {{ .Values.registry.urlKey }}
 {{- end }}
 {{- define "caravan.volumeMounts" -}}
 - name: work
-  mountPath: /caravan
+  mountPath: /var/lib/caravan
 - name: tmp
   mountPath: /tmp
 {{- if .Values.trust.existingConfigMap }}
@@ -169,4 +169,69 @@ key: {{ .Values.registry.urlKey }}
 {{- else -}}
 {{- randAlphaNum (int (index . 3)) -}}
 {{- end -}}
+{{- end }}
+
+{{/* Where runs are launched, and what the cluster gives to their pods. */}}
+{{- define "caravan.kubeflowEnv" -}}
+{{- if .Values.kubeflow.enabled -}}
+- name: CARAVAN_KFP_URL
+  value: {{ .Values.kubeflow.endpoint | quote }}
+- name: CARAVAN_KFP_NAMESPACE
+  value: {{ .Release.Namespace }}
+- name: CARAVAN_CLUSTER_PROFILE
+  value: /etc/caravan/cluster/profile.yaml
+{{- if .Values.kubeflow.serviceAccountToken }}
+- name: CARAVAN_KFP_TOKEN_FILE
+  value: /var/run/secrets/kubeflow/pipelines/token
+{{- end }}
+{{- range .Values.kubeflow.existingSecretKeys }}
+- name: CARAVAN_KFP_{{ upper . }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $.Values.kubeflow.existingSecret }}
+      key: {{ . }}
+{{- end }}
+{{- with .Values.trust.existingConfigMap }}
+- name: CARAVAN_KFP_CA_FILE
+  value: /etc/caravan/trust/{{ $.Values.trust.key }}
+{{- end }}
+{{- if .Values.dashboard.host }}
+- name: CARAVAN_DASHBOARD_URL
+  value: https://{{ .Values.dashboard.host }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The token of the cluster's API is mounted only where pods are looked at. */}}
+{{- define "caravan.kubeflowMounts" -}}
+{{- if .Values.kubeflow.enabled -}}
+- name: cluster
+  mountPath: /etc/caravan/cluster
+  readOnly: true
+{{- if .Values.kubeflow.serviceAccountToken }}
+- name: kubeflow-token
+  mountPath: /var/run/secrets/kubeflow/pipelines
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+{{- define "caravan.kubeflowVolumes" -}}
+{{- if .Values.kubeflow.enabled -}}
+- name: cluster
+  configMap:
+    name: {{ include "caravan.fullname" . }}-cluster
+{{- if .Values.kubeflow.serviceAccountToken }}
+- name: kubeflow-token
+  projected:
+    sources:
+      - serviceAccountToken:
+          path: token
+          audience: pipelines.kubeflow.org
+          expirationSeconds: 7200
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "caravan.modelCacheClaim" -}}
+{{- .Values.stages.modelCache.existingClaim | default (printf "%s-model-cache" (include "caravan.fullname" .)) -}}
 {{- end }}

@@ -40,6 +40,6 @@ httpGet:
   port: http
 {{- else -}}
 exec:
-  command: [python, -c, "import urllib.request as r; r.urlopen('http://127.0.0.1:8501/_stcore/health', timeout=8)"]
+  command: [python3, -c, "import urllib.request as r; r.urlopen('http://127.0.0.1:8501/_stcore/health', timeout=8)"]
 {{- end -}}
 {{- end }}

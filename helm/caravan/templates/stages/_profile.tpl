@@ -1,0 +1,47 @@
+{{/* The cluster profile: what this installation gives to the pods of runs. Read by caravan.cluster.profile. */}}
+{{- define "caravan.profile" -}}
+{{- $name := include "caravan.fullname" . -}}
+{{- $environment := dict "CARAVAN_STORE_URL" (include "caravan.storeUrl" .) "CARAVAN_S3_ENDPOINT" (include "caravan.storeEndpoint" .) "CARAVAN_S3_REGION" .Values.store.region -}}
+namespace: {{ .Release.Namespace }}
+service_account: {{ $name }}-stage
+user_id: {{ .Values.podSecurity.userId }}
+images:
+  cpu: {{ include "caravan.image" (list . "stageCpu") }}
+  gpu: {{ include "caravan.image" (list . "stageGpu") }}
+  pull_policy: {{ .Values.images.pullPolicy }}
+  pull_secrets: {{ .Values.images.pullSecrets | toJson }}
+node_selector: {{ .Values.stages.nodeSelector | toJson }}
+tolerations: {{ .Values.stages.tolerations | toJson }}
+gpus:
+  {{- range $type, $nodes := .Values.stages.gpus }}
+  {{ $type | quote }}:
+    resource: {{ $nodes.resource | default "nvidia.com/gpu" }}
+    node_selector: {{ $nodes.nodeSelector | default dict | toJson }}
+    tolerations: {{ $nodes.tolerations | default list | toJson }}
+  {{- end }}
+environment: {{ merge (dict) .Values.stages.environment $environment | toJson }}
+secrets:
+  - name: {{ (include "caravan.registrySecret" . | fromYaml).name }}
+    env: {{ dict (include "caravan.registrySecret" . | fromYaml).key "CARAVAN_REGISTRY_URL" | toJson }}
+  - name: {{ include "caravan.storeSecretName" . }}
+    env: {{ dict (ternary "access-key" .Values.store.accessKeyKey .Values.s3.enabled) "CARAVAN_S3_ACCESS_KEY" (ternary "secret-key" .Values.store.secretKeyKey .Values.s3.enabled) "CARAVAN_S3_SECRET_KEY" | toJson }}
+  {{- with .Values.stages.secrets }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+config_maps: {{ .Values.stages.configMaps | toJson }}
+{{- with .Values.stages.workClaim }}
+work: {claim: {{ . }}}
+{{- end }}
+{{- if .Values.stages.modelCache.enabled }}
+model_cache: {claim: {{ include "caravan.modelCacheClaim" . }}}
+{{- end }}
+queue: {{ .Values.stages.queue | quote }}
+priority: {{ .Values.stages.priority | quote }}
+pool_parallelism: {{ .Values.stages.poolParallelism }}
+retries: {count: {{ .Values.stages.retries }}}
+{{- if .Values.trainer.enabled }}
+trainer:
+  runtime: {{ $name }}-torch
+  token_secret: {{ $name }}-trainer-token
+{{- end }}
+{{- end }}
