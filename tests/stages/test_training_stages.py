@@ -11,36 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
 from caravan.data.io import write_rows
-from caravan.data.records import Conversation, Message, Pair
+from caravan.data.records import Message
 from caravan.errors import DataError
-from caravan.recipe import DPOConfig, PretrainedBase, Resources, RewardModelConfig, SFTConfig
+from caravan.recipe import DPOConfig, RewardModelConfig, SFTConfig
 from caravan.stages import base, dpo, reward_model, sft
-from caravan.training.bpe import train_tokenizer
 from caravan.training.loop import NonFiniteError
-from caravan.training.models import load_policy, load_reward_model, prepare_torch, save_model
-from caravan.training.pretrain import new_llama
+from caravan.training.models import load_policy, load_reward_model, save_model
+from tiny import ONE_CORE, SHAPE, TEXTS, Context, Stopped, conversations, write_inputs
 
-TEXTS = [f"The camel carries {i} bags of salt to the town of Orsa." for i in range(40)]
-ONE_CORE = Resources(cpus=1)
-SHAPE = PretrainedBase(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=64,
-    documents=200,
-    max_steps=6,
-    tokens_per_step=256,
-    resources=ONE_CORE,
-)
 COMMON = {
     "learning_rate": 1e-3,
     "max_length": 64,
@@ -58,84 +42,9 @@ STAGES = {
 LONG = STAGES["sft"][1].derive(num_train_epochs=60, save_steps=20)
 
 
-class Stopped(BaseException):
-    """Stands for the end of the process."""
-
-
-@dataclass
-class Context:
-    directory: Path
-    seed: int = 17
-    stop_at: int | None = None
-    logged: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def workdir(self) -> Path:
-        path = self.directory / "work"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    @property
-    def recipe_dir(self) -> Path:
-        return self.directory
-
-    def output(self, name: str, kind: str) -> Path:
-        path = self.directory / "out" / name
-        path.mkdir(parents=True)
-        return path
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.logged[step] = dict(metrics)
-
-    def progress(self, done: int, total: int) -> None:
-        if done == self.stop_at:
-            self.stop_at = None
-            raise Stopped
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("inputs")
-    prepare_torch(cpus=1, seed=3)
-    tokenizer = train_tokenizer(TEXTS, vocab_size=300, model_max_length=64)
-    save_model(new_llama(SHAPE, tokenizer), tokenizer, root / "model")
-    write_rows(root / "dataset" / "rows.jsonl", conversations())
-    write_rows(root / "pairs" / "rows.jsonl", pairs())
-    return {name: root / name for name in ("model", "dataset", "pairs")}
-
-
-def conversations(count: int = 20) -> list[Conversation]:
-    return [
-        Conversation(
-            id=f"t/{i}",
-            messages=(
-                Message(role="user", content=f"Carry {i}."),
-                Message(role="assistant", content=TEXTS[i][: 10 + 2 * i]),
-            ),
-            source="t",
-            skill="s",
-            license="Apache-2.0",
-        )
-        for i in range(count)
-    ]
-
-
-def pairs() -> list[Pair]:
-    return [
-        Pair(
-            id=row.id,
-            prompt=row.prompt,
-            chosen=row.messages[-1].content,
-            rejected=row.messages[-1].content[::-1][:20],
-            chosen_model="a",
-            rejected_model="b",
-            chosen_rating=5,
-            rejected_rating=1,
-            source="t",
-            skill="s",
-        )
-        for row in conversations()
-    ]
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def contents(context: Context) -> dict[str, bytes]:
@@ -166,7 +75,7 @@ def test_a_stage_stopped_at_any_step_and_started_again_gives_the_same_bytes(name
 CHILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 import test_training_stages as t
 from caravan.recipe import SFTConfig
 config = t.LONG
