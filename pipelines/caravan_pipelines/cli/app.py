@@ -11,6 +11,7 @@ import typer
 
 from caravan.errors import CaravanError
 from caravan_pipelines.cli.artifact import artifact
+from caravan_pipelines.cli.model import model
 from caravan_pipelines.cli.recipe import recipe
 from caravan_pipelines.cli.registry import registry
 
@@ -24,7 +25,9 @@ app = typer.Typer(
 )
 app.add_typer(recipe, name="recipe")
 app.add_typer(artifact, name="artifact")
+app.add_typer(model, name="model")
 app.add_typer(registry, name="registry")
+
 
 class Backend(StrEnum):
     kubeflow = "kubeflow"
@@ -170,6 +173,16 @@ def dashboard(
     from caravan_dashboard.launch import serve
 
     serve(port, address, load_settings().home)
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """Check registry, store, cluster, GPUs, images and sign-in; say how to mend what is broken."""
+    from caravan_pipelines.cli import doctor as command
+
+    command.doctor(as_json=json)
 
 
 def main() -> None:

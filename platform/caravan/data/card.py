@@ -99,7 +99,7 @@ def card_markdown(card: dict[str, Any]) -> str:
     """The card for people. Text of rows stands in fenced blocks only."""
     lines = ["# Data card", "", f"{card['kept']} of {card['available']} rows kept.", ""]
     lines += ["## Sources", ""]
-    lines += _table(
+    lines += table(
         ("Source", "Skill", "Licence", "Available", "Kept", "Dropped", "Words in / out (median)"),
         [
             (
@@ -115,12 +115,12 @@ def card_markdown(card: dict[str, Any]) -> str:
             for source in card["sources"]
         ],
     )
-    lines += ["", "## Skills", "", *_table(("Skill", "Rows"), card["by_skill"].items())]
-    lines += ["", "## Licences", "", *_table(("Licence", "Rows"), card["by_license"].items())]
+    lines += ["", "## Skills", "", *table(("Skill", "Rows"), card["by_skill"].items())]
+    lines += ["", "## Licences", "", *table(("Licence", "Rows"), card["by_license"].items())]
     lines += ["", "## Provenance", ""]
     lines += [
         f"- **{source['name']}** ({source['origin']['kind']}): "
-        f"{_cell(source['provenance'] or 'not stated')}"
+        f"{cell(source['provenance'] or 'not stated')}"
         for source in card["sources"]
     ]
     lines += ["", "## Samples", ""]
@@ -130,13 +130,15 @@ def card_markdown(card: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table; what is in its cells is text and nothing else."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
     return lines
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """`value` on one line, with Markdown's signs escaped."""
     text = " ".join(str(value).split())
     return re.sub(r"([|<>&`*_\[\]\\])", r"\\\1", text)
 

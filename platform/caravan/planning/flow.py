@@ -158,8 +158,10 @@ def token_counter(
         tokenizer = Tokenizer.from_file(str(file))
     else:
         assert isinstance(base, PretrainedBase)
-        from caravan.training.bpe import train_tokenizer
-
+        try:
+            from caravan.training.bpe import train_tokenizer
+        except ImportError:  # where the recipe is launched, but not run
+            return lambda text: len(text) / CHARACTERS_PER_TOKEN
         tokenizer = train_tokenizer(
             (message.content for row in rows for message in row.messages),
             vocab_size=base.vocab_size,

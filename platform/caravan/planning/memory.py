@@ -40,6 +40,8 @@ class TrainingSetup:
         shards = {stage: self.ranks if self.zero_stage >= stage else 1 for stage in (1, 2, 3)}
         weights, gradients, moments = 4 / shards[3], 4 / shards[2], 8 / shards[1]
         cast = 2 / shards[3] if self.bf16 else 0  # autocast's copies of the matrices
+        # DeepSpeed updates a copy of its share of the weights.
+        weights += 4 / shards[1] if self.zero_stage and self.ranks > 1 else 0
         gathered = 0.0
         if self.zero_stage == 3 and self.ranks > 1:  # two layers are whole at a time
             gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
@@ -55,9 +57,10 @@ class TrainingSetup:
         # attention's output, and gate, up, activation and product of the MLP.
         width = 2 if self.bf16 else 4
         layer = 16 * d + width * (2 * d + 4 * a + 4 * i)
-        if self.gradient_checkpointing:  # the layers' inputs, and one layer computed again
-            return 4 * d * s.num_layers + 2 * layer
-        return (s.num_layers + 1) * layer  # one more while its gradient is computed
+        ends = 24 * d  # embeddings, the last norm, and what goes into the output head
+        if self.gradient_checkpointing:  # the layers' inputs; one layer again, and its gradients
+            return 4 * d * s.num_layers + 3 * layer + ends
+        return (s.num_layers + 1) * layer + ends  # one more while its gradient is computed
 
     def gib(self, tokens_per_pass: int) -> float:
         return (self.state_bytes() + self.token_bytes() * tokens_per_pass) / GIB

@@ -1,0 +1,127 @@
+"""Models as plain Hugging Face directories that transformers and vLLM load.
+
+An artifact is one already, but for what is known after training only: the card, and how the model
+is to be sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from caravan.errors import CaravanError, DataError
+from caravan.recipe import Sampling
+from caravan.registry import Registry
+from caravan.release.card import model_card
+from caravan.release.facts import ModelFacts, model_facts
+from caravan.store import Store
+
+README = "README.md"
+TEMPLATE = "chat_template.jinja"
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def export_model(
+    digest: str,
+    target: Path,
+    registry: Registry,
+    store: Store,
+    *,
+    run_id: str = "",
+    dtype: Dtype | None = None,
+) -> None:
+    """Write the model with this digest into `target`, which must not exist.
+
+    Args:
+        run_id: the run whose lineage and scores the card tells.
+        dtype: precision of the weights; None keeps that of the artifact.
+
+    Raises:
+        CaravanError: the target is there, the artifact is no model, or it cannot be chatted with.
+    """
+    if target.exists():
+        raise CaravanError(f"{target} exists; name a directory that does not")
+    facts = model_facts(digest, registry, store, run_id)
+    source = store.fetch(digest)
+    template = template_of(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
+        directory = Path(aside) / "model"
+        if dtype is None:
+            shutil.copytree(source, directory, copy_function=shutil.copyfile)
+        else:
+            _convert(source, directory, dtype)
+        generation = _generation_config(directory, sampling_of(facts))
+        (directory / "generation_config.json").write_text(_json(generation))
+        (directory / TEMPLATE).write_text(template)
+        (directory / README).write_text(card_of(facts, template))
+        directory.rename(target)
+
+
+def card_of(facts: ModelFacts, template: str) -> str:
+    return model_card(facts, template_hash=hashlib.sha256(template.encode()).hexdigest())
+
+
+def template_of(directory: Path) -> str:
+    """The chat template of a model directory.
+
+    Raises:
+        DataError: it has none.
+    """
+    path, config = directory / TEMPLATE, directory / "tokenizer_config.json"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
+    if not isinstance(found, str):
+        raise DataError(f"{directory}: the model has no chat template, so nothing can talk to it")
+    return found
+
+
+def sampling_of(facts: ModelFacts) -> Sampling:
+    """How the model was sampled in its own training: that of RLVR, else that of the responses,
+    else that of the first evaluation task."""
+    recipe: Mapping[str, Any] = facts.run.recipe
+    stages = {stage.stage for stage in facts.before}
+    if "rlvr" in stages and recipe.get("rlvr"):
+        return Sampling.model_validate(recipe["rlvr"]["sampling"])
+    if recipe.get("respond"):
+        return Sampling.model_validate(recipe["respond"]["sampling"])
+    return Sampling.model_validate(recipe["evaluate"]["tasks"][0]["sampling"])
+
+
+def _generation_config(directory: Path, sampling: Sampling) -> dict[str, Any]:
+    """End and pad tokens, and defaults of sampling.
+
+    Raises:
+        DataError: the model has no end token.
+    """
+    path = directory / "generation_config.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads((directory / "config.json").read_text())
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if found.get(name) is None and config.get(name) is not None:
+            found[name] = config[name]
+    if found.get("eos_token_id") is None:
+        raise DataError(f"{directory}: neither config nor generation config has an end token")
+    found["max_new_tokens"] = sampling.max_completion_length
+    found["do_sample"] = sampling.temperature > 0
+    if sampling.temperature > 0:
+        found |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    return found
+
+
+def _convert(source: Path, target: Path, dtype: Dtype) -> None:
+    import torch
+
+    from caravan.training.merging import convert
+
+    convert(source, target, getattr(torch, dtype))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,125 @@
+"""What the registry and the store know of a model: the stages before it, its data, its scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caravan.errors import CaravanError
+from caravan.registry import Registry, RunRow, ScoreRow, StageRunRow
+from caravan.store import Store
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source that went into the model."""
+
+    name: str
+    license: str
+    provenance: str
+    skill: str
+    kept: int
+    """Rows after curation."""
+    mixed: int
+    """Of them, rows of the SFT mix."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    digest: str
+    run: RunRow
+    stage: StageRunRow
+    """The stage run of `run` that gave the model."""
+    before: tuple[StageRunRow, ...]
+    """The stage runs that the model was made by, itself the last, in the order of the run."""
+    sources: tuple[DataSource, ...] = ()
+    scores: tuple[ScoreRow, ...] = ()
+    base: str = ""
+    """The base model: a name or a directory; empty where the run pretrained its own."""
+    revision: str | None = None
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        return tuple(sorted({source.license for source in self.sources}))
+
+    def settings(self, stage: StageRunRow) -> Mapping[str, Any]:
+        """The part of the recipe that a stage run had."""
+        name = {"base": "base_model"}.get(stage.stage, stage.stage)
+        section = self.run.recipe.get(name)
+        return section if isinstance(section, Mapping) else {}
+
+
+@dataclass
+class _Reports:
+    """JSON files of a run's reports, read from the store."""
+
+    store: Store
+    outputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def read(self, node: str, output: str, file: str) -> Mapping[str, Any]:
+        digest = self.outputs.get(node, {}).get(output)
+        if digest is None:
+            return {}
+        path = Path(self.store.fetch(digest)) / file
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "") -> ModelFacts:
+    """All that is known of the model with this digest.
+
+    Args:
+        run_id: the run that is meant, where several have the model; empty takes the first.
+
+    Raises:
+        CaravanError: it is no model, or no stage run is known to have made it.
+    """
+    artifact = registry.artifact(digest)
+    if artifact.kind != "model":
+        raise CaravanError(f"{digest[:12]} is of the kind {artifact.kind!r}, not a model")
+    made = [
+        edge
+        for edge in registry.lineage(digest, "in", run_id=run_id or None)
+        if edge.direction == "out"
+    ]
+    own = next((edge for edge in made if edge.digest == digest), None)
+    if own is None:
+        raise CaravanError(f"no stage run is known that made {digest[:12]}")
+    run = registry.get_run(run_id or own.run_id)
+    stages = registry.stage_runs(run.id)
+    nodes = {edge.node for edge in made}
+    stage = next(s for s in stages if digest in s.outputs.values() and s.node == own.node)
+    reports = _Reports(store, {s.node: s.outputs for s in stages if s.node in nodes})
+    scores = [s for s in registry.scores(run.id) if s.node == f"evaluate-{stage.node}"]
+    base = run.recipe.get("base_model", {})
+    return ModelFacts(
+        digest=digest, run=run, stage=stage,
+        before=tuple(s for s in stages if s.node in nodes),
+        sources=_sources(run.recipe, reports), scores=tuple(scores),
+        base=base.get("model_name_or_path", ""), revision=base.get("revision"),
+    )  # fmt: skip
+
+
+def _sources(recipe: Mapping[str, Any], reports: _Reports) -> tuple[DataSource, ...]:
+    card = reports.read("curate", "card", "card.json")
+    mixed = reports.read("mix", "report", "mix.json").get("by_source", {})
+    sources = [
+        DataSource(
+            s["name"], s["license"], s["provenance"], s["skill"], s["kept"],
+            mixed.get(s["name"], 0),
+        )
+        for s in card.get("sources", ())
+    ]  # fmt: skip
+    if "synthesize" in reports.outputs:
+        for task in (recipe.get("synthesize") or {}).get("tasks", ()):
+            writer, answerer = task["prompt_engine"], task["response_engine"]
+            sources.append(
+                DataSource(
+                    task["name"], task["license"],
+                    f"Synthesised: prompts by {writer}, responses by {answerer}.", task["skill"],
+                    task["count"], mixed.get(task["name"], 0),
+                )
+            )  # fmt: skip
+    return tuple(sources)

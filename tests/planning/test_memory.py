@@ -1,0 +1,111 @@
+"""Planned memory against the paper's numbers, and against a process that really trains."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caravan.planning.devices import DEVICES, GIB, Placement
+from caravan.planning.memory import HEADROOM, TrainingSetup, fitting_tokens, remedies
+from caravan.planning.shapes import LLAMA, ModelShape
+
+H100 = Placement(DEVICES["h100"], 8, 80)
+EIGHT = TrainingSetup(LLAMA[8], ranks=8, zero_stage=3, gradient_checkpointing=True)
+
+
+def test_full_training_in_float32_holds_sixteen_bytes_of_a_parameter():
+    setup = TrainingSetup(LLAMA[8], bf16=False)
+    assert setup.state_bytes() == 16 * LLAMA[8].parameters
+
+
+def test_zero_shards_what_figure_1_of_its_paper_says():
+    # Stage 1 shares out the optimiser's state, 2 the gradients too, 3 the weights too. Weights and
+    # gradients are in four bytes here, the moments in eight, and from stage 1 on each rank updates
+    # a copy of its share of the weights.
+    n = LLAMA[8].parameters
+    setup = TrainingSetup(LLAMA[8], ranks=64, bf16=False)
+    whole = [replace(setup, zero_stage=stage).state_bytes() / n for stage in range(3)]
+    assert whole == pytest.approx([16, 8 + 12 / 64, 4 + 16 / 64])
+    sharded = replace(setup, zero_stage=3)
+    layers = 8 * LLAMA[8].layer_parameters + 4 * LLAMA[8].head_parameters
+    assert sharded.state_bytes() - layers == pytest.approx(20 / 64 * n)
+
+
+@given(st.integers(64, 8192))
+def test_the_pass_that_is_said_to_fit_fits_and_twice_as_much_does_not(longest):
+    tokens = fitting_tokens(EIGHT, H100, longest)
+    assert tokens is not None
+    assert tokens >= longest
+    room = H100.memory_gib * HEADROOM - H100.device.base_gib
+    assert EIGHT.gib(tokens) <= room
+    assert EIGHT.gib(2 * tokens) > room
+
+
+def test_a_model_that_does_not_fit_is_told_what_would():
+    alone = TrainingSetup(LLAMA[8], ranks=8)
+    assert fitting_tokens(alone, H100, 2048) is None
+    advice = remedies(alone, H100, 2048)
+    assert "zero_stage" in advice
+    stage = int(advice.split("zero_stage: ")[1][0])
+    followed = replace(
+        alone, zero_stage=stage, gradient_checkpointing="gradient_checkpointing" in advice
+    )
+    assert fitting_tokens(followed, H100, 2048) is not None
+    assert fitting_tokens(replace(followed, zero_stage=stage - 1), H100, 2048) is None
+
+
+def test_one_gpu_is_told_how_many_the_70b_needs():
+    one = TrainingSetup(LLAMA[70], ranks=1)
+    advice = remedies(one, replace(H100, count=1), 4096)
+    gpus = int(advice.removeprefix("take ").split()[0])
+    assert gpus >= 16 * LLAMA[70].parameters / (80 * GIB)
+    assert gpus <= 64
+
+
+TRAINS = """
+import re, sys
+import torch
+from caravan.planning.shapes import ModelShape
+from caravan.training.logprobs import token_logprobs
+from transformers import LlamaConfig, LlamaForCausalLM
+
+checkpointing, bf16, tokens = sys.argv[1] == "1", sys.argv[2] == "1", int(sys.argv[3])
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+torch.set_num_threads(1)
+config = LlamaConfig(
+    vocab_size=1024, hidden_size=256, intermediate_size=640, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    attn_implementation="sdpa", use_cache=False)
+model = LlamaForCausalLM(config).train()
+if checkpointing:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+optimizer = torch.optim.AdamW(model.parameters())
+before = peak()
+ids = torch.randint(0, 1024, (tokens // 256, 256))
+for _ in range(1):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = -token_logprobs(model, ids, torch.ones_like(ids, dtype=torch.bool)).sum()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(before, peak())
+"""
+TRAINED = ModelShape(256, 640, 4, 4, 2, 1024, tied=True)
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "bf16", "tokens"),
+    [(False, True, 4096), (False, False, 2048), (True, True, 8192)],
+)
+def test_a_process_that_trains_peaks_near_the_plan(checkpointing, bf16, tokens):
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS, str(int(checkpointing)), str(int(bf16)), str(tokens)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    before, peak = map(float, done.stdout.split())
+    setup = TrainingSetup(TRAINED, bf16=bf16, gradient_checkpointing=checkpointing)
+    weights = 4 * TRAINED.parameters / GIB
+    assert setup.gib(tokens) == pytest.approx(peak - before + weights, rel=0.35)

@@ -1,0 +1,154 @@
+"""Exported models as transformers loads them, and their cards against the registry."""
+
+import re
+import sys
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.errors import CaravanError
+from caravan.recipe_io import recipe_digest
+from caravan.release.export import export_model
+from caravan_pipelines.cli import main
+
+CHAT = [{"role": "user", "content": "How many bags does the camel carry?"}]
+
+
+@pytest.fixture
+def caravan(finished, monkeypatch, capsys):
+    """The command, in this process: gives what it prints."""
+    for name, value in finished.settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture
+def exported(caravan, tmp_path):
+    caravan("model", "export", "latest:dpo/model", str(tmp_path / "exported"))
+    return tmp_path / "exported"
+
+
+def reply(directory) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    inputs = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    return out[0].tolist()
+
+
+def test_transformers_writes_the_same_tokens_as_from_the_artifact(finished, exported):
+    artifact = finished.store.fetch(finished.output("dpo"))
+    assert reply(exported) == reply(artifact)
+    assert len(reply(exported)) > 12
+
+
+def test_an_export_says_how_it_ends_and_how_it_is_sampled(finished, exported):
+    config = GenerationConfig.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert (config.eos_token_id, config.pad_token_id) == (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    wanted = finished.recipe.respond.sampling
+    assert (config.do_sample, config.temperature, config.top_p) == (True, wanted.temperature, 1.0)
+    assert config.max_new_tokens == wanted.max_completion_length
+    assert tokenizer.chat_template == TEMPLATE
+
+
+def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):
+    half = tmp_path / "half"
+    caravan("model", "export", "latest:dpo/model", str(half), "--dtype", "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(half, dtype="auto").dtype is torch.bfloat16
+    sizes = [(path / "model.safetensors").stat().st_size for path in (half, exported)]
+    assert sizes[0] < 0.55 * sizes[1]
+
+
+def test_the_card_says_what_the_registry_says(finished, exported):
+    card = (exported / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "transformers"
+    rows = {
+        cells[0]: cells
+        for line in card.replace("\\", "").splitlines()
+        if len(cells := [c.strip() for c in line.strip("|").split("|")]) > 1
+    }
+    for i, source in enumerate(finished.recipe.curate.sources):
+        assert rows[source.name][1:4] == [source.license, source.skill, str(100 + i)]
+        assert rows[source.name][5] == source.provenance
+    assert rows["notes"][4] == "77"
+    assert rows["persona-math"][4] == "40"
+    assert "careful" in rows["persona-math"][5]
+    score = rows["math"]
+    assert score[1:] == ["dev", "accuracy", "64.5", "61.2 to 67.8", "1500"]
+    assert rows["digest of the recipe"][1] == recipe_digest(finished.recipe)
+    assert rows["digest of the model"][1] == finished.output("dpo")
+    assert rows["SHA-256 of the chat template"][1] == TEMPLATE_HASH
+    assert rows["seed"][1] == str(finished.recipe.seed)
+    dpo = card.split("### dpo")[1].split("## ")[0]
+    assert re.search(rf"learning\\_rate \| {finished.recipe.dpo.learning_rate}", dpo)
+    assert "tokens\\_per\\_pass" not in card
+
+
+def test_a_card_tells_only_of_the_stages_before_the_model(caravan):
+    card = caravan("model", "card", "latest:sft/model")
+    assert "### sft" in card
+    assert "### dpo" not in card
+    assert "not evaluated" in card
+
+
+def test_text_of_a_recipe_stays_text_in_the_card(finished, caravan):
+    model = finished.store.fetch(finished.output("dpo"))
+    recipe = finished.recipe.derive(description="<script>x</script> | a\n# b")
+    finished.run_id = finished.registry.create_run(
+        recipe.model_dump(mode="json"), name="odd", seed=1, recipe_digest="d" * 64
+    )
+    finished.stage("base", {}, {"model": model})
+    card = caravan("model", "card", f"{finished.run_id}:base/model")
+    assert "<script>" not in card
+    assert "\n# b" not in card
+
+
+def test_what_is_no_model_or_is_there_already_is_refused(finished, caravan, exported):
+    assert "exists" in caravan("model", "export", "latest:dpo/model", str(exported), code=2)
+    report = finished.output("mix", "report")
+    said = caravan("model", "export", report, str(exported / "x"), code=2)
+    assert "not a model" in said
+    with pytest.raises(CaravanError, match="exists"):
+        export_model(finished.output("dpo"), exported, finished.registry, finished.store)
+
+
+def test_a_merge_is_an_artifact_of_the_run_with_a_card_of_its_own(finished, caravan):
+    command = ["model", "merge", "latest:sft/model:1", "latest:dpo/model:3"]
+    reference, digest = caravan(*command).split()
+    assert caravan(*command).split() == [reference, digest]
+    soup = finished.store.fetch(digest)
+    parts = [finished.store.fetch(finished.output(node)) for node in ("sft", "dpo")]
+    states = [
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        for path in (*parts, soup)
+    ]
+    for name, merged in states[2].items():
+        torch.testing.assert_close(merged, 0.25 * states[0][name] + 0.75 * states[1][name])
+    card = caravan("model", "card", reference)
+    assert "### merge" in card
+    assert "0.75" in card
+
+
+def test_a_merge_of_one_model_or_into_a_directory_that_is_there_is_refused(caravan, tmp_path):
+    assert "two models" in caravan("model", "merge", "latest:sft/model", code=2)
+    arguments = ["model", "merge", "latest:sft/model", "latest:dpo/model", "--out", str(tmp_path)]
+    assert "exists" in caravan(*arguments, code=2)
