@@ -62,8 +62,8 @@ class Settings(BaseSettings):
 
     kfp_url: str = ""
     """Address of Kubeflow Pipelines: `http://ml-pipeline.kubeflow:8888`."""
-    kfp_namespace: str = "kubeflow"
-    """Namespace of the runs: that of Kubeflow Pipelines, or a user's profile."""
+    kfp_namespace: str = ""
+    """Namespace of the runs where Kubeflow Pipelines has several users: a user's profile."""
     kfp_token: SecretStr = SecretStr("")
     """Bearer token for Kubeflow Pipelines."""
     kfp_token_file: str = ""
