@@ -117,11 +117,7 @@ def _set_environment(task: Any, profile: ClusterProfile, dashboard_url: str) -> 
         kubernetes.use_secret_as_env(task, secret.name, dict(secret.env))
     for config in profile.config_maps:
         kubernetes.use_config_map_as_env(task, config.name, dict(config.env))
-    for field_, variable in (
-        ("metadata.name", "POD_NAME"),
-        ("metadata.namespace", "POD_NAMESPACE"),
-    ):
-        kubernetes.use_field_path_as_env(task, variable, field_)
+    kubernetes.use_field_path_as_env(task, "CARAVAN_POD_NAME", "metadata.name")
 
 
 def _set_volumes(task: Any, profile: ClusterProfile, pod: Pod) -> None:
@@ -151,7 +147,9 @@ def _set_security(task: Any, profile: ClusterProfile) -> None:
 
 
 def _set_retries(task: Any, profile: ClusterProfile) -> None:
-    if retries := profile.retries.count:
+    # Kubeflow Pipelines cannot tell a lost pod from a failure, so it retries for both; `run_step`
+    # counts the failures and refuses when they are too many.
+    if retries := profile.retries.count + profile.retries.interruptions:
         task.set_retry(
             num_retries=retries,
             backoff_duration=f"{profile.retries.backoff_seconds}s",

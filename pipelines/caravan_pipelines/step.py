@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, StageError
 from caravan.recipe import Recipe
 from caravan.registry import Registry, RunRow, StageRunRow
 from caravan.settings import load_settings
@@ -56,6 +56,7 @@ def run_step(
     settings = load_settings()
     given = {name: digest for name, digest in inputs.items() if digest}
     try:
+        _refuse_hopeless(run, node, settings.max_failures)
         found = find_node(recipe_of(run), node)
         outputs = execute(
             found.name, found.stage, found.config, given, run, settings,
@@ -67,6 +68,16 @@ def run_step(
         stage = next(s for s in registry.stage_runs(run) if s.node == node)
     _show(stage, metrics, summary, settings.dashboard_url)
     return outputs
+
+
+def _refuse_hopeless(run: str, node: str, max_failures: int) -> None:
+    with _registry() as registry:
+        stage = next((s for s in registry.stage_runs(run) if s.node == node), None)
+    if max_failures and stage and stage.failures >= max_failures:
+        reason = (stage.error or "").splitlines()[:1]
+        raise StageError(
+            f"{node} has failed {stage.failures} times and is not tried again: {''.join(reason)}"
+        )
 
 
 def _show(

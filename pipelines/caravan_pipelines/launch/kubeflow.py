@@ -78,17 +78,29 @@ def open_client(settings: Settings) -> Any:
     headers = dict(_headers(settings))
     with warnings.catch_warnings(), _in_words(settings):
         warnings.simplefilter("ignore")
-        client = kfp.Client(
+
+        class Client(kfp.Client):  # type: ignore[misc]  # KFP has no types
+            """With our headers, which it has no place for, from its first call on."""
+
+            def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+                _add_headers(self, headers)
+                return self._healthz_api.healthz_service_get_healthz()
+
+        client = Client(
             host=settings.kfp_url,
-            namespace=settings.kfp_namespace,
+            namespace=settings.kfp_namespace or "kubeflow",  # its word for finding out itself
             existing_token=settings.kfp_token.get_secret_value() or None,
             credentials=credentials,
             cookies=settings.kfp_cookies.get_secret_value() or None,
             ssl_ca_cert=settings.kfp_ca_file or None,
         )
-    for api in ("_run_api", "_experiment_api"):  # the client has no place for more headers
-        getattr(client, api).api_client.default_headers.update(headers)
+    _add_headers(client, headers)
     return client
+
+
+def _add_headers(client: Any, headers: dict[str, str]) -> None:
+    for api in ("_run_api", "_experiment_api", "_healthz_api"):
+        getattr(client, api).api_client.default_headers.update(headers)
 
 
 def _service_account(token_file: str) -> Any | None:
@@ -126,7 +138,7 @@ def _in_words(settings: Settings) -> Any:
             raise KubeflowError(
                 f"{where} refuses us ({error.status}): give CARAVAN_KFP_TOKEN, "
                 "CARAVAN_KFP_TOKEN_FILE or CARAVAN_KFP_COOKIES, and the right "
-                f"CARAVAN_KFP_NAMESPACE (now {settings.kfp_namespace})"
+                f"CARAVAN_KFP_NAMESPACE (now {settings.kfp_namespace or 'none'})"
             ) from error
         raise KubeflowError(f"{where}: {error.status} {error.reason}: {error.body}") from error
     except (HTTPError, OSError) as error:
@@ -238,7 +250,7 @@ def _submit(
             compile_pipeline(recipe, where, path, describe(run, settings))
             with contextlib.redirect_stdout(io.StringIO()):  # it prints links
                 experiment = client.create_experiment(
-                    name=recipe.name, namespace=settings.kfp_namespace
+                    name=recipe.name, namespace=settings.kfp_namespace or None
                 )
                 submitted = client.run_pipeline(
                     experiment_id=experiment.experiment_id,
@@ -251,6 +263,7 @@ def _submit(
     except CaravanError as error:
         registry.update_run_state(run.id, State.FAILED, error=str(error))
         raise
+    registry.forgive_failures(run.id)
     registry.set_backend_run(run.id, submitted.run_id)
     registry.update_run_state(run.id, State.RUNNING)
     return Submitted(
@@ -304,10 +317,17 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
 
     if run.state.finished or not run.backend_run_id:
         return
+    client, profile = client or open_client(settings), load_profile(settings)
     with _in_words(settings):
-        found = (client or open_client(settings)).get_run(run.backend_run_id)
+        found = client.get_run(run.backend_run_id)
     state = STATES.get(str(found.state), State.RUNNING)
-    troubles = record_ends(run, registry, load_profile(settings).namespace, state)
+    troubles = record_ends(run, registry, profile.namespace, state)
+    if hopeless := _hopeless(run, registry, profile):
+        if state is State.RUNNING:  # else it would try again for hours, in vain
+            with _in_words(settings):
+                client.terminate_run(run.backend_run_id)
+        elif state is State.CANCELLED:  # as we have asked
+            state, troubles = State.FAILED, hopeless
     if state is State.RUNNING:
         waiting = "; ".join(troubles) or None
         if waiting != run.error:
@@ -318,6 +338,15 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
         said = getattr(found.error, "message", None) if found.error else None
         error = "; ".join(troubles) or said or "Kubeflow Pipelines gives no reason"
     registry.update_run_state(run.id, state, error=error)
+
+
+def _hopeless(run: RunRow, registry: Registry, profile: ClusterProfile) -> list[str]:
+    """Why stages that have failed too often did."""
+    return [
+        f"{stage.node} failed {stage.failures} times: {(stage.error or '').splitlines()[0]}"
+        for stage in registry.stage_runs(run.id)
+        if stage.state is State.FAILED and stage.failures > profile.retries.count
+    ]
 
 
 def sync_all(settings: Settings | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caravan.cluster.ends import why_ended, why_waiting
+from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
 from caravan.cluster.logs import list_pods
 from caravan.cluster.pod import NODE_LABEL
 from caravan.registry import Registry, RunRow, StageRunRow
@@ -30,7 +30,7 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
         reason = _end_of(stage, by_name, known=pods is not None, over=state is not State.RUNNING)
         if state is State.CANCELLED:
             registry.finish_stage_run(stage.id, State.CANCELLED)
-        elif reason:
+        elif reason:  # a pod that was only interrupted gets another
             registry.finish_stage_run(stage.id, State.FAILED, error=f"{stage.node}: {reason}")
     if state is State.FAILED:
         said = [s.error.splitlines()[0] for s in registry.stage_runs(run.id)
@@ -47,10 +47,10 @@ def _end_of(
     """Why an unfinished stage will not be finished by its pod; None while it may be."""
     pod = pods.get(stage.pod)
     if pod is not None:
+        if was_interrupted(pod) and not over:
+            return None
         return why_ended(pod) or (NO_WORD if over else None)
-    if known and stage.pod:
-        return LOST
-    return NO_WORD if over else None
+    return (LOST if known and stage.pod else NO_WORD) if over else None
 
 
 def _named(pod: dict[str, Any], why: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from caravan.interruption import CONTINUE_EXIT_CODE
+
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-SIGNALS = {
-    137: "killed (SIGKILL)",
-    143: "stopped (SIGTERM): the run was cancelled, or its node drained",
-}
+STOPPED = "stopped: the run was cancelled, or its node drained"
+SIGNALS = {137: "killed (SIGKILL)", 143: STOPPED, CONTINUE_EXIT_CODE: STOPPED}
+ASKED = (CONTINUE_EXIT_CODE, 143)
+"""Exit codes of a stage that was asked to stop."""
 MAIN = "main"
 """Kubeflow Pipelines' name of the container that runs the step."""
 
@@ -39,6 +41,13 @@ def why_ended(pod: dict[str, Any]) -> str | None:
             words = SIGNALS.get(code, f"ended with exit code {code}")
             return f"{words}: {said}" if said and code not in SIGNALS else words
     return f"failed: {status.get('reason') or 'no reason given'} {message}".strip()
+
+
+def was_interrupted(pod: dict[str, Any]) -> bool:
+    """Whether a pod ended through no fault of its stage: evicted, or asked to stop."""
+    status = pod.get("status", {})
+    ended = [c.get("state", {}).get("terminated") or {} for c in _containers(status)]
+    return status.get("reason") == "Evicted" or any(e.get("exitCode") in ASKED for e in ended)
 
 
 def why_waiting(pod: dict[str, Any]) -> str | None:

@@ -80,6 +80,7 @@ def pod_environment(profile: ClusterProfile, dashboard_url: str = "") -> dict[st
         "CARAVAN_HOME": WORK_DIR,
         "HOME": WORK_DIR,
         "HF_HOME": CACHE_DIR if profile.model_cache else f"{WORK_DIR}/cache/hub",
+        "CARAVAN_MAX_FAILURES": str(profile.retries.count + 1),
         **({"CARAVAN_DASHBOARD_URL": dashboard_url} if dashboard_url else {}),
         **profile.environment,
     }

@@ -74,9 +74,13 @@ class Volume(Config):
 
 
 class Retries(Config):
-    """Of a pod that failed or was lost. "Continue me" is not counted: it restarts in its pod."""
+    """How often a stage is tried again."""
 
-    count: NonNegativeInt = 3
+    count: NonNegativeInt = 2
+    """After failures: errors, memory, deadlines."""
+    interruptions: NonNegativeInt = 10
+    """After pods that were lost, drained or evicted and those that asked to be continued; these
+    are not failures."""
     backoff_seconds: PositiveInt = 30
     backoff_factor: PositiveInt = 2
     max_backoff_seconds: PositiveInt = 600

@@ -1,0 +1,469 @@
+"""Recipes on Kubeflow Pipelines: what is submitted, what pods it asks for, how it ends.
+
+The backend is the stand-in of `kfp_stand_in.py` behind the real `kfp.Client`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+from kfp_pipeline import End, Executor, Pipeline, Step
+from kfp_stand_in import StandIn
+from kfp_steps import Processes, pod_of
+
+from caravan.cluster.profile import ClusterProfile, load_profile
+from caravan.errors import CaravanError, RecipeError, SettingsError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.registry import Registry, State
+from caravan.settings import Settings
+from caravan_pipelines.graph import stage_graph
+from caravan_pipelines.launch import kubeflow
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = {path.stem: path for path in sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))}
+MINI = ROOT / "tests" / "recipes" / "pocket-mini.yaml"
+PROFILE = {
+    "namespace": "research",
+    "service_account": "stage",
+    "images": {"cpu": "r/cpu:1", "gpu": "r/gpu:1", "pull_secrets": ["pull"]},
+    "node_selector": {"pool": "ml"},
+    "gpus": {
+        "": {},
+        "h100": {"node_selector": {"gpu": "h100"}, "tolerations": [{"key": "gpu", "value": "h100",
+                 "operator": "Equal", "effect": "NoSchedule"}]},
+    },
+    "secrets": [{"name": "caravan", "env": {"registry-url": "CARAVAN_REGISTRY_URL"}}],
+    "config_maps": [{"name": "caravan", "env": {"store-url": "CARAVAN_STORE_URL"}}],
+    "environment": {"HF_HUB_OFFLINE": "1"},
+    "work": {"claim": "work"},
+    "model_cache": {"claim": "models", "sub_path": "hub"},
+    "shared_memory_gib": 16,
+    "queue": "research",
+    "priority": "high",
+    "retries": {"count": 1, "interruptions": 2},
+    "trainer": {"token_secret": "trainer"},
+}  # fmt: skip
+
+
+class Recorder:
+    """An executor that runs nothing: every output is a text of its step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def run(self, step: Step, stop: threading.Event) -> End:
+        self.steps.append(step)
+        given = json.loads(step.command[step.command.index("--executor_input") + 1])
+        names = given["outputs"]["parameters"]
+        return End(0, {"parameterValues": {name: f"{step.name}/{name}" for name in names}})
+
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+    def inputs(self, name: str) -> dict:
+        command = self.step(name).command
+        given = json.loads(command[command.index("--executor_input") + 1])
+        return given["inputs"]["parameterValues"]
+
+
+def compiled(recipe: Recipe, profile: ClusterProfile, directory: Path) -> tuple[dict, dict]:
+    """The two documents of a compiled recipe, each checked strictly by KFP's own schema."""
+    path = directory / "pipeline.yaml"
+    where = kubeflow.placement(recipe, profile, Settings(), "a-run", "ann")
+    kubeflow.compile_pipeline(recipe, where, path, "about")
+    spec, platform = yaml.safe_load_all(path.read_text())
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict({"platforms": platform["platforms"]}, pipeline_spec_pb2.PlatformSpec())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(spec["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+    return spec, platform
+
+
+def recorded(recipe: Recipe, profile: ClusterProfile, directory: Path) -> Recorder:
+    recorder = Recorder()
+    Pipeline(*compiled(recipe, profile, directory), recorder).run({"run": "a-run"})
+    return recorder
+
+
+@pytest.fixture(scope="module", params=RECIPES, ids=list(RECIPES))
+def shipped(request, tmp_path_factory) -> tuple[Recipe, Recorder]:
+    recipe = load_recipe(RECIPES[request.param])
+    profile = ClusterProfile.model_validate(PROFILE)
+    return recipe, recorded(recipe, profile, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory) -> Recorder:
+    profile = ClusterProfile.model_validate(PROFILE)
+    return recorded(load_recipe(RECIPES["tulu3-8b"]), profile, tmp_path_factory.mktemp("big"))
+
+
+def test_three_recipes_are_shipped():
+    assert set(RECIPES) == {"pocket", "tulu3-8b", "tulu3-70b"}
+
+
+# --- what pods a recipe asks for ----------------------------------------------------------------
+
+
+def test_the_pods_of_every_shipped_recipe_are_valid_and_restricted(shipped):
+    _, recorder = shipped
+    pods = [pod_of(step, run_id="r1", service_account="stage") for step in recorder.steps]
+
+    assert len({pod["metadata"]["name"] for pod in pods}) == len(pods) >= 10
+    for pod in pods:
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        (container,) = pod["spec"]["containers"]
+        security = container["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] == security["runAsGroup"] == 10001
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["spec"]["serviceAccountName"] == "stage"
+        assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
+        assert pod["metadata"]["labels"]["caravan.dev/run"] == "a-run"
+        assert pod["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+
+
+def test_every_stage_of_a_recipe_runs_once(shipped):
+    recipe, recorder = shipped
+    names = [step.name for step in recorder.steps]
+    in_loops = sum("for-loop" in name for name in names)
+    fanned = [n for n in stage_graph(recipe) if n.stage in ("respond", "evaluate")]
+
+    assert in_loops == len(fanned)
+    assert len(set(names)) == len(names)
+
+
+def test_a_stage_gets_what_its_recipe_asks_for(big):
+    pod = pod_of(big.step("dpo"), run_id="r1", service_account="stage")
+    (container,) = pod["spec"]["containers"]
+    mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+    volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+
+    assert container["image"] == "r/gpu:1"
+    assert container["resources"]["limits"] == {
+        "cpu": "96", "memory": "1024000Mi", "nvidia.com/gpu": "8",
+    }  # fmt: skip
+    assert pod["spec"]["nodeSelector"] == {"pool": "ml", "gpu": "h100"}
+    assert {"key": "gpu", "value": "h100", "operator": "Equal", "effect": "NoSchedule"} in (
+        pod["spec"]["tolerations"]
+    )
+    assert mounts == {
+        "/work": "work", "/tmp": "temporary", "/cache": "models", "/dev/shm": "shared-memory",
+    }  # fmt: skip
+    assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16384Mi"}
+    assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "work"}
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+
+
+def test_secrets_reach_a_stage_by_name_only(big):
+    step = big.step("dpo")
+    environment = {
+        e["name"]: e.get("value", e.get("valueFrom"))
+        for e in pod_of(step, run_id="r1", service_account="")["spec"]["containers"][0]["env"]
+    }
+
+    assert environment["CARAVAN_REGISTRY_URL"] == {
+        "secretKeyRef": {"name": "caravan", "key": "registry-url"}
+    }
+    assert environment["CARAVAN_STORE_URL"] == {
+        "configMapKeyRef": {"name": "caravan", "key": "store-url"}
+    }
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["CARAVAN_POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+def test_members_of_the_pool_get_their_own_kind_of_pod_and_are_judged_in_order(big):
+    recipe = load_recipe(RECIPES["tulu3-8b"])
+    gpus = {}
+    for step in big.steps:
+        if step.name.startswith("respond"):
+            limits = pod_of(step, run_id="r", service_account="")["spec"]["containers"][0]
+            member = json.loads(step.command[step.command.index("--executor_input") + 1])
+            name = member["inputs"]["parameterValues"]["member"]
+            gpus[name] = int(limits["resources"]["limits"].get("nvidia.com/gpu", 0))
+
+    assert recipe.respond is not None
+    wanted = {m.name: (m.resources or recipe.respond.resources).gpus for m in recipe.respond.pool}
+    assert gpus == wanted
+    assert set(wanted.values()) == {0, 2, 4}
+    judged = big.inputs("judge")
+    lists = [judged["completions"], judged["completions_2"], judged["completions_3"]]
+    assert sum(map(len, lists)) == len(judged["members"]) == len(wanted)
+
+
+def test_a_pool_of_too_many_kinds_of_pods_is_refused(tmp_path):
+    recipe = load_recipe(RECIPES["pocket"])
+    data = recipe.model_dump()
+    for number, member in enumerate(data["respond"]["pool"]):
+        member["resources"] = {"cpus": number + 1}
+    with pytest.raises(RecipeError, match=r"respond\.pool asks for 5 kinds of pods"):
+        compiled(Recipe.model_validate(data), ClusterProfile(), tmp_path)
+
+
+def test_deadline_disk_and_queue_of_a_recipe(tmp_path):
+    recipe = load_recipe(
+        RECIPES["pocket"],
+        ["sft.resources.deadline_hours=2.5", "sft.resources.disk_gib=20",
+         "sft.resources.queue=fast", "sft.resources.shared_memory_gib=1"],
+    )  # fmt: skip
+    recorder = recorded(recipe, ClusterProfile(), tmp_path)
+    pod = pod_of(recorder.step("sft"), run_id="r", service_account="")
+    volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+
+    assert pod["spec"]["activeDeadlineSeconds"] == 9000
+    assert volumes["work"]["emptyDir"] == {"sizeLimit": "20480Mi"}
+    assert volumes["shared-memory"]["emptyDir"]["sizeLimit"] == "1024Mi"
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "fast"
+
+
+def test_a_stage_on_many_nodes_waits_in_a_small_pod_that_may_create_the_job(big):
+    pod = pod_of(big.step("sft"), run_id="r", service_account="stage")
+    (container,) = pod["spec"]["containers"]
+
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "1024Mi"}
+    assert "/var/run/secrets/caravan-trainer" in [m["mountPath"] for m in container["volumeMounts"]]
+    others = [pod_of(s, run_id="r", service_account="") for s in big.steps if s.name != "sft"]
+    assert "trainer" not in json.dumps([other["spec"]["volumes"] for other in others])
+
+
+def test_short_stages_share_a_pod_only_if_one_suits_them_all(tmp_path):
+    alike = recorded(load_recipe(RECIPES["pocket"]), ClusterProfile(), tmp_path)
+    apart = recorded(
+        load_recipe(RECIPES["pocket"], ["curate.resources.memory_gib=64"]),
+        ClusterProfile(),
+        tmp_path,
+    )
+
+    assert {"prepare", "rate"} <= {s.name for s in alike.steps}
+    assert {"curate", "mix", "rate"} <= {s.name for s in apart.steps}
+    assert len(apart.steps) == len(alike.steps) + 4
+
+
+def test_an_unknown_type_of_gpu_is_named_before_anything_is_submitted(tmp_path):
+    recipe = load_recipe(RECIPES["pocket"], ["sft.resources.gpus=1", "sft.resources.gpu_type=b200"])
+    with pytest.raises(SettingsError, match=r"'b200'.*add it under `gpus`"):
+        compiled(recipe, ClusterProfile(), tmp_path)
+
+
+def test_a_misspelt_profile_is_refused(tmp_path):
+    path = tmp_path / "profile.yaml"
+    path.write_text("images: {gpus: x}\n")
+    with pytest.raises(SettingsError, match=r"profile\.yaml: images\.gpus"):
+        load_profile(Settings(cluster_profile=str(path)))
+
+
+# --- launching ----------------------------------------------------------------------------------
+
+NewStandIn = Callable[..., StandIn]
+
+
+@pytest.fixture
+def new_stand_in() -> Iterator[NewStandIn]:
+    made: list[StandIn] = []
+
+    def new(executor: Executor, **options: object) -> StandIn:
+        made.append(StandIn(lambda run, account: executor, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for server in made:
+        server.close()
+
+
+def settings_for(server: StandIn, directory: Path, **more: object) -> Settings:
+    given = {"home": directory, "kfp_url": server.url, "owner": "ann", "patience_seconds": 1.0}
+    return Settings.model_validate(given | more)
+
+
+def launched(settings: Settings, recipe: Recipe | None = None, **options: object) -> str:
+    submitted = kubeflow.launch(
+        recipe or load_recipe(MINI),
+        settings,
+        recipe_dir=MINI.parent,
+        **options,  # type: ignore[arg-type]
+    )
+    return submitted.run_id
+
+
+def wait_for_end(run_id: str, settings: Settings, seconds: float = 60) -> State:
+    deadline = time.monotonic() + seconds
+    with Registry(settings.resolved_registry_url) as registry:
+        while True:
+            kubeflow.sync(registry.get_run(run_id), registry, settings)
+            state = registry.get_run(run_id).state
+            if state.finished or time.monotonic() > deadline:
+                return state
+            time.sleep(0.2)
+
+
+def test_the_two_runs_know_each_other(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path, dashboard_url="https://caravan.example")
+    recipe = load_recipe(MINI)
+    run_id = launched(settings, recipe, tags=("nightly",))
+    (there,) = server.runs.values()
+    (experiment,) = server.experiments.values()
+
+    with Registry(settings.resolved_registry_url) as registry:
+        run = registry.get_run(run_id)
+    assert (run.backend, run.backend_run_id) == ("kubeflow", there.id)
+    assert run.owner == "ann"
+    assert there.body["display_name"] == run_id
+    assert there.body["runtime_config"]["parameters"] == {"run": run_id}
+    assert there.body["service_account"] == "caravan-stage"
+    assert experiment["display_name"] == recipe.name
+    about = there.spec["pipelineInfo"]["description"]
+    for part in (run_id, recipe_digest(recipe), "ann", "nightly", "https://caravan.example"):
+        assert part in about
+    assert wait_for_end(run_id, settings) is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("way", ["token", "token file", "cookie", "header"])
+def test_ways_to_sign_in(new_stand_in, tmp_path, way):
+    file = tmp_path / "token"
+    file.write_text("tok")
+    wanted: dict = {"cookie": "session=1"} if way == "cookie" else {"token": "tok"}
+    given = {
+        "token": {"kfp_token": "tok"},
+        "token file": {"kfp_token_file": str(file)},
+        "cookie": {"kfp_cookies": "session=1"},
+        "header": {"kfp_headers": "Authorization: Bearer tok\nX-Team: research"},
+    }[way]
+    server = new_stand_in(Recorder(), **wanted)
+    run_id = launched(settings_for(server, tmp_path, **given))
+
+    assert [run.body["display_name"] for run in server.runs.values()] == [run_id]
+    if way == "header":
+        assert server.requests[-1][2]["X-Team"] == "research"
+
+
+def test_who_may_not_is_told_what_to_give(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder(), token="tok")
+    settings = settings_for(server, tmp_path, kfp_token="wrong")
+    with pytest.raises(CaravanError, match=r"refuses us \(401\).*CARAVAN_KFP_TOKEN"):
+        launched(settings)
+    assert not server.runs
+    with Registry(settings.resolved_registry_url) as registry:
+        (run,) = registry.list_runs()
+    assert run.state is State.FAILED
+
+
+def test_a_server_that_is_not_there_is_named(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path)
+    server.close()
+    with pytest.raises(CaravanError, match=r"does not answer.*CARAVAN_KFP_URL"):
+        launched(settings)
+
+
+class Waiting(Recorder):
+    """Steps of one stage wait until they are stopped."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage, self.reached = stage, threading.Event()
+
+    def run(self, step: Step, stop: threading.Event) -> End:
+        if step.name == self.stage:
+            self.reached.set()
+            stop.wait(60)
+            return End(143)
+        return super().run(step, stop)
+
+
+def test_a_cancelled_run_is_continued_by_another_of_the_same_name(new_stand_in, tmp_path):
+    executor = Waiting("sft")
+    server = new_stand_in(executor)
+    settings = settings_for(server, tmp_path)
+    run_id = launched(settings)
+    assert executor.reached.wait(60)
+    with Registry(settings.resolved_registry_url) as registry:
+        run = registry.get_run(run_id)
+        with pytest.raises(CaravanError, match="caravan cancel"):
+            kubeflow.resume(run, settings)
+        kubeflow.cancel(run, settings)
+        assert registry.get_run(run_id).state is State.CANCELLED
+
+        executor.stage = "nothing"
+        again = kubeflow.resume(registry.get_run(run_id), settings)
+    assert again.run_id == run_id
+    assert len(server.runs) == 2
+    assert again.kfp_run_id != run.backend_run_id
+    assert wait_for_end(run_id, settings) is State.SUCCEEDED
+
+
+class Failing(Recorder):
+    """Attempts at one stage fail, a number of times."""
+
+    def __init__(self, stage: str, times: int) -> None:
+        super().__init__()
+        self.stage, self.times = stage, times
+
+    def run(self, step: Step, stop: threading.Event) -> End:
+        end = super().run(step, stop)
+        if step.name == self.stage and step.attempt < self.times:
+            return End(1, why="exit code 1")
+        return end
+
+
+def test_a_pod_that_is_lost_is_tried_again(new_stand_in, tmp_path):
+    executor = Failing("sft", 3)
+    settings = settings_for(new_stand_in(executor), tmp_path)
+    run_id = launched(settings)
+
+    assert wait_for_end(run_id, settings) is State.SUCCEEDED
+    assert [s.attempt for s in executor.steps if s.name == "sft"] == [0, 1, 2, 3]
+
+
+def test_a_run_that_fails_says_why(new_stand_in, tmp_path):
+    settings = settings_for(new_stand_in(Failing("dpo", 99)), tmp_path)
+    run_id = launched(settings)
+
+    assert wait_for_end(run_id, settings) is State.FAILED
+    with Registry(settings.resolved_registry_url) as registry:
+        assert "dpo" in (registry.get_run(run_id).error or "")
+
+
+# --- all of it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_run_there_makes_what_a_run_here_makes(new_stand_in, tmp_path, undisturbed, command):
+    """Every step of the compiled pipeline as a process with nothing but its pod's environment."""
+    registry = f"sqlite:///{tmp_path / 'registry.db'}"
+    secrets = {"caravan": {"registry-url": registry, "store-url": str(tmp_path / "store")}}
+    names = {"registry-url": "CARAVAN_REGISTRY_URL", "store-url": "CARAVAN_STORE_URL"}
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(json.dumps({"secrets": [{"name": "caravan", "env": names}]}))
+    server = new_stand_in(Processes(tmp_path / "kfp", secrets=secrets), token="tok")
+    caravan = command(
+        tmp_path, CARAVAN_REGISTRY_URL=registry, CARAVAN_STORE_URL=str(tmp_path / "store"),
+        CARAVAN_KFP_URL=server.url, CARAVAN_KFP_TOKEN="tok", CARAVAN_CLUSTER_PROFILE=str(profile),
+    )  # fmt: skip
+    done = caravan("launch", str(MINI))
+
+    shown = caravan.show()
+    (run,) = server.runs.values()
+    assert shown["state"] == "succeeded", done.stdout
+    assert shown["backend_run_id"] == run.id
+    assert caravan.digests() == undisturbed.digests()
+    assert all(stage["pod"] for stage in shown["stages"])
+    pages = [d.end.artifacts["summary"] for d in run.pipeline.details if d.end]
+    assert len(pages) == 17
+    assert any("## evaluate-dpo" in page for page in pages)
