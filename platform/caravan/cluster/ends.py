@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
-
-from caravan.interruption import CONTINUE_EXIT_CODE
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+CONTINUE = os.EX_TEMPFAIL
+"""Exit code of a stage that was stopped with everything kept: started again, it continues."""
 STOPPED = "stopped: the run was cancelled, or its node drained"
-SIGNALS = {137: "killed (SIGKILL)", 143: STOPPED, CONTINUE_EXIT_CODE: STOPPED}
-ASKED = (CONTINUE_EXIT_CODE, 143)
+SIGNALS = {137: "killed (SIGKILL)", 143: STOPPED, CONTINUE: STOPPED}
+ASKED = (CONTINUE, 143)
 """Exit codes of a stage that was asked to stop."""
 MAIN = "main"
 """Kubeflow Pipelines' name of the container that runs the step."""
