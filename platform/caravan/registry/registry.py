@@ -193,11 +193,16 @@ class Registry:
         *,
         metrics: Mapping[str, float] = {},
         scores: Sequence[Score] = (),
+        metadata: Mapping[str, Any] = {},
     ) -> None:
-        """Record, in one transaction, what a stage run made: name to artifact and its URI."""
+        """Record, in one transaction, what a stage run made: name to artifact and its URI.
+
+        Args:
+            metadata: of every one of these artifacts.
+        """
         with self._write() as session:
             for artifact, uri in outputs.values():
-                writes.add_artifact(session, artifact, uri, {})
+                writes.add_artifact(session, artifact, uri, metadata)
             digests = {name: artifact.digest for name, (artifact, _) in outputs.items()}
             writes.link(session, stage_run_id, "out", digests)
             writes.add_scores(session, stage_run_id, scores)

@@ -26,6 +26,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
+from caravan.data.template import TEMPLATE_HASH
+from caravan.data.template_stamp import check_template, stamp
 from caravan.errors import (
     CaravanError,
     RegistryError,
@@ -176,6 +178,7 @@ def stage_key(
         "config": _without_resources(config.model_dump(mode="json")),
         "inputs": dict(inputs),
         "seed": seed,
+        "chat_template": TEMPLATE_HASH,
     }
     external: Callable[[Any, Path], Iterable[Path]] | None
     external = getattr(module, "external_files", None)
@@ -330,6 +333,8 @@ class _Execution:
             name: self._patiently(lambda digest=digest: self.store.fetch(digest))  # type: ignore[misc]
             for name, digest in self.inputs.items()
         }
+        for name, path in inputs.items():
+            check_template(path, f"{self.node}: input {name} ({self.inputs[name][:12]})")
         context = LocalContext(
             self.directory, seed=self.seed, recipe_dir=self.recipe_dir, journal=journal,
             reporter=reporter,
@@ -341,6 +346,7 @@ class _Execution:
         for name in context.kinds:
             if next(list_files(self._output(name)), None) is None:
                 raise StageError(f"{self.node}: the stage wrote nothing into its output {name!r}")
+            stamp(self._output(name))
         made = _Made(context.kinds, _plain(result))
         made.save(self.directory / "made.json")
         return made
@@ -364,6 +370,7 @@ class _Execution:
             },
             metrics=result.metrics,
             scores=result.scores,
+            metadata={"chat_template_sha256": TEMPLATE_HASH},
         )
 
     # --- when it does not go well -----------------------------------------------------------

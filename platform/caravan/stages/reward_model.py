@@ -35,7 +35,9 @@ def run(
 
         existing = ImportedBase(model_name_or_path=config.model_name_or_path)
         source = find_model(existing, context.recipe_dir)
-        return StageResult({"added_tokens": import_model(source, context.output("model", "model"))})
+        target = context.output("model", "model")
+        added = import_model(source, target, will_be_tuned=False)
+        return StageResult({"added_tokens": added})
 
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.training.fit import fit, identity

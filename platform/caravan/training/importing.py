@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from caravan.data.template import TEMPLATE
+from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
 from caravan.training.bpe import PAD
 from caravan.training.models import check_model_directory, load_tokenizer, save_model
+
+logger = logging.getLogger(__name__)
 
 KEPT = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """Weights, configs, templates and vocabularies: what a model directory is copied with."""
@@ -43,18 +47,31 @@ def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
         ) from error
 
 
-def import_model(source: Path, target: Path) -> int:
+def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> int:
     """Copy the model in `source` to `target`; gives how many tokens had to be added.
+
+    It gets our chat template. A model that knows another one is warned about where it will be
+    tuned, which teaches it ours, and refused where it is taken as it is.
 
     A model whose tokenizer has a pad token other than its end token is copied byte for byte,
     besides the chat template. Any other is given `<pad>` and embeddings for it, in its own
     precision.
 
     Raises:
-        DataError: `source` holds no model, pickled weights, or no end token.
+        DataError: `source` holds no model, pickled weights, no end token, or a model of another
+            chat template that will not be tuned.
     """
     check_model_directory(source)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    if tokenizer.chat_template is not None and not renders_as_ours(tokenizer):
+        if not will_be_tuned:
+            check_template(source)
+        logger.warning(
+            "%s has a chat template of its own (%s); it is given ours (%s), which SFT teaches it",
+            source,
+            str(recorded_hash(source))[:SHOWN],
+            TEMPLATE_HASH[:SHOWN],
+        )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         _add_pad(source, tokenizer, target)
         return 1

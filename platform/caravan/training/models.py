@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from caravan.data.template import TEMPLATE
+from caravan.data.template_stamp import check_template
 from caravan.errors import DataError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -62,6 +63,7 @@ def load_policy(directory: Path) -> Policy:
         DataError: the directory holds no model that can be trained safely; says what is missing.
     """
     check_model_directory(directory)
+    check_template(directory)
     model = _load(AutoModelForCausalLM.from_pretrained, directory)
     for name in HEAD_EXTRAS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
@@ -85,6 +87,7 @@ def load_policy(directory: Path) -> Policy:
 def load_reward_model(directory: Path) -> Policy:
     """A sequence-classification model with one label, in float32, and its tokenizer."""
     check_model_directory(directory)
+    check_template(directory)
     model = _load(AutoModelForSequenceClassification.from_pretrained, directory)
     if model.config.num_labels != 1:
         raise DataError(f"{directory}: a reward model has one label, not {model.config.num_labels}")

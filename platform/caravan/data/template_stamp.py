@@ -1,0 +1,84 @@
+"""Which chat template an artifact was made with, so that stages with different ones do not mix.
+
+A model directory says it by its own `chat_template.jinja`. Every other artifact that a stage makes
+holds a file `chat_template.sha256` with the hash of the template; rows themselves are plain
+messages. An artifact without either, such as one from outside, is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caravan.data.records import Message
+from caravan.data.template import TEMPLATE_HASH, render
+from caravan.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STAMP = "chat_template.sha256"
+TEMPLATE_FILE = "chat_template.jinja"
+SHOWN = 12
+"""Digits of a hash in a message."""
+
+
+def stamp(directory: Path) -> None:
+    """Note in an artifact which template it was made with."""
+    if recorded_hash(directory) is None:
+        (directory / STAMP).write_text(TEMPLATE_HASH + "\n")
+
+
+def recorded_hash(directory: Path) -> str | None:
+    """SHA-256 of the template that an artifact was made with, if it says."""
+    if (directory / STAMP).is_file():
+        return (directory / STAMP).read_text().strip()
+    if (directory / TEMPLATE_FILE).is_file():
+        return hashlib.sha256((directory / TEMPLATE_FILE).read_bytes()).hexdigest()
+    config = directory / "tokenizer_config.json"
+    template = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
+    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+
+
+def check_template(directory: Path, what: str | None = None) -> None:
+    """Refuse an artifact that was made with another template than ours.
+
+    Args:
+        what: names the artifact in the error; None names the directory.
+
+    Raises:
+        DataError: names both hashes, and what to do.
+    """
+    found = recorded_hash(directory)
+    if found is not None and found != TEMPLATE_HASH:
+        raise DataError(
+            f"{what or directory}: made with the chat template {found[:SHOWN]}, and this version "
+            f"of Caravan has {TEMPLATE_HASH[:SHOWN]}: a model would be asked in another format "
+            "than it has learned; run the stages that made it again, or take a model in as "
+            "base_model, which gives it this template, and train it"
+        )
+
+
+def renders_as_ours(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's own template, if differently written, gives the same text as ours."""
+    eos = tokenizer.eos_token
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": " U1\n"},
+        {"role": "assistant", "content": "A1 "},
+        {"role": "user", "content": "U2"},
+        {"role": "assistant", "content": "A2"},
+    ]
+    for start, end, prompt in ((0, 5, False), (1, 5, False), (0, 4, True), (1, 2, True)):
+        ours = render([Message.model_validate(t) for t in turns[start:end]], eos, prompt)
+        try:
+            theirs = tokenizer.apply_chat_template(
+                turns[start:end], tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception:  # whatever a foreign template raises: it does not render ours
+            return False
+        if theirs.removeprefix(tokenizer.bos_token or "") != ours:
+            return False
+    return True

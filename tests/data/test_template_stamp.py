@@ -1,0 +1,113 @@
+"""An artifact says which chat template it was made with, and another one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.data.template_stamp import check_template, recorded_hash, renders_as_ours, stamp
+from caravan.errors import DataError
+from caravan.training.importing import import_model
+from caravan.training.models import load_policy
+from tiny import write_inputs
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{{ m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+PUBLISHED = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ '<|system|>\\n' + message['content'] + '\\n' }}{% elif message['role'] == 'user' %}"
+    "{{ '<|user|>\\n' + message['content'] + '\\n' }}{% elif message['role'] == 'assistant' %}"
+    "{% if not loop.last %}{{ '<|assistant|>\\n'  + message['content'] + eos_token + '\\n' }}"
+    "{% else %}{{ '<|assistant|>\\n'  + message['content'] + eos_token }}{% endif %}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}{% endfor %}"
+)
+"""The Tülu template as the published models spell it."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_inputs(tmp_path)["model"]
+
+
+def give(model: Path, template: str | None) -> None:
+    (model / "chat_template.jinja").unlink()
+    if template is not None:
+        (model / "chat_template.jinja").write_text(template)
+
+
+def test_rows_carry_the_hash_in_a_file_and_models_their_template(tmp_path: Path) -> None:
+    assert recorded_hash(tmp_path) is None
+    check_template(tmp_path)
+    stamp(tmp_path)
+    assert (tmp_path / "chat_template.sha256").read_text() == TEMPLATE_HASH + "\n"
+    check_template(tmp_path)
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    stamp(model)
+    assert [path.name for path in model.iterdir()] == ["chat_template.jinja"]
+    assert recorded_hash(model) == TEMPLATE_HASH
+
+
+def test_another_template_is_refused_with_both_hashes_and_the_way_out(model: Path) -> None:
+    give(model, CHATML)
+    theirs = hashlib.sha256(CHATML.encode()).hexdigest()
+    with pytest.raises(DataError, match=f"{theirs[:12]}.*{TEMPLATE_HASH[:12]}.*base_model"):
+        load_policy(model)
+    (model / "chat_template.jinja").unlink()
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": CHATML}))
+    with pytest.raises(DataError, match=theirs[:12]):
+        load_policy(model)
+
+
+def test_a_base_model_without_a_template_is_given_ours(model: Path, tmp_path: Path) -> None:
+    give(model, None)
+    load_policy(model)
+    import_model(model, tmp_path / "imported")
+    assert AutoTokenizer.from_pretrained(tmp_path / "imported").chat_template == TEMPLATE
+
+
+def test_a_base_model_of_another_template_is_given_ours_and_warned_about(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    give(model, CHATML)
+    with caplog.at_level(logging.WARNING):
+        import_model(model, tmp_path / "imported")
+    assert "has a chat template of its own" in caplog.text
+    load_policy(tmp_path / "imported")
+
+
+def test_a_model_that_will_not_be_tuned_must_know_ours(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    give(model, CHATML)
+    with pytest.raises(DataError, match="made with the chat template"):
+        import_model(model, tmp_path / "refused", will_be_tuned=False)
+    give(model, PUBLISHED)  # another spelling of ours
+    import_model(model, tmp_path / "taken", will_be_tuned=False)
+    assert not caplog.text
+    assert recorded_hash(tmp_path / "taken") == TEMPLATE_HASH
+
+
+def test_a_template_is_ours_if_it_renders_the_same(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for template, same in (
+        (TEMPLATE, True),
+        (PUBLISHED, True),
+        (CHATML, False),
+        (PUBLISHED.replace("eos_token + '\\n'", "eos_token"), False),
+        ("{{ raise_exception('no') }}", False),
+    ):
+        tokenizer.chat_template = template
+        assert renders_as_ours(tokenizer) is same
