@@ -12,7 +12,7 @@ from caravan.training import attention
 from caravan.training.attention import packed_attention
 from caravan.training.batching import TokenRow, collate
 from caravan.training.logprobs import token_logprobs
-from caravan.training.packing import lay_out
+from caravan.training.packing import WHOLE_TOKENS, lay_out
 from caravan.training.pairs import pair_passes, shared_tokens
 from caravan.training.rewards import end_token_rewards
 from caravan.training.tokenize import PairRow
@@ -66,7 +66,7 @@ def test_packed_rows_give_the_losses_and_gradients_of_unpacked_ones(heads, max_k
     found = token_logprobs(model, batch.input_ids, batch.loss_mask, batch.layout)
     weighed(found)
 
-    assert batch.layout.tokens == sum(row.length for row in rows)
+    assert batch.layout.tokens == whole(sum(row.length for row in rows))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(model), plain, atol=1e-5, rtol=1e-4)
 
@@ -89,7 +89,7 @@ def test_a_prompt_computed_once_gives_the_gradients_of_one_computed_twice(
     found = token_logprobs(model, batch.input_ids, batch.loss_mask, batch.layout)
     weighed(found)
 
-    assert batch.layout.tokens == sum(row.length for row in rows) - 5
+    assert batch.layout.tokens == whole(sum(row.length for row in rows) - 5)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(model), plain, atol=1e-5, rtol=1e-4)
 
@@ -100,7 +100,7 @@ def test_a_pass_of_pairs_computes_what_its_sides_begin_with_once(policy):
     rows = [PairRow("a", chosen, rejected)]
     (batch,) = pair_passes(rows, torch.empty(0), 1000, 0, [0])
 
-    assert batch.sides.layout.tokens == 20 + 12 - 5
+    assert batch.sides.layout.tokens == whole(20 + 12 - 5)
     rewards = end_token_rewards(
         reward_model(policy.model), batch.sides.input_ids, batch.sides.lengths, batch.sides.layout
     )
@@ -188,7 +188,7 @@ def test_every_token_sees_its_own_row_up_to_itself_and_nothing_else(pairs):
     zeros = torch.zeros(n, 2, n)
     seen = packed_attention(zeros, zeros, torch.eye(n)[:, None].repeat(1, 2, 1), layout, 1.0)
 
-    assert n == sum(lengths) - sum(prompts)
+    assert n == whole(sum(lengths) - sum(prompts))
     for row, length in enumerate(lengths):
         places = layout.found[row, :length]
         assert layout.positions[places].tolist() == list(range(length))
@@ -212,3 +212,7 @@ def reward_model(model):
 
     torch.manual_seed(1)
     return reward_model_from(model, 0)
+
+
+def whole(tokens: int) -> int:
+    return -(-tokens // WHOLE_TOKENS) * WHOLE_TOKENS

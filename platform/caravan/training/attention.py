@@ -33,8 +33,8 @@ except ImportError:  # PyTorch before 2.10
 NAME = "caravan_packed"
 MAX_KEYS = 512
 """Of groups whose probabilities are held."""
-LIKE_LENGTH = 0.75
-"""A group's shortest segment has at least this share of the longest one's tokens."""
+GROUP = 4
+"""Segments of a group. All groups have as many, and round sizes: see `packing.WHOLE_TOKENS`."""
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 """Models whose attention is plain causal attention; others may have windows, sinks or caps."""
 
@@ -92,7 +92,7 @@ def _varlen_attention(
 
 @dataclass(frozen=True)
 class Group:
-    """Segments of like length, padded on the right."""
+    """Segments of like length, padded on the right; some may be nothing but padding."""
 
     segments: int
     queries: int
@@ -235,21 +235,21 @@ def _group(layout: Layout, heads: int, key_heads: int) -> Grouping:
     copies = heads // key_heads
     groups, query_rows, key_rows, query_pads = [], [], [], []
     for members in _like_lengths(layout.segments):
-        queries = max(s.tokens for s in members)
-        keys = max(s.keys for s in members)
-        tokens = np.zeros((len(members), queries), dtype=np.int64)
+        queries = _round_up(max(s.tokens for s in members))
+        keys = _round_up(max(s.keys for s in members))
+        tokens = np.zeros((GROUP, queries), dtype=np.int64)
         pads = np.ones_like(tokens, dtype=bool)
-        seen = np.full((len(members), keys), -1, dtype=np.int64)
+        seen = np.full((GROUP, keys), -1, dtype=np.int64)
         for i, segment in enumerate(members):
             tokens[i, : segment.tokens] = range(segment.start, segment.start + segment.tokens)
             pads[i, : segment.tokens] = False
             seen[i, : segment.keys] = key_places(segment)
-        prefixes = np.array([s.prefix for s in members])
+        prefixes = np.array([s.prefix for s in members] + [0] * (GROUP - len(members)))
         if (prefixes == prefixes[0]).all():
             prefixes = prefixes[:1]
         last = np.arange(queries)[None, :, None] + prefixes[:, None, None]
         hidden = torch.from_numpy(np.arange(keys)[None, None, :] > last)[:, None]
-        groups.append(Group(len(members), queries, keys, hidden.to(layout.kept.device)))
+        groups.append(Group(GROUP, queries, keys, hidden.to(layout.kept.device)))
         query_rows.append(_by_head(tokens, heads))
         query_pads.append(np.repeat(pads[:, None], heads, 1).ravel())
         key_rows.append(_by_head(seen, heads))
@@ -295,20 +295,19 @@ def _by_head(tokens: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _like_lengths(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments with and without a prefix apart, each cut where lengths get too different."""
-    groups: list[list[Segment]] = []
-    for segment in sorted(segments, key=lambda s: (s.prefix > 0, -s.tokens, -s.keys, s.start)):
-        longest = groups[-1][0] if groups else None
-        joins = (
-            longest is not None
-            and (longest.prefix > 0) == (segment.prefix > 0)
-            and segment.tokens >= LIKE_LENGTH * longest.tokens
-        )
-        if joins:
-            groups[-1].append(segment)
-        else:
-            groups.append([segment])
+    """At most GROUP segments each of like length, those with and without a prefix apart."""
+    groups = []
+    for with_prefix in (False, True):
+        family = [s for s in segments if (s.prefix > 0) == with_prefix]
+        family.sort(key=lambda s: (-s.tokens, -s.keys, s.start))
+        groups += [family[i : i + GROUP] for i in range(0, len(family), GROUP)]
     return groups
+
+
+def _round_up(tokens: int) -> int:
+    """To one of four sizes between a power of two and the next, 16 or more."""
+    step = max(16, (1 << tokens.bit_length()) // 8)
+    return -(-tokens // step) * step
 
 
 def _tensor(values: np.ndarray, layout: Layout) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.attention import attends_packed
-from caravan.training.packing import Layout
+from caravan.training.packing import WHOLE_TOKENS, Layout
 
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
@@ -94,13 +94,15 @@ def linear_logprobs(
         weight: [V, H] of the output head.
         labels: [S] int64.
     """
-    device = hidden.device.type
+    tokens, device = len(labels), hidden.device.type
+    if filler := -tokens % WHOLE_TOKENS:  # a round number, as in the rest of the pass
+        hidden, labels = F.pad(hidden, (0, 0, 0, filler)), F.pad(labels, (0, filler))
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     apply = cast(Any, _LinearLogProbs).apply
     result = apply(hidden, weight, labels, temperature)
-    return cast(Tensor, result)
+    return cast(Tensor, result[:tokens])
 
 
 class _LinearLogProbs(torch.autograd.Function):
