@@ -62,6 +62,29 @@ class Cluster:
         )
         return name
 
+    def new_claim(self, namespace: str, name: str, size: str) -> str:
+        """A volume that several pods may write."""
+        spec = client.V1PersistentVolumeClaimSpec(
+            access_modes=["ReadWriteMany"],
+            resources=client.V1ResourceRequirements(requests={"storage": size}),
+        )
+        claim = client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=name), spec=spec)
+        self.core.create_namespaced_persistent_volume_claim(namespace, claim)
+        return name
+
+    def set_extended_resource(self, name: str, count: int | None) -> None:
+        """Say that the first node has so many of a device; None takes them away."""
+        node = self.core.list_node().items[0].metadata.name
+        path = f"/status/capacity/{name.replace('/', '~1')}"
+        change = {"op": "add", "path": path, "value": str(count)}
+        if count is None:
+            change = {"op": "remove", "path": path}
+        self.api.call_api(
+            f"/api/v1/nodes/{node}/status", "PATCH", body=[change],
+            header_params={"Content-Type": "application/json-patch+json"},
+            auth_settings=["BearerToken"],
+        )  # fmt: skip
+
     # --- pods -------------------------------------------------------------------------------
 
     def start(self, namespace: str, pod: Mapping[str, Any]) -> str:
@@ -84,7 +107,7 @@ class Cluster:
             found = str(self.core.read_namespaced_pod(name, namespace).status.phase)
             return found if found in ENDED else None
 
-        return self._wait(phase, lambda: f"the end of {self.describe(namespace, name)}")
+        return self.wait(phase, lambda: f"the end of {self.describe(namespace, name)}")
 
     def wait_until_ready(self, namespace: str, name: str) -> None:
         def ready() -> bool:
@@ -92,7 +115,7 @@ class Cluster:
             assert status.phase not in ENDED, self.describe(namespace, name)
             return any(c.type == "Ready" and c.status == "True" for c in status.conditions or [])
 
-        self._wait(ready, lambda: f"readiness of {self.describe(namespace, name)}")
+        self.wait(ready, lambda: f"readiness of {self.describe(namespace, name)}")
 
     def log(self, namespace: str, name: str) -> str:
         return str(self.core.read_namespaced_pod_log(name, namespace))
@@ -127,7 +150,8 @@ class Cluster:
             process.terminate()
             process.wait()
 
-    def _wait(self, found: Callable[[], T | None], what: Callable[[], str]) -> T:
+    def wait(self, found: Callable[[], T | None], what: Callable[[], str] = lambda: "it") -> T:
+        """The first value of `found` that is true."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             if value := found():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 USER = 10001
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 VOLUMES = {
     "config_map", "csi", "downward_api", "empty_dir", "ephemeral", "persistent_volume_claim",
     "projected", "secret",
@@ -72,8 +73,6 @@ def violations(pod: Any) -> list[str]:
     found = [
         f"{what} is set" for what in ("host_network", "host_pid", "host_ipc") if getattr(spec, what)
     ]
-    if spec.automount_service_account_token is not False:
-        found.append("the service account's token is mounted")
     if spec.service_account_name in (None, "", "default"):
         found.append("no service account of its own")
     for volume in spec.volumes or []:
@@ -92,9 +91,11 @@ def _container(container: Any, spec: Any) -> list[str]:
         value = getattr(own, name, None)
         return getattr(shared, name, None) if value is None else value
 
+    mounts = container.volume_mounts or []
     seccomp = setting("seccomp_profile")
     capabilities = getattr(own, "capabilities", None)
     checks = {
+        "mounts the service account's token": TOKEN not in {m.mount_path for m in mounts},
         "privileged": not getattr(own, "privileged", None),
         "may escalate its privileges": getattr(own, "allow_privilege_escalation", None) is False,
         "may run as root": setting("run_as_non_root") is True and setting("run_as_user") != 0,

@@ -55,11 +55,12 @@ def test_a_pod_has_no_rights_that_it_does_not_need(cluster, namespace, image):
 def test_the_check_of_the_restricted_profile_finds_what_a_pod_lacks():
     pod = restricted.pod("lax", "image", ["true"])
     del pod["spec"]["securityContext"], pod["spec"]["containers"][0]["securityContext"]
-    del pod["spec"]["automountServiceAccountToken"]
+    token = {"name": "token", "mountPath": restricted.TOKEN}
+    pod["spec"]["containers"][0]["volumeMounts"].append(token)
     read = ApiClient().deserialize(SimpleNamespace(data=json.dumps(pod)), "V1Pod")
 
     assert {v.removeprefix("main: ") for v in restricted.violations(read)} == {
-        "the service account's token is mounted", "may escalate its privileges",
+        "mounts the service account's token", "may escalate its privileges",
         "may run as root", "has no seccomp profile", "keeps capabilities",
         "can write its root file system",
     }  # fmt: skip
