@@ -357,3 +357,23 @@ def test_an_artifact_is_found_by_the_beginning_of_its_digest(registry):
         registry.artifact("aaaa")
     with pytest.raises(RegistryError, match="no artifact 'aa'"):
         registry.artifact("aa")
+
+
+def test_the_time_of_every_attempt_counts_and_that_of_a_reused_stage_does_not(registry, new_run):
+    def attempt(state):
+        opened = registry.open_stage_run(run_id, "sft", "sft", "key")
+        registry.start_stage_run(opened.id, {})
+        time.sleep(0.05)
+        registry.finish_stage_run(opened.id, state)
+        return registry.stage_run(opened.id)
+
+    run_id = new_run()
+    first = attempt(State.FAILED)
+    assert first.total_seconds == first.seconds >= 0.05
+    last = attempt(State.SUCCEEDED)
+    assert last.spent_seconds == pytest.approx(first.seconds)
+    assert last.total_seconds == pytest.approx(first.seconds + last.seconds)
+
+    other = registry.open_stage_run(new_run(), "sft", "sft", "key")
+    registry.reuse_stage_run(other.id, last)
+    assert registry.stage_run(other.id).total_seconds == 0.0

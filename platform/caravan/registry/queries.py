@@ -168,7 +168,7 @@ def _stage_rows(
         StageRunRow(
             id=s.id, run_id=s.run_id, node=s.node, stage=s.stage, key=s.key,
             state=_derived(s.state, s.heartbeat_at or s.created_at, stale_after_seconds),
-            attempt=s.attempt, failures=s.failures, pod=s.pod,
+            attempt=s.attempt, failures=s.failures, spent_seconds=s.spent_seconds, pod=s.pod,
             created_at=s.created_at, started_at=s.started_at,
             finished_at=s.finished_at, heartbeat_at=s.heartbeat_at,
             progress_done=s.progress_done, progress_total=s.progress_total, error=s.error,

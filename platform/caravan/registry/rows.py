@@ -54,6 +54,8 @@ class StageRunRow:
     """0 before the first start; each start adds one, also of a resumed run."""
     failures: int
     """Attempts that failed since the run was launched or resumed; a lost pod is no failure."""
+    spent_seconds: float
+    """Of the attempts before the last one."""
     pod: str
     """Where the last attempt ran on a cluster; empty elsewhere."""
     created_at: datetime
@@ -78,7 +80,13 @@ class StageRunRow:
 
     @property
     def seconds(self) -> float | None:
+        """Of the last attempt."""
         return _seconds(self.started_at, self.finished_at or self.heartbeat_at)
+
+    @property
+    def total_seconds(self) -> float:
+        """Of every attempt in this run; nothing for a stage that was reused."""
+        return self.spent_seconds + (0.0 if self.reused_from else self.seconds or 0.0)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
         # The stage's code or its inputs have changed since: what is recorded is of other work.
         _bequeath(session, found.id)
         found.failures = 0
+    if found.started_at and not found.reused_from:
+        ended = found.finished_at or found.heartbeat_at or found.started_at
+        found.spent_seconds += max(0.0, (ended - found.started_at).total_seconds())
+    found.started_at = None
     found.stage, found.key, found.state, found.heartbeat_at = stage, key, State.PENDING, at
     found.finished_at, found.error, found.reused_from = None, None, None
     found.progress_done, found.progress_total, found.metrics = 0, 0, {}
