@@ -1,7 +1,7 @@
 """A real cluster for tests: pods, namespaces, and PostgreSQL and S3 that pods reach.
 
-`make test-cluster` starts the cluster, hands it the images and says where they are; elsewhere the
-tests that ask for the fixture `cluster` are left out.
+`make test-cluster` starts the cluster, hands it the images and says where they are; there, those
+tests run that ask for the fixture `cluster`, elsewhere the others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from services import Services, start_services
 from caravan.registry import upgrade
 from caravan.settings import Settings
 
+HERE = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "TEST_CLUSTER" in os.environ:
-        return
-    there = [i for i in items if "cluster" not in getattr(i, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[i for i in items if i not in there])
-    items[:] = there
+    """With a cluster, the tests of this directory that need one; without, the others."""
+    has_one = "TEST_CLUSTER" in os.environ
+
+    def runs(item: pytest.Item) -> bool:
+        needs_one = "cluster" in getattr(item, "fixturenames", ())
+        return needs_one == has_one or HERE not in item.path.parents
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
+    items[:] = filter(runs, items)
 
 
 @pytest.fixture(scope="session")
