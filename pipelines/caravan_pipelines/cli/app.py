@@ -11,6 +11,7 @@ import typer
 
 from caravan.errors import CaravanError
 from caravan_pipelines.cli.artifact import artifact
+from caravan_pipelines.cli.data import data
 from caravan_pipelines.cli.model import model
 from caravan_pipelines.cli.recipe import recipe
 from caravan_pipelines.cli.registry import registry
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe, name="recipe")
 app.add_typer(artifact, name="artifact")
+app.add_typer(data, name="data")
 app.add_typer(model, name="model")
 app.add_typer(registry, name="registry")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +15,9 @@ from caravan.errors import DataError
 from caravan.training.batching import TokenRow
 
 logger = logging.getLogger(__name__)
+
+NAMED = 8
+"""Row ids listed in an error."""
 
 RowT = TypeVar("RowT")
 
@@ -67,6 +70,7 @@ def tokenize_conversations(
             continue
         truncated += tokens.truncated
         rows.append(TokenRow(conversation.id, tokens.input_ids, tokens.labels_mask))
+    check_masks(rows)
     return _report(Tokenized(rows, dropped, truncated), max_length)
 
 
@@ -88,16 +92,41 @@ def tokenize_pairs(
     rows: list[PairRow] = []
     dropped = truncated = 0
     for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.prompt)
-        chosen = _completion(f"{pair.id}:chosen", prompt, pair, pair.chosen, tokenizer)
-        rejected = _completion(f"{pair.id}:rejected", prompt, pair, pair.rejected, tokenizer)
-        cut = max(chosen.length, rejected.length) > max_length
-        if len(prompt) >= max_length or (whole and cut):
+        row = tokenize_pair(pair, tokenizer)
+        cut = row.length > max_length
+        kept = PairRow(pair.id, _cut(row.chosen, max_length), _cut(row.rejected, max_length))
+        if not any(kept.chosen.loss_mask) or (whole and cut):
             dropped += 1
             continue
         truncated += cut
-        rows.append(PairRow(pair.id, _cut(chosen, max_length), _cut(rejected, max_length)))
+        rows.append(kept)
+    check_masks([side for row in rows for side in (row.chosen, row.rejected)])
     return _report(Tokenized(rows, dropped, truncated), max_length)
+
+
+def tokenize_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> PairRow:
+    """A pair at its full length."""
+    prompt = encode_prompt(tokenizer, pair.prompt)
+    chosen = _completion(f"{pair.id}:chosen", prompt, pair, pair.chosen, tokenizer)
+    rejected = _completion(f"{pair.id}:rejected", prompt, pair, pair.rejected, tokenizer)
+    return PairRow(pair.id, chosen, rejected)
+
+
+def check_masks(rows: Sequence[TokenRow]) -> None:
+    """Refuse rows with nothing to train on, or with nothing but: then no batch is either.
+
+    Raises:
+        DataError: names the rows.
+    """
+    nothing = [row.id for row in rows if not any(row.loss_mask)]
+    everything = [row.id for row in rows if all(row.loss_mask)]
+    for ids, what in ((nothing, "no token"), (everything, "every token, the prompt's too,")):
+        if ids:
+            more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+            raise DataError(
+                f"{what} of rows {', '.join(ids[:NAMED])}{more} would be trained on: the mask is "
+                "wrong; look at one with `caravan data inspect FILE --row ID`"
+            )
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:

@@ -1,0 +1,49 @@
+"""caravan data ...: look at rows as training sees them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+data = typer.Typer(help="Look at rows as training sees them.", no_args_is_help=True)
+
+
+@data.callback()
+def _group() -> None:
+    """Keeps `inspect` a command of its own while it is the only one."""
+
+
+class Stage(StrEnum):
+    sft = "sft"
+    dpo = "dpo"
+
+
+@data.command()
+def inspect(
+    rows: Annotated[
+        str,
+        typer.Argument(help="JSONL file, or an artifact: a digest or RUN:STAGE/OUTPUT."),
+    ],
+    row: Annotated[str | None, typer.Option(help="Id of the row; the first one if not given.")] = (
+        None
+    ),
+    stage: Annotated[
+        Stage | None, typer.Option(help="Read conversations (sft) or pairs (dpo).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Directory or artifact of the model whose tokenizer is used."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Cut rows after so many tokens, as training does.")
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="One token a line.")] = False,
+) -> None:
+    """Show a row token by token; the tokens that are trained on are green."""
+    from caravan_pipelines.cli import inspection as command
+
+    command.inspect(
+        rows, row, stage.value if stage else None, model, max_length=max_length, table=table
+    )
