@@ -11,6 +11,7 @@ import time
 import pytest
 from waiting import wait_until
 
+from caravan.interruption import CONTINUE_EXIT_CODE
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.store import open_store
@@ -138,7 +139,7 @@ def test_a_stopped_stage_is_cancelled_and_can_be_resumed(
 
     [stage] = registry.stage_runs(run_id)
     assert (stage.state, stage.error) == (State.CANCELLED, f"stopped by {number.name}")
-    assert process.poll() == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
+    assert process.poll() == {signal.SIGTERM: CONTINUE_EXIT_CODE, signal.SIGINT: 1}[number]
     assert ("KeyboardInterrupt" in process.stderr) == (number == signal.SIGINT)
     [work] = [p for p in settings.work_dir.iterdir() if p.is_dir()]
     assert (work / "scratch" / "step").read_text() == "3"

@@ -59,6 +59,7 @@ def test_only_the_newest_are_kept(policy, tmp_path):
     checkpoints = Checkpoints(tmp_path, fingerprint="x", keep=2)
     for i in (1, 2, 3):
         checkpoints.save(i, state)
+    checkpoints.wait()
     names = sorted(path.name for path in checkpoints.directory.iterdir())
     assert names == ["step-00000002", "step-00000003"]
 
@@ -68,7 +69,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(policy, tmp_path, dama
     _, state = make(policy.model)
     checkpoints = Checkpoints(tmp_path, fingerprint="x")
     checkpoints.save(1, state)
-    newest = checkpoints.save(2, state)
+    checkpoints.save(2, state)
+    checkpoints.wait()
+    newest = checkpoints.directory / "step-00000002"
     tensors = (newest / TENSORS).read_bytes()
     if damage == "cut":
         (newest / TENSORS).write_bytes(tensors[: len(tensors) // 2])
@@ -84,13 +87,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(policy, tmp_path, dama
 
 def test_a_checkpoint_of_another_run_is_refused(policy, tmp_path):
     _, state = make(policy.model)
-    Checkpoints(tmp_path, fingerprint="x").save(1, state)
+    with Checkpoints(tmp_path, fingerprint="x") as checkpoints:
+        checkpoints.save(1, state)
     with pytest.raises(CaravanError, match="another training run"):
         Checkpoints(tmp_path, fingerprint="y").restore(state)
 
 
 def test_a_checkpoint_holds_no_pickle(policy, tmp_path):
     _, state = make(policy.model)
-    directory = Checkpoints(tmp_path, fingerprint="x").save(1, state)
+    with Checkpoints(tmp_path, fingerprint="x") as checkpoints:
+        checkpoints.save(1, state)
+    directory = checkpoints.directory / "step-00000001"
     assert sorted(path.name for path in directory.iterdir()) == [STATE, TENSORS]
     assert json.loads((directory / STATE).read_text())["step"] == 1

@@ -56,7 +56,7 @@ def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
         split_digits=config.split_digits,
     )
     rows = pack_windows(texts, tokenizer, config.max_position_embeddings)
-    settings = as_sft(config)
+    settings = as_sft(config).derive(save_steps=SAVE_STEPS)
     model = new_llama(config, tokenizer).to(device)
     job = sft_job(
         model,
@@ -70,8 +70,7 @@ def pretrain(config: PretrainedBase, context: StageContext) -> StageResult:
         job,
         context,
         identity=identity(NAME, settings, context.seed, context.workdir, rows),
-        bf16=config.bf16,
-        save_steps=SAVE_STEPS,
+        config=settings,
     )
     save_model(model, tokenizer, context.output("model", "model"))
     return StageResult({"parameters": model.num_parameters(), "windows": len(rows), **metrics})

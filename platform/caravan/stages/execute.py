@@ -35,17 +35,13 @@ from caravan.errors import (
     StageError,
     StoreUnavailableError,
 )
+from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
+from caravan.orphans import die_with_parent, launcher_environment
 from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
 from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
 from caravan.stages.local_context import Journal, LocalContext, Reporter
-from caravan.stages.process import (
-    StageStopped,
-    StopSignals,
-    die_with_parent,
-    exclusive,
-    launcher_environment,
-)
+from caravan.stages.process import exclusive
 from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
 from caravan.store.manifest import hash_file, list_files
@@ -123,7 +119,7 @@ def execute(
         except StageStopped as stopped:
             if stopped.signal_number == signal.SIGINT:
                 raise KeyboardInterrupt from stopped
-            raise SystemExit(128 + stopped.signal_number) from stopped
+            raise SystemExit(CONTINUE_EXIT_CODE) from stopped
 
 
 def _open_registry(settings: Settings) -> Registry:

@@ -15,6 +15,7 @@ from caravan.data.io import read_rows
 from caravan.data.records import Pair
 from caravan.recipe import ImportedBase, RewardModelConfig
 from caravan.stages.context import StageContext, StageResult
+from caravan.stages.ranks.launch import on_ranks
 
 NAME = "reward-model"
 VERSION = 1
@@ -39,9 +40,17 @@ def run(
         added = import_model(source, target, will_be_tuned=False)
         return StageResult({"added_tokens": added})
 
+    return on_ranks(train, config, inputs, context)
+
+
+def train(
+    config: RewardModelConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch, save_model
+    from caravan.training.parallel.ranks import current
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -62,8 +71,8 @@ def run(
         job,
         context,
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
-        bf16=config.bf16,
-        save_steps=config.save_steps,
+        config=config,
     )
-    save_model(model, tokenizer, context.output("model", "model"))
+    if current().leads:
+        save_model(model, tokenizer, context.output("model", "model"))
     return StageResult({**data.counts, **metrics})

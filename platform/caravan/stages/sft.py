@@ -17,15 +17,22 @@ from caravan.data.io import read_rows
 from caravan.data.records import Conversation
 from caravan.recipe import SFTConfig
 from caravan.stages.context import StageContext, StageResult
+from caravan.stages.ranks.launch import on_ranks
 
 NAME = "sft"
 VERSION = 1
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    return on_ranks(train, config, inputs, context)
+
+
+def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.training.fit import fit, identity
     from caravan.training.models import load_policy, place, prepare_torch, save_model
+    from caravan.training.parallel.ranks import current
     from caravan.training.sft import sft_job
     from caravan.training.tokenize import check_length, tokenize_conversations
 
@@ -46,8 +53,8 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) ->
         job,
         context,
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
-        bf16=config.bf16,
-        save_steps=config.save_steps,
+        config=config,
     )
-    save_model(model, tokenizer, context.output("model", "model"))
+    if current().leads:
+        save_model(model, tokenizer, context.output("model", "model"))
     return StageResult({**data.counts, **metrics})

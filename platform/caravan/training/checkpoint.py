@@ -6,6 +6,9 @@
 
 Nothing is pickled. A checkpoint that was cut short or altered does not count: the one before it is
 taken, or training starts from the beginning, which gives the same result.
+
+The format knows nothing of ranks: what one process wrote, several can continue from, under any ZeRO
+stage, and the other way round.
 """
 
 from __future__ import annotations
@@ -16,32 +19,92 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, StoreError
+from caravan.training.parallel.ranks import Ranks, current
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class State(Protocol):
+    """What a checkpoint holds, besides the random number generators of the process."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """By name. Every rank calls this; what others than the leader get does not matter."""
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `tensors` gave, in place."""
+
+
+class RemoteCheckpoints(Protocol):
+    """Copies of checkpoints where other machines reach them."""
+
+    def upload(self, directory: Path) -> None:
+        """Keep a copy of a complete checkpoint, under the name of its directory."""
+
+    def fetch(self, parent: Path) -> None:
+        """Put the newest copy into `parent`, unless it has one as new."""
+
+    def keep(self, names: list[str]) -> None:
+        """Remove all copies but these."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that the next step depends on, besides the data and the config."""
+    """Everything that the next step depends on, besides the data and the config.
+
+    Frozen parameters are not part of it: they are as the stage's input has them.
+    """
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     generators: Mapping[str, torch.Generator] = field(default_factory=dict)
     """Generators other than torch's default one, which is always kept."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, generator in self.generators.items():
+            tensors[f"generator/{name}"] = generator.get_state()
+        for name, module in self.modules.items():
+            for key, value in own_tensors(module).items():
+                tensors[tensor_key(name, key)] = value.detach()
+        for name, optimizer in self.optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                for key, value in moments.items():
+                    tensors[optimizer_key(name, index, key)] = value
+        return tensors
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, generator in self.generators.items():
+            generator.set_state(tensors[f"generator/{name}"])
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                for key, value in own_tensors(module).items():
+                    value.copy_(tensors[tensor_key(name, key)])
+        for name, optimizer in self.optimizers.items():
+            prefix = f"optimizer/{name}/"
+            moments: dict[int, dict[str, Tensor]] = {}
+            for path in tensors:
+                if path.startswith(prefix):
+                    index, _, key = path.removeprefix(prefix).partition("/")
+                    moments.setdefault(int(index), {})[key] = tensors[path]
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 @dataclass(frozen=True)
@@ -52,46 +115,150 @@ class Resumed:
 
 
 class Checkpoints:
-    """The checkpoints of one training run."""
+    """The checkpoints of one training run.
 
-    def __init__(self, workdir: Path, *, fingerprint: str, keep: int = 2) -> None:
+    Saving copies the state and returns; a thread writes the copy. As a context, it waits for the
+    last one at the end.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        fingerprint: str,
+        keep: int = 2,
+        remote: RemoteCheckpoints | None = None,
+    ) -> None:
         """`fingerprint` says what is being trained; `keep` is how many checkpoints stay."""
         self.directory = workdir / "checkpoints"
         self._fingerprint = fingerprint
         self._keep = keep
+        self._remote = remote
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
 
-    def save(self, step: int, state: TrainingState, extra: Mapping[str, Any] | None = None) -> Path:
-        """Save after `step` optimiser steps; `extra` is anything JSON can hold."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / f"step-{step:08d}"
-        aside = self.directory / f"writing-{final.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        save_file(_tensors(state), aside / TENSORS)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:
+                raise
+            logger.exception("the last checkpoint could not be written")
+
+    def save(self, step: int, state: State, extra: Mapping[str, Any] | None = None) -> None:
+        """Save after `step` optimiser steps; `extra` is anything JSON can hold.
+
+        Waits for the checkpoint before, if that is still being written.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        self.wait()
+        tensors = state.tensors()
+        if not current().leads:
+            return
+        copied = {key: value.to("cpu", copy=True) for key, value in tensors.items()}
+        copied["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            copied["rng_cuda"] = torch.cuda.get_rng_state()
         document = {
             "step": step,
             "fingerprint": self._fingerprint,
             "extra": dict(extra or {}),
             "python_rng": random.getstate(),
             "numpy_rng": _numpy_rng(),
-            "sha256": _sha256(aside / TENSORS),
         }
-        (aside / STATE).write_text(json.dumps(document))
-        for name in (TENSORS, STATE):
-            _sync(aside / name)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _sync(self.directory)
-        for old in self._complete()[self._keep :]:
-            shutil.rmtree(old)
-        return final
+        # What is in `extra` may change before the thread writes it.
+        text = json.dumps(document)
+        self._writer = threading.Thread(
+            target=self._write, args=(step, copied, text), name="caravan-checkpoint"
+        )
+        self._writer.start()
 
-    def restore(self, state: TrainingState) -> Resumed | None:
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def restore(self, state: State) -> Resumed | None:
         """Put the newest sound checkpoint into `state`, in place; None where there is none.
+
+        Several ranks take the newest that all of them have.
 
         Raises:
             CaravanError: the checkpoint is of another training run.
         """
+        self.wait()
+        if self._remote is not None:
+            try:
+                self._remote.fetch(self.directory)
+            except StoreError as error:
+                logger.warning("checkpoints of other machines were not looked for: %s", error)
+        documents = self._sound()
+        step = _newest_of_all(sorted(documents, reverse=True), current())
+        if step is None:
+            return None
+        directory, document = self._path(step), documents[step]
+        with safe_open(directory / TENSORS, framework="pt") as file:
+            tensors = _Tensors(file)
+            torch.set_rng_state(tensors["rng"])
+            if "rng_cuda" in tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors["rng_cuda"])
+            state.put(tensors)
+        version, keys, gauss = document["python_rng"]
+        random.setstate((version, tuple(keys), gauss))
+        _set_numpy_rng(document["numpy_rng"])
+        return Resumed(document["step"], document["extra"])
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _write(self, step: int, tensors: dict[str, Tensor], document: str) -> None:
+        """In the writer's thread."""
+        try:
+            final = self._path(step)
+            aside = self.directory / f"writing-{final.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            save_file({key: value.contiguous() for key, value in tensors.items()}, aside / TENSORS)
+            described = {**json.loads(document), "sha256": _sha256(aside / TENSORS)}
+            (aside / STATE).write_text(json.dumps(described))
+            for name in (TENSORS, STATE):
+                _sync(aside / name)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            _sync(self.directory)
+            for old in self._complete()[self._keep :]:
+                shutil.rmtree(old)
+            self._copy(final)
+        except BaseException as error:
+            self._error = error
+
+    def _copy(self, directory: Path) -> None:
+        if self._remote is None:
+            return
+        try:
+            self._remote.upload(directory)
+            self._remote.keep([path.name for path in self._complete()])
+        except StoreError as error:  # the next one will do; training need not stop for it
+            logger.warning("%s was not copied to the store: %s", directory.name, error)
+
+    def _sound(self) -> dict[int, dict[str, Any]]:
+        """What can be continued from, by step.
+
+        Only the newest sound one is read as a whole, unless ranks have to agree on one.
+        """
+        found: dict[int, dict[str, Any]] = {}
         for directory in self._complete():
             document = _read(directory)
             if document is None:
@@ -102,65 +269,65 @@ class Checkpoints:
                     f"{directory} is a checkpoint of another training run (other model, data or "
                     f"settings); delete {self.directory} to start anew"
                 )
-            _put(load_file(directory / TENSORS), state)
-            version, keys, gauss = document["python_rng"]
-            random.setstate((version, tuple(keys), gauss))
-            _set_numpy_rng(document["numpy_rng"])
-            return Resumed(document["step"], document["extra"])
-        return None
+            found[document["step"]] = document
+            if current().count == 1:
+                break
+        return found
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
 
     def _complete(self) -> list[Path]:
         """Newest first."""
         return sorted(self.directory.glob("step-*"), reverse=True)
 
 
-def _tensors(state: TrainingState) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    for name, generator in state.generators.items():
-        tensors[f"generator/{name}"] = generator.get_state()
-    for name, module in state.modules.items():
-        for key, value in _own_tensors(module).items():
-            tensors[f"module/{name}/{key}"] = value.detach()
-    for name, optimizer in state.optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            for key, value in moments.items():
-                tensors[f"optimizer/{name}/{index}/{key}"] = value
-    return {key: value.contiguous() for key, value in tensors.items()}
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return torch.as_tensor(self._file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and kept buffers, each once: tied weights share one entry."""
+def _newest_of_all(steps: list[int], ranks: Ranks) -> int | None:
+    """The largest number that every rank has; each gives its own, largest first."""
+    of_ranks = ranks.gather([*steps[:2], -1, -1][:2])
+    common = set.intersection(*(set(own) for own in of_ranks)) - {-1}
+    return max(common, default=None)
+
+
+def tensor_key(module: str, path: str) -> str:
+    return f"module/{module}/{path}"
+
+
+def optimizer_key(optimizer: str, number: int, name: str) -> str:
+    """Of the state of the parameter with this number among all that the optimiser has."""
+    return f"optimizer/{optimizer}/{number}/{name}"
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and kept buffers, each once: tied weights share one entry."""
     kept = module.state_dict(keep_vars=True)
     seen: set[int] = set()
     own: dict[str, Tensor] = {}
     for key, value in kept.items():
-        if id(value) not in seen:
+        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+        if id(value) not in seen and not frozen:
             seen.add(id(value))
             own[key] = value
     return own
-
-
-def _put(tensors: dict[str, Tensor], state: TrainingState) -> None:
-    torch.set_rng_state(tensors["rng"])
-    if "rng_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng_cuda"])
-    for name, generator in state.generators.items():
-        generator.set_state(tensors[f"generator/{name}"])
-    with torch.no_grad():
-        for name, module in state.modules.items():
-            for key, value in _own_tensors(module).items():
-                value.copy_(tensors[f"module/{name}/{key}"])
-    for name, optimizer in state.optimizers.items():
-        prefix = f"optimizer/{name}/"
-        moments: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            if path.startswith(prefix):
-                index, _, key = path.removeprefix(prefix).partition("/")
-                moments.setdefault(int(index), {})[key] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _numpy_rng() -> dict[str, Any]:

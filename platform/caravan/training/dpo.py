@@ -6,11 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,14 +21,9 @@ from caravan.training.loop import PassLoss
 from caravan.training.losses.preference import PairLogProbs, PreferenceLoss
 from caravan.training.optim import updater_for
 from caravan.training.pairs import PairBatch, pair_passes
-from caravan.training.scoring import row_logprobs
 from caravan.training.tokenize import PairRow
 
 logger = logging.getLogger(__name__)
-
-REFERENCE = "reference.safetensors"
-NO_REFERENCE = torch.empty(0)
-"""In place of reference log-probabilities, for a loss that needs none."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +99,7 @@ def dpo_job(
         updater=updater_for(model, config, sampler.steps),
         objective=DPOObjective(config.loss),
         sampler=sampler,
+        rows=rows,
         passes=passes,
         lanes=lanes,
     )
@@ -120,49 +113,3 @@ def _with_divergence(
     """The passes of a step, each knowing the divergence of the whole step."""
     now = divergence(taken)
     return [replace(batch, divergence=now) for batch in passes(taken)]
-
-
-def reference_logprobs(
-    model: PreTrainedModel, rows: Sequence[PairRow], config: DPOConfig, *, pad_token_id: int
-) -> Tensor:
-    """[rows, 2] float32 log-probabilities of the chosen and the rejected completions.
-
-    One pass over all completions, sorted by length, before the policy is trained.
-    """
-    logprobs = row_logprobs(
-        model,
-        [side for row in rows for side in (row.chosen, row.rejected)],
-        tokens_per_pass=config.tokens_per_pass,
-        bf16=config.bf16,
-        pad_token_id=pad_token_id,
-    )
-    return logprobs.view(len(rows), 2)
-
-
-def cached_reference(
-    workdir: Path,
-    key: str,
-    model: PreTrainedModel,
-    rows: Sequence[PairRow],
-    config: DPOConfig,
-    *,
-    pad_token_id: int,
-) -> Tensor:
-    """`reference_logprobs`, kept in `workdir` so that a restarted stage does not compute it again;
-    `NO_REFERENCE` where `config.loss` needs none.
-
-    Args:
-        key: what the numbers depend on: model, rows, precision.
-    """
-    if not config.loss.needs_reference:
-        return NO_REFERENCE
-    path = workdir / REFERENCE
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return torch.as_tensor(file.get_tensor("logprobs"))
-    logprobs = reference_logprobs(model, rows, config, pad_token_id=pad_token_id)
-    aside = path.with_suffix(".writing")
-    save_file({"logprobs": logprobs}, aside, metadata={"key": key})
-    aside.replace(path)
-    return logprobs

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 from transformers import PreTrainedModel
 
+from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import TrainingConfig
 from caravan.training.batching import StepSampler
-from caravan.training.checkpoint import Checkpoints, TrainingState
-from caravan.training.loop import B, Objective, StepMetrics, train
-from caravan.training.optim import Updater
+from caravan.training.checkpoint import Checkpoints
+from caravan.training.health import SpikeWatch, speed
+from caravan.training.loop import B, Objective, Pass, StepMetrics, train
+from caravan.training.optim import NonFiniteError, Updater
+from caravan.training.parallel.ranks import current
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_STEPS = 10
+"""Steps that a run may leave out where its recipe says so."""
 
 
 class Row(Protocol):
@@ -47,54 +58,131 @@ class Job(Generic[B]):
     updater: Updater
     objective: Objective[B]
     sampler: StepSampler
+    rows: Sequence[Row]
     passes: Callable[[Sequence[int]], list[B]]
     """The passes over rows with the given numbers."""
     lanes: int = 1
     """Passes computed at once."""
 
-    def steps(self, *, bf16: bool, first_step: int = 0) -> Iterator[StepMetrics]:
+    def steps(
+        self,
+        *,
+        bf16: bool,
+        first_step: int = 0,
+        skip_non_finite: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[StepMetrics]:
         """Train, yielding once per optimiser step."""
         return train(
             self.model,
             self.updater,
-            lambda step: self.passes(self.sampler.step(step)),
+            partial(self._own_passes, [row.length for row in self.rows]),
             self.objective,
             bf16=bf16,
-            lanes=self.lanes,
+            lanes=self.lanes if current().count == 1 else 1,
             first_step=first_step,
+            skip_non_finite=skip_non_finite,
+            stop=stop,
         )
+
+    def _own_passes(self, lengths: Sequence[int], step: int) -> list[Pass[B]]:
+        """This rank's passes of a step; one that does not count where the rank has no rows."""
+        rows = self.sampler.step(step)
+        own = current().share(rows, lengths)
+        return [Pass(batch, counts=bool(own)) for batch in self.passes(own or rows[:1])]
 
 
 def fit(
-    job: Job[B], context: FitContext, *, identity: str, bf16: bool, save_steps: int
+    job: Job[B], context: FitContext, *, identity: str, config: TrainingConfig
 ) -> dict[str, float]:
     """Train to the end; gives the metrics of the last step.
 
     A stage that was stopped finds its last checkpoint in `context.workdir` and goes on from there,
-    through the same steps with the same losses as one that was not.
+    through the same steps with the same losses as one that was not. Asked to stop, it finishes the
+    step it is at and saves a checkpoint.
 
     Args:
         identity: digest of what is trained on what; a checkpoint of another one is refused.
-        save_steps: optimiser steps between checkpoints.
+
+    Raises:
+        NonFiniteError: too many steps had to be left out, or the first one where none may be.
+        StageStopped: the process was asked to stop.
     """
-    total = job.sampler.steps
-    state = TrainingState({"policy": job.model}, {"policy": job.updater.optimizer})
-    checkpoints = Checkpoints(context.workdir, fingerprint=identity)
-    resumed = checkpoints.restore(state)
-    done = resumed.step if resumed else 0
-    last: dict[str, float] = resumed.extra if resumed else {}
-    context.progress(done, total)
-    started = time.perf_counter()
-    for metrics in job.steps(bf16=bf16, first_step=done):
-        seconds, started = time.perf_counter() - started, time.perf_counter()
-        trained = last.get("num_tokens", 0) + metrics.tokens
-        last = {**metrics.values, "num_tokens": trained}
-        context.log(metrics.step, {**last, "perf/tokens_per_second": metrics.tokens / seconds})
-        context.progress(metrics.step, total)
-        if metrics.step % save_steps == 0 or metrics.step == total:
-            checkpoints.save(metrics.step, state, last)
-            started = time.perf_counter()
-    return last
+    total, ranks = job.sampler.steps, current()
+    state = job.updater.state()
+    remote = getattr(context, "remote_checkpoints", None)
+    with (
+        hold_stops() as stop,
+        Checkpoints(context.workdir, fingerprint=identity, remote=remote) as checkpoints,
+    ):
+        resumed = checkpoints.restore(state)
+        progress = Progress(**resumed.extra) if resumed else Progress()
+        done = saved = resumed.step if resumed else 0
+        context.progress(done, total)
+        started = time.perf_counter()
+        for metrics in job.steps(
+            bf16=config.bf16,
+            first_step=done,
+            skip_non_finite=config.on_non_finite == "skip",
+            stop=lambda: stop.asked,
+        ):
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            done = metrics.step
+            progress.add(metrics)
+            rate = speed(job.model, metrics.tokens, seconds, ranks.count)
+            context.log(done, {**progress.last, **rate})
+            context.progress(done, total)
+            if done % config.save_steps == 0 or done == total:
+                checkpoints.save(done, state, progress.state())
+                saved = done
+        if done > saved:
+            checkpoints.save(done, state, progress.state())
+        if done < total:  # asked to stop, here or on another rank
+            checkpoints.wait()
+            raise StageStopped(stop.signal_number or signal.SIGTERM)
+        job.updater.finish()
+    return progress.last
+
+
+@dataclass
+class Progress:
+    """What the numbers of the next step depend on, besides the model."""
+
+    last: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last step."""
+    skipped: int = 0
+    spikes: SpikeWatch = field(default_factory=SpikeWatch)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spikes, dict):
+            self.spikes = SpikeWatch(**self.spikes)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """
+        Raises:
+            NonFiniteError: too many steps were left out.
+        """
+        self.skipped += metrics.skipped
+        if self.skipped > MAX_SKIPPED_STEPS:
+            raise NonFiniteError(
+                f"step {metrics.step - 1}: {self.skipped} steps had a loss or a gradient that is "
+                "not finite, too many to go on; the log names their rows. Lower learning_rate, or "
+                "look at the rows"
+            )
+        trained = self.last.get("num_tokens", 0) + metrics.tokens
+        if self.spikes.watch(metrics.values["loss"]):
+            logger.warning(
+                "step %d: the loss jumped to %g", metrics.step - 1, metrics.values["loss"]
+            )
+        self.last = {
+            **metrics.values,
+            "num_tokens": trained,
+            "skipped_steps": self.skipped,
+            "loss_spikes": self.spikes.spikes,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"last": self.last, "skipped": self.skipped, "spikes": self.spikes.state()}
 
 
 def identity(

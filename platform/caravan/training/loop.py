@@ -1,24 +1,31 @@
 """The training loop: one generator for every objective whose loss is a sum over rows.
 
+The loop of one process and the loop of many are the same: the sums of a step run over all ranks.
+
 Logging, checkpoints and progress stay with the caller, who is given one `StepMetrics` for each
 optimiser step; a caller that stops asking stops the training.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from caravan.errors import CaravanError
 from caravan.training.lanes import Lanes
 from caravan.training.optim import NonFiniteError, Updater
+from caravan.training.parallel.ranks import current
+
+logger = logging.getLogger(__name__)
 
 ROWS_NAMED = 8
 """Row ids listed in an error."""
@@ -60,75 +67,131 @@ class Objective(Protocol[BatchT]):
 
 
 @dataclass(frozen=True)
+class Pass(Generic[B]):
+    batch: B
+    counts: bool = True
+    """False for a pass that only keeps this rank in step with others that have more to do."""
+
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens if self.counts else 0
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     step: int
     """Optimiser steps taken, this one included."""
     tokens: int
-    """Tokens of the step, without padding."""
+    """Tokens of the step, without padding, on all ranks."""
     values: Mapping[str, float]
     """`loss` and the objective's own numbers as means per unit, `learning_rate`, `grad_norm`."""
+    skipped: bool = False
+    """The loss or the gradient was not finite, and the weights were left as they were."""
 
 
 def train(
     model: PreTrainedModel,
     updater: Updater,
-    passes: Callable[[int], Sequence[B]],
+    passes: Callable[[int], list[Pass[B]]],
     objective: Objective[B],
     *,
     bf16: bool,
     lanes: int = 1,
     first_step: int = 0,
+    skip_non_finite: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepMetrics]:
     """Train `model` in place, yielding once per optimiser step.
 
     Args:
-        passes: the passes of an optimiser step, by its number from 0.
+        passes: this rank's passes of an optimiser step, by its number from 0.
         bf16: autocast to bfloat16.
         lanes: passes computed at once.
+        skip_non_finite: leave a step out whose loss or gradient is not finite.
+        stop: asked before every step; when it says so on one rank, no rank takes a further step.
 
     Raises:
         NonFiniteError: a loss or a gradient is not finite; names the rows.
+        CaravanError: a pass does not fit into the memory of the device.
     """
     side_by_side = Lanes(model, lanes)
+    ranks = current()
     for step in range(first_step, updater.schedule.total_steps):
-        batches = passes(step)
-        units = sum(objective.units(batch) for batch in batches)
-        backward = partial(_backward, objective, updater, step, units, bf16)
+        own = passes(step)
+        tokens, units = sum(p.tokens for p in own), sum(_units(objective, p) for p in own)
+        told = ranks.gather([tokens, units, len(own), stop()])
+        all_tokens, all_units, _, stopping = (sum(one) for one in zip(*told, strict=True))
+        if stopping:
+            return
+        # Ranks that share weights or gradients must make equally many passes.
+        most = max(passes for _, _, passes, _ in told)
+        own += [replace(own[-1], counts=False)] * (most - len(own))
+        refused: list[str] = []
+        backward = partial(_backward, objective, updater, all_units, bf16, refused)
         sums: Counter[str] = Counter()
-        for of_pass in side_by_side.map(backward, batches):
+        for of_pass in side_by_side.map(backward, own):
             sums.update(of_pass)
         side_by_side.gather()
+        means = {name: total / all_units for name, total in ranks.sums(sums).items()}
         try:
             update = updater.step(step)
         except NonFiniteError as error:
-            ids = [row for batch in batches for row in batch.row_ids]
-            raise NonFiniteError(f"{error}: {_name(ids)}") from error
-        means = {name: total / units for name, total in sums.items()}
-        yield StepMetrics(
-            step + 1, sum(batch.tokens for batch in batches), {**means, **update._asdict()}
-        )
+            named = ranks.collect(refused)
+            problem = (
+                f"step {step}: the loss is {means['loss']} on rows {_name(named)}; look at "
+                "them, or lower learning_rate"
+            )
+            if not named:
+                named = ranks.collect([row for p in own if p.counts for row in p.batch.row_ids])
+                problem = f"{error}: {_name(named)}"
+            if not skip_non_finite:
+                raise NonFiniteError(problem) from error
+            logger.warning("%s; the step is left out", problem)
+            yield StepMetrics(step + 1, all_tokens, means, skipped=True)
+            continue
+        yield StepMetrics(step + 1, all_tokens, {**means, **update._asdict()})
+
+
+def _units(objective: Objective[B], one: Pass[B]) -> int:
+    return objective.units(one.batch) if one.counts else 0
 
 
 def _backward(
     objective: Objective[B],
     updater: Updater,
-    step: int,
     units: int,
     bf16: bool,
+    refused: list[str],
     model: PreTrainedModel,
-    batch: B,
+    one: Pass[B],
 ) -> dict[str, float]:
-    """Add the gradients of one pass; gives its loss and the objective's own numbers, summed."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        loss, others = objective(model, batch.to(model.device))
-    value = loss.item()
-    if not math.isfinite(value):
-        raise NonFiniteError(
-            f"step {step}: the loss is {value} on rows {_name(batch.row_ids)}; look at them, or "
-            "lower learning_rate"
-        )
-    updater.backward(loss / units if objective.mean else loss)
-    return {"loss": value, **others}
+    """Add the gradients of one pass; gives its loss and the objective's own numbers, summed.
+
+    Rows whose loss is not finite are put into `refused`, and the gradient is spoilt for all ranks.
+    """
+    batch = one.batch
+
+    def run(model: PreTrainedModel) -> tuple[Tensor, Mapping[str, float]]:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            loss, others = objective(model, batch.to(model.device))
+        return loss, others
+
+    try:
+        loss, others = updater.forward(run, model)
+        value = loss.item()
+        if not math.isfinite(value):
+            refused.extend(batch.row_ids)
+            loss = loss * math.nan
+        share = loss / units if objective.mean else loss
+        updater.backward(share if one.counts else 0.0 * share)
+    except torch.OutOfMemoryError as error:
+        raise CaravanError(
+            f"a pass of {len(batch.row_ids)} rows and {batch.tokens} tokens does not fit into the "
+            "memory of the GPU; lower tokens_per_pass (losses stay the same), set "
+            "gradient_checkpointing, or raise zero_stage"
+        ) from error
+    numbers = {"loss": value, **others}
+    return numbers if one.counts else dict.fromkeys(numbers, 0.0)
 
 
 def _name(row_ids: Sequence[str]) -> str:

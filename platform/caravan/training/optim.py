@@ -1,22 +1,29 @@
 """AdamW, learning-rate schedules and the optimiser step.
 
-`Updater` is the seam between the loop and what takes the step: the loop calls `backward` for each
-pass and `step` once, and does not know how gradients are gathered or where the optimiser lives.
+`Updater` is the seam between the loop and what takes the step: the loop calls `forward` and
+`backward` for each pass and `step` once, and does not know how gradients are gathered or where the
+optimiser lives.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from caravan.errors import CaravanError
 from caravan.recipe import TrainingConfig
+from caravan.training.checkpoint import State, TrainingState
+from caravan.training.parallel.ranks import current
 
 Scheduler = Literal["linear", "cosine", "constant"]
+BUCKET_ELEMENTS = 16_000_000
+"""Gradients summed over ranks at once."""
 
 
 class NonFiniteError(CaravanError):
@@ -70,11 +77,21 @@ class Updater:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
     ) -> None:
+        self.model = model
         self.schedule = schedule
-        self.optimizer = adamw(model, schedule.learning_rate, weight_decay, betas)
+        self.optimizer = adamw(model, schedule.learning_rate, weight_decay, betas, epsilon)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._max_grad_norm = max_grad_norm
+
+    def forward(self, run: Callable[[Any], Any], model: nn.Module | None = None) -> Any:
+        """`run(model)`, a pass whose loss `backward` will be given.
+
+        Args:
+            model: the updater's own, or a view of it with gradients of its own.
+        """
+        return run(self.model if model is None else model)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass."""
@@ -84,20 +101,60 @@ class Updater:
         """Take optimiser step `step` with the gradients added since the last one.
 
         Raises:
-            NonFiniteError: a gradient is not finite; the weights are as they were.
+            NonFiniteError: a gradient is not finite; the weights are as they were, and the
+                gradients are dropped.
         """
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"step {step}: the gradient norm is {norm}; the weights were not changed. "
-                "Lower learning_rate, or look at the rows of this step"
-            )
+            self.optimizer.zero_grad()
+            raise unusable_gradient(step, norm)
         learning_rate = self.schedule.at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return Update(learning_rate, norm)
+
+    def state(self) -> State:
+        """What a checkpoint keeps."""
+        return TrainingState({"policy": self.model}, {"policy": self.optimizer})
+
+    def finish(self) -> None:
+        """Make the leader's model a plain one with its whole weights; no step follows."""
+
+
+class ReplicatedUpdater(Updater):
+    """The same on every rank, each with the whole model: gradients are summed before the step."""
+
+    def step(self, step: int) -> Update:
+        for bucket in _buckets([p for p in self._parameters if p.grad is not None]):
+            gradients = [p.grad for p in bucket if p.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, summed in zip(
+                gradients, torch.split_with_sizes(flat, sizes), strict=True
+            ):
+                gradient.copy_(summed.view_as(gradient))
+        return super().step(step)
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(p.numel() for p in bucket) >= BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def unusable_gradient(step: int, norm: float) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: the gradient norm is {norm}; the weights were not changed. "
+        "Lower learning_rate, or look at the rows of this step"
+    )
 
 
 def updater_for(
@@ -107,21 +164,31 @@ def updater_for(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Updater:
-    """The updater that a stage's config asks for."""
+    """The updater that a stage's config asks for, on the ranks that there are."""
     schedule = Schedule(
         config.learning_rate, total_steps, config.lr_scheduler_type, config.warmup_ratio
     )
-    return Updater(
+    if current().count > 1 and config.zero_stage > 0:
+        from caravan.training.parallel.zero import ZeroUpdater
+
+        return ZeroUpdater(model, schedule, config, betas)
+    kind = Updater if current().count == 1 else ReplicatedUpdater
+    return kind(
         model,
         schedule,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         betas=betas,
+        epsilon=config.adam_epsilon,
     )
 
 
 def adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
 ) -> torch.optim.AdamW:
     """AdamW in its fused form; matrices decay, norms and biases do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -130,4 +197,4 @@ def adamw(
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)

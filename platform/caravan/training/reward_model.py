@@ -68,6 +68,7 @@ def reward_model_job(
         updater=updater_for(model, config, sampler.steps),
         objective=RewardObjective(config.center_rewards_coefficient),
         sampler=sampler,
+        rows=rows,
         passes=partial(
             pair_passes,
             rows,

@@ -53,6 +53,7 @@ def sft_job(
         updater=updater_for(model, config, sampler.steps, betas=betas),
         objective=SFTObjective(mean=config.loss_reduction == "mean"),
         sampler=sampler,
+        rows=rows,
         passes=partial(token_passes, rows, config.tokens_per_pass, pad_token_id, lanes=lanes),
         lanes=lanes,
     )

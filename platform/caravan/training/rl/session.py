@@ -85,22 +85,23 @@ def _train(
         context.workdir,
         fingerprint=identity("rlvr", config, context.seed, policy_dir, prompts.rows),
     )
-    resumed = checkpoints.restore(state)
-    done = resumed.step if resumed else 0
-    guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
-    last: dict[str, float] = resumed.extra["last"] if resumed else {}
-    context.progress(done, total)
-    for step in range(done, total):
-        result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
-        guard.watch(result.metrics)
-        metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
-        context.log(step + 1, metrics)
-        if _is_kept(step, total):
-            _keep_rollouts(context.workdir, step, result)
-        last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
-        if (step + 1) % config.save_steps == 0 or step + 1 == total:
-            checkpoints.save(step + 1, state, {"guard": guard.state(), "last": last})
-        context.progress(step + 1, total)
+    with checkpoints:
+        resumed = checkpoints.restore(state)
+        done = resumed.step if resumed else 0
+        guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
+        last: dict[str, float] = resumed.extra["last"] if resumed else {}
+        context.progress(done, total)
+        for step in range(done, total):
+            result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
+            guard.watch(result.metrics)
+            metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
+            context.log(step + 1, metrics)
+            if _is_kept(step, total):
+                _keep_rollouts(context.workdir, step, result)
+            last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
+            if (step + 1) % config.save_steps == 0 or step + 1 == total:
+                checkpoints.save(step + 1, state, {"guard": guard.state(), "last": last})
+            context.progress(step + 1, total)
     return {**last, "policy/collapsed_steps": guard.collapsed_steps}
 
 

@@ -1,0 +1,86 @@
+"""What torchrun starts on every rank: python -m caravan.stages.ranks.worker SPEC"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from caravan.errors import CaravanError
+from caravan.interruption import (
+    CONTINUE_EXIT_CODE,
+    StageStopped,
+    StopSignals,
+    stop_when_exists,
+)
+from caravan.orphans import die_with_parent
+from caravan.stages.context import ArtifactKind
+from caravan.stages.ranks.directory import RankDirectory, Spec
+from caravan.training.parallel.ranks import Ranks, join, leave
+
+
+class RankContext:
+    """A stage's context on one rank; the leading one's reports reach the launcher."""
+
+    def __init__(self, spec: Spec, ranks: Ranks, directory: RankDirectory) -> None:
+        self.seed = spec.seed
+        self.workdir, self.recipe_dir = Path(spec.workdir), Path(spec.recipe_dir)
+        self.kinds: dict[str, ArtifactKind] = {}
+        self._leads, self._directory = ranks.leads, directory
+
+    def output(self, name: str, kind: ArtifactKind) -> Path:
+        assert self._leads, "only the leading rank writes outputs"
+        self.kinds[name] = kind
+        path = self._directory.outputs / name
+        path.mkdir(parents=True)
+        return path
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._leads:
+            self._directory.report({"step": step, "metrics": dict(metrics)})
+
+    def progress(self, done: int, total: int) -> None:
+        if self._leads:
+            self._directory.report({"done": done, "total": total})
+
+
+def run(spec: Spec, directory: RankDirectory) -> None:
+    ranks = join()
+    logging.basicConfig(
+        level=logging.INFO if ranks.leads else logging.WARNING,
+        format=f"%(asctime)s %(levelname)s [{ranks.rank}] %(name)s: %(message)s",
+    )
+    stop_when_exists(directory.stop_file)
+    context = RankContext(spec, ranks, directory)
+    try:
+        result = spec.call(context)
+    except StageStopped:
+        directory.say_stopped(ranks.rank)
+        raise
+    except CaravanError as error:
+        directory.say_failed(ranks.rank, "user", str(error))
+        raise
+    except BaseException:
+        directory.say_failed(ranks.rank, "crash", traceback.format_exc())
+        raise
+    if ranks.leads:
+        directory.finish({"metrics": dict(result.metrics), "kinds": context.kinds})
+    ranks.wait()  # a rank that ends early looks to torchrun's peers like one that failed
+    leave()
+
+
+def main() -> None:
+    die_with_parent()
+    path = Path(sys.argv[1])
+    try:
+        with StopSignals():
+            run(Spec(**json.loads(path.read_text())), RankDirectory(path.parent.parent))
+    except StageStopped:
+        sys.exit(CONTINUE_EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training in several processes: how they are started, share a step, and keep their state."""

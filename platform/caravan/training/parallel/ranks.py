@@ -1,0 +1,113 @@
+"""The processes that train together, and the little that they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from caravan.training.batching import split_ranks
+
+NODE_VARIABLE = "CARAVAN_NODE_RANK"
+"""Number of the node among those of a job, given to its ranks by the launcher."""
+
+PATIENCE = timedelta(hours=6)
+"""How long a rank waits for another; a lost one is noticed at once, by its broken connection."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of `count` processes. Alone, every method answers without asking anybody."""
+
+    rank: int = 0
+    count: int = 1
+    leader: int = 0
+    """The rank that logs and writes: the first one of the node whose launcher waits for it."""
+    local_rank: int = 0
+    """Among those of this node."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == self.leader
+
+    def share(self, rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+        """This rank's part of the rows of a step, about as many tokens as every other's."""
+        if self.count == 1:
+            return list(rows)
+        mine = split_ranks([lengths[row] for row in rows], self.count)[self.rank]
+        return [rows[i] for i in mine]
+
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        """The values of every rank, in order of ranks."""
+        if self.count == 1:
+            return [list(values)]
+        own = torch.tensor(values, dtype=torch.int64)
+        every = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(every, own)
+        return [one.tolist() for one in every]
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all ranks, which give the same names."""
+        if self.count == 1:
+            return dict(values)
+        total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
+        dist.all_reduce(total)
+        return dict(zip(sorted(values), total.tolist(), strict=True))
+
+    def collect(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all ranks."""
+        if self.count == 1:
+            return list(texts)
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, list(texts))
+        return [text for of_rank in every for text in of_rank]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather([0])
+
+    @contextmanager
+    def first_here(self) -> Iterator[None]:
+        """The first rank of each node goes through it before the others of the node."""
+        if self.local_rank > 0:
+            self.wait()
+        yield
+        if self.local_rank == 0:
+            self.wait()
+
+
+_current = Ranks()
+
+
+def current() -> Ranks:
+    """The ranks this process is one of: itself alone, unless it has joined others."""
+    return _current
+
+
+def join() -> Ranks:
+    """Meet the other processes that torchrun has started; it says who we are in variables."""
+    global _current
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    one = Ranks(dist.get_rank(), dist.get_world_size(), local_rank=local_rank)
+    places = one.gather([int(os.environ.get(NODE_VARIABLE, 0)), local_rank])
+    _current = replace(one, leader=places.index([0, 0]))
+    return _current
+
+
+def leave() -> None:
+    """Part from the others."""
+    global _current
+    _current = Ranks()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,242 @@
+"""The optimiser step under DeepSpeed's ZeRO stages 1 to 3 (Rajbhandari et al., arXiv:1910.02054).
+
+Stage 1 shares the optimiser's state out over the ranks, stage 2 the gradients too, stage 3 the
+weights too. Losses, schedule, clipping and what a checkpoint holds are those of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from caravan.errors import require
+from caravan.recipe import TrainingConfig
+from caravan.training.checkpoint import MOMENTS, State, optimizer_key, own_tensors, tensor_key
+from caravan.training.optim import Schedule, Update, Updater, unusable_gradient
+from caravan.training.parallel.ranks import current
+
+BUCKET_ELEMENTS = 200_000_000
+"""Gradients reduced, and weights fetched ahead, at once."""
+POLICY = "policy"
+
+
+class ZeroUpdater(Updater):
+    """AdamW whose state is spread over the ranks.
+
+    Until the first pass the model is a plain one on every rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        config: TrainingConfig,
+        betas: tuple[float, float],
+    ) -> None:
+        super().__init__(
+            model,
+            schedule,
+            weight_decay=config.weight_decay,
+            betas=betas,
+            epsilon=config.adam_epsilon,
+        )
+        self.config = config
+        self._engine: Any = None
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's; it takes the model over when it is first asked for."""
+        if self._engine is None:
+            deepspeed = _deepspeed()
+            self._engine, *_ = deepspeed.initialize(
+                model=_Call(self.model),
+                optimizer=self.optimizer,
+                config=_config(self.model, self.config),
+            )
+        return self._engine
+
+    def forward(self, run: Callable[[Any], Any], model: nn.Module | None = None) -> Any:
+        assert model is None or model is self.model, "with ZeRO there is one view of the model"
+        return self.engine(run)
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed takes the mean over ranks, and the loss is this rank's part of a sum.
+        self.engine.backward(loss * current().count, scale_wrt_gas=False)
+
+    def step(self, step: int) -> Update:
+        learning_rate = self.schedule.at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        if not self.engine.was_step_applied():
+            raise unusable_gradient(step, norm)
+        return Update(learning_rate, norm)
+
+    def state(self) -> State:
+        return _ZeroState(self)
+
+    def finish(self) -> None:
+        whole: dict[int, Tensor] = {}
+        for parameter in self.model.parameters():
+            with _gathered(parameter):
+                if current().leads:
+                    whole[id(parameter)] = parameter.detach().cpu().clone()
+        self.engine.destroy()
+        for parameter in self.model.parameters():
+            if current().leads:
+                parameter.data = whole[id(parameter)]
+
+
+class _Call(nn.Module):
+    """`module(run)` is `run(model)`, inside of DeepSpeed's hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[nn.Module], Any]) -> Any:
+        return run(self.model)
+
+
+class _ZeroState:
+    """Weights and moments under the names that the checkpoint of one process gives them."""
+
+    def __init__(self, updater: ZeroUpdater) -> None:
+        self._updater = updater
+        # DeepSpeed replaces the optimiser's parameters by flat ones, in the same order.
+        groups = updater.optimizer.param_groups
+        ordered = [p for group in groups for p in group["params"]]
+        self._numbers = {id(parameter): number for number, parameter in enumerate(ordered)}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Gathered one by one; ranks other than the leader keep none."""
+        _link_moments(self._updater.engine.optimizer)
+        kept: dict[str, Tensor] = {}
+
+        def keep(key: str, value: Tensor) -> None:
+            if current().leads:
+                kept[key] = value.detach().to("cpu", copy=True)
+
+        steps = _steps_taken(self._updater.optimizer)
+        for path, value in own_tensors(self._updater.model).items():
+            if not isinstance(value, nn.Parameter):
+                keep(tensor_key(POLICY, path), value)
+                continue
+            with _gathered(value):
+                keep(tensor_key(POLICY, path), value)
+            number = self._numbers[id(value)]
+            for name in MOMENTS:
+                keep(optimizer_key(POLICY, number, name), _moment(value, name))
+            keep(optimizer_key(POLICY, number, "step"), steps)
+        return kept
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        assert self._updater._engine is None, "a checkpoint is put before the first pass"
+        with torch.no_grad():
+            for path, value in own_tensors(self._updater.model).items():
+                value.copy_(tensors[tensor_key(POLICY, path)])
+        zero = self._updater.engine.optimizer  # its own copies of the weights are made of these
+        _make_moments(zero, self._updater.optimizer, tensors[optimizer_key(POLICY, 0, "step")])
+        for value in own_tensors(self._updater.model).values():
+            if isinstance(value, nn.Parameter):
+                number = self._numbers[id(value)]
+                for name in MOMENTS:
+                    _put_moment(zero, value, name, tensors[optimizer_key(POLICY, number, name)])
+
+
+def _make_moments(zero: Any, optimizer: torch.optim.Optimizer, step: Tensor) -> None:
+    """The optimiser's state as after its first step, which would make it: empty, but there."""
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None)  # stage 3
+    if flat is None:
+        flat = zero.single_partition_of_fp32_groups
+    for parameter in flat:
+        optimizer.state[parameter] = {
+            "step": step.clone().to(parameter.device),
+            **{name: torch.zeros_like(parameter) for name in MOMENTS},
+        }
+    _link_moments(zero)
+
+
+def _link_moments(zero: Any) -> None:
+    """Let stages 1 and 2 find the moments of a weight.
+
+    DeepSpeed does so itself in its first step, but too early for all groups but the first.
+    """
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _moment(parameter: nn.Parameter, name: str) -> Tensor:
+    utils = _deepspeed().utils
+    value = utils.safe_get_full_optimizer_state(parameter, name)
+    return cast(Tensor, value)
+
+
+def _put_moment(zero: Any, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+    if not hasattr(parameter, "ds_id"):  # stages 1 and 2
+        _deepspeed().utils.safe_set_full_optimizer_state(parameter, value, name)
+        return
+    # DeepSpeed's own function fails where the ranks' parts are not equal.
+    part, _ = zero._get_fp32_opt_state_partition(parameter, optim_state_key=name)
+    first = part.numel() * zero._get_param_partition_rank(parameter)
+    mine = value.flatten()[first : first + part.numel()]
+    part.flatten()[: mine.numel()].copy_(mine)
+
+
+def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor:
+    return next(cast(Tensor, s["step"]) for s in optimizer.state.values() if "step" in s)
+
+
+def _gathered(parameter: nn.Parameter) -> Any:
+    """Inside, a parameter that is spread over the ranks is whole."""
+    return _deepspeed().zero.GatheredParameters([parameter])
+
+
+def _config(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:
+    """https://www.deepspeed.ai/docs/config-json/"""
+    elements = sum(_elements(model))
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": min(BUCKET_ELEMENTS, elements),
+        "allgather_bucket_size": min(BUCKET_ELEMENTS, elements),
+        "overlap_comm": torch.cuda.is_available(),
+    }
+    if config.zero_stage == 3:
+        # Norms and biases stay whole on every rank: fetching them costs more than keeping them.
+        vectors = [p.numel() for p in model.parameters() if p.ndim < 2]
+        zero |= {
+            "stage3_prefetch_bucket_size": min(BUCKET_ELEMENTS, elements),
+            "stage3_param_persistence_threshold": max(vectors, default=0),
+        }
+    if config.zero_offload != "none":
+        zero["offload_optimizer"] = offload
+    if config.zero_offload == "all":
+        zero["offload_param"] = offload
+    return {
+        # Of no effect: a step ends when `step` is called, and passes differ in size.
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it is compiled at run time; torch's is as good
+    }
+
+
+def _elements(model: nn.Module) -> Iterator[int]:
+    return (parameter.numel() for parameter in model.parameters())
+
+
+def _deepspeed() -> Any:
+    deepspeed = require("deepspeed", extra="deepspeed", feature="zero_stage above 0")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # A collective for CPUs that is compiled when it is first used; gloo does without a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
