@@ -59,7 +59,10 @@ running() { # is a cluster there that `up` would only have to find?
 images() {
   if [ $cluster = node ]; then
     debian
-    command -v debootstrap podman >/dev/null || { apt-get update -qq; apt-get install -y -qq --no-install-recommends debootstrap podman >/dev/null; }
+    if ! command -v debootstrap >/dev/null || ! command -v podman >/dev/null; then
+      apt-get update -qq
+      apt-get install -y -qq --no-install-recommends debootstrap podman >/dev/null
+    fi
     if [ "$BASE" = localhost/caravan/debian:bookworm ]; then "$root/images/base.sh" "$BASE"; fi
   fi
   if [ $cluster = kind ]; then export BUILDER=docker; fi

@@ -254,6 +254,16 @@ def test_short_stages_share_a_pod_only_if_one_suits_them_all(tmp_path):
     assert len(apart.steps) == len(alike.steps) + 4
 
 
+def test_a_fan_out_may_be_held_to_a_number_of_pods(tmp_path):
+    recipe = load_recipe(RECIPES["pocket"])
+    spec, _ = compiled(recipe, ClusterProfile(pool_parallelism=3), tmp_path)
+    tasks = [t for c in spec["components"].values()
+             for t in c.get("dag", {}).get("tasks", {}).values()]  # fmt: skip
+    loops = [t for t in tasks if "parameterIterator" in t]
+
+    assert [loop["iteratorPolicy"]["parallelismLimit"] for loop in loops] == [3, 3]
+
+
 def test_an_unknown_type_of_gpu_is_named_before_anything_is_submitted(tmp_path):
     recipe = load_recipe(RECIPES["pocket"], ["sft.resources.gpus=1", "sft.resources.gpu_type=b200"])
     with pytest.raises(SettingsError, match=r"'b200'.*add it under `gpus`"):

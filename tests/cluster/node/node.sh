@@ -65,8 +65,8 @@ up() {
     return
   fi
   install_packages
-  "$here/build.sh" "$bin"
-  if [ -d "$state" ]; then down; fi
+  "$here/build.sh" "$bin" >&2
+  if [ -d "$state" ]; then down >&2; fi
   address=$(hostname -I | tr ' ' '\n' | grep -m1 '\.')
   mkdir -p "$state"/{log,pid,certs,cni,etcd,volumes,loaded}
   write_configuration
