@@ -27,6 +27,8 @@ class Placement(Protocol):
 
     one_pod: bool
     """Whether short stages run together."""
+    at_once: int
+    """Steps of one fan-out at the same time; 0 sets no limit."""
 
     def place(self, task: Any, nodes: Sequence[Node]) -> None:
         """Ask for what the stages of one task need. The nodes of a fan-out need the same."""
@@ -39,6 +41,7 @@ class Here:
     """All steps on this machine."""
 
     one_pod = False
+    at_once = 0
 
     def place(self, task: Any, nodes: Sequence[Node]) -> None:
         pass
@@ -87,7 +90,11 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
                 ratings = out(step(c.judge, "judge", **judged))
                 pairs = out(step(c.pair, "pair", prompts=data.prompts, ratings=ratings))
             if recipe.dpo:
-                models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs))
+                once = {}
+                if recipe.dpo.loss.needs_reference:
+                    scored = step(c.reference, "reference", model=sft, pairs=pairs)
+                    once = {"reference": out(scored)}
+                models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs, **once))
             if recipe.reward_model:
                 trained = step(c.reward_model, "reward-model", model=sft, pairs=pairs)
                 value_start = {"reward_model": out(trained)}
@@ -168,7 +175,7 @@ def _answer_with(
 ) -> BaseComponent:
     @dsl.pipeline(name=name)
     def respond(run: str, prompts: str, base: str, sft: str) -> list[str]:
-        with dsl.ParallelFor(members) as member:
+        with dsl.ParallelFor(members, parallelism=where.at_once or None) as member:
             task = c.respond(run=run, member=member, prompts=prompts, base=base, sft=sft)
             where.place(task, [nodes[f"respond-{name}"] for name in members])
         return dsl.Collected(out(task))
@@ -179,7 +186,7 @@ def _answer_with(
 def _evaluate_models(names: list[str], nodes: dict[str, Node], where: Placement) -> BaseComponent:
     @dsl.pipeline(name="evaluate")
     def evaluate(run: str, base: str, sft: str, dpo: str = "", rlvr: str = "") -> list[str]:
-        with dsl.ParallelFor(names) as model:
+        with dsl.ParallelFor(names, parallelism=where.at_once or None) as model:
             task = c.evaluate(run=run, model=model, base=base, sft=sft, dpo=dpo, rlvr=rlvr)
             where.place(task, [nodes[f"evaluate-{name}"] for name in names])
         return dsl.Collected(out(task))

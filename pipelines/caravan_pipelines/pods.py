@@ -23,9 +23,7 @@ from caravan.cluster.pod import (
 from caravan.cluster.profile import ClusterProfile
 from caravan.recipe import Resources
 from caravan_pipelines.graph import Node
-
-TRAINER_TOKEN_DIR = "/var/run/secrets/caravan-trainer"
-"""Where a pod that creates a TrainJob finds the token of the account that may."""
+from caravan_pipelines.on_nodes import TRAINER_TOKEN_DIR
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class ClusterPlacement:
     dashboard_url: str = ""
     one_pod: bool = True
     placed: list[Placed] = field(default_factory=list)
+
+    @property
+    def at_once(self) -> int:
+        return self.profile.pool_parallelism
 
     def kind(self, node: Node) -> object:
         resources = node.resources
@@ -81,9 +83,12 @@ class ClusterPlacement:
             kubernetes.add_pod_label(task, name, value)
         for name, value in self.annotations.items():
             kubernetes.add_pod_annotation(task, name, value)
+        if waits:  # it makes a job for this cluster
+            profile = self.profile.model_dump_json(exclude_defaults=True)
+            task.set_env_variable("CARAVAN_CLUSTER_PROFILE", profile)
         if waits and self.profile.trainer.token_secret:
             kubernetes.use_secret_as_volume(
-                task, self.profile.trainer.token_secret, TRAINER_TOKEN_DIR
+                task, self.profile.trainer.token_secret, str(TRAINER_TOKEN_DIR)
             )
 
     def _own(self, resources: Resources) -> Resources:

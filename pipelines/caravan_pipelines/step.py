@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 from caravan.errors import CaravanError, StageError
-from caravan.recipe import Recipe
-from caravan.registry import Registry, RunRow, StageRunRow
-from caravan.settings import load_settings
-from caravan.stages.execute import die_with_parent, execute, patiently
-from caravan_pipelines.graph import find_node
+from caravan.operations.logs import configure_logging
+from caravan.operations.traces import stage_span
+from caravan.registry import StageRunRow
+from caravan.settings import Settings, load_settings
+from caravan.stages.execute import die_with_parent, execute
+from caravan_pipelines.graph import Node, find_node
 from caravan_pipelines.launch.files import unpack_files
+from caravan_pipelines.on_nodes import wait_for_job
 from caravan_pipelines.page import stage_page
+from caravan_pipelines.run_data import open_registry, recipe_of, run_of
 
 
 class Metrics(Protocol):
@@ -50,28 +51,32 @@ def run_step(
         Digest of each output artifact.
     """
     die_with_parent()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     settings = load_settings()
+    configure_logging(settings.log_format, run=run, stage=node)
     given = {name: digest for name, digest in inputs.items() if digest}
     try:
         _refuse_hopeless(run, node, settings.max_failures)
         found = find_node(recipe_of(run), node)
-        outputs = execute(
-            found.name, found.stage, found.config, given, run, settings,
-            recipe_dir=unpack_files(_run(run).recipe_dir, settings),
-        )  # fmt: skip
+        with stage_span(run, node, {"caravan.recipe": run_of(run).name}):
+            outputs = _work(found, run, given, settings)
     except CaravanError as error:  # said in a sentence; the registry has the traceback
         raise SystemExit(f"error: {error}") from None
-    with _registry() as registry:
+    with open_registry() as registry:
         stage = next(s for s in registry.stage_runs(run) if s.node == node)
     _show(stage, metrics, summary, settings.dashboard_url)
     return outputs
 
 
+def _work(node: Node, run: str, inputs: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The stage's outputs: made here, or by a job on several nodes."""
+    if node.resources.nodes > 1 and settings.pod_name:
+        return wait_for_job(node, run, inputs, settings)
+    recipe_dir = unpack_files(run_of(run).recipe_dir, settings)
+    return execute(node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir)
+
+
 def _refuse_hopeless(run: str, node: str, max_failures: int) -> None:
-    with _registry() as registry:
+    with open_registry() as registry:
         stage = next((s for s in registry.stage_runs(run) if s.node == node), None)
     if max_failures and stage and stage.failures >= max_failures:
         reason = (stage.error or "").splitlines()[:1]
@@ -90,28 +95,6 @@ def _show(
     page.parent.mkdir(parents=True, exist_ok=True)
     with page.open("a", encoding="utf-8") as file:
         file.write(stage_page(stage, dashboard_url))
-
-
-def _registry() -> Registry:
-    settings = load_settings()
-    return patiently(
-        lambda: Registry(
-            settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
-        ),
-        settings.patience_seconds,
-    )
-
-
-@lru_cache(maxsize=1)
-def _run(run: str) -> RunRow:
-    with _registry() as registry:
-        return registry.get_run(run)
-
-
-@lru_cache(maxsize=1)
-def recipe_of(run: str) -> Recipe:
-    """The recipe of a run, as the registry has it."""
-    return Recipe.model_validate(_run(run).recipe)
 
 
 def pool_artifact(run: str, member: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caravan_pipelines.graph import Node
-from caravan_pipelines.step import Markdown, recipe_of, run_step
+from caravan_pipelines.run_data import recipe_of
+from caravan_pipelines.step import Markdown, run_step
 
 PREPARE = ("curate", "synthesize", "decontaminate", "mix", "sample-prompts")
 RATE = ("judge", "pair")

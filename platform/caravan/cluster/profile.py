@@ -155,9 +155,11 @@ def load_profile(settings: Settings) -> ClusterProfile:
     """
     if not settings.cluster_profile:
         return ClusterProfile()
-    path = Path(settings.cluster_profile)
+    inline = settings.cluster_profile.lstrip().startswith("{")
+    path = "given inline" if inline else Path(settings.cluster_profile)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = settings.cluster_profile if inline else Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
         return ClusterProfile.model_validate(content)
     except OSError as error:
         raise SettingsError(f"CARAVAN_CLUSTER_PROFILE={path}: {error.strerror}") from error

@@ -1,0 +1,74 @@
+"""Why pods end or wait, from what Kubernetes says of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
+
+SPEC = {
+    "activeDeadlineSeconds": 60,
+    "containers": [{"name": "main", "resources": {"limits": {"memory": "512Mi"}}}],
+}
+
+
+def failed(**status: object) -> dict:
+    return {"spec": SPEC, "status": {"phase": "Failed", **status}}
+
+
+def ended(**terminated: object) -> dict:
+    sidecar = {"name": "wait", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    main = {"name": "main", "state": {"terminated": terminated}}
+    return failed(containerStatuses=[sidecar, main])
+
+
+@pytest.mark.parametrize(
+    ("pod", "words"),
+    [
+        (ended(exitCode=137, reason="OOMKilled"), "killed for memory: it needed more than 512Mi"),
+        (ended(exitCode=137, reason="Error"), "killed (SIGKILL)"),
+        (ended(exitCode=143, reason="Error"), "stopped"),
+        (ended(exitCode=75, reason="Error"), "stopped"),
+        (
+            ended(exitCode=3, reason="Error", message="disk full"),
+            "ended with exit code 3: disk full",
+        ),
+        (failed(reason="DeadlineExceeded"), "longer than its deadline of 60 s"),
+        (failed(reason="Evicted", message="low on resource: memory."), "low on resource: memory."),
+        (failed(reason="NodeLost", message="node gone"), "NodeLost node gone"),
+    ],
+)
+def test_why_a_pod_failed(pod, words):
+    assert words in (why_ended(pod) or "")
+
+
+def test_a_pod_that_runs_or_succeeded_has_not_failed():
+    for phase in ("Pending", "Running", "Succeeded"):
+        assert why_ended({"spec": SPEC, "status": {"phase": phase}}) is None
+
+
+@pytest.mark.parametrize("code", [75, 143])
+def test_a_pod_that_was_asked_to_stop_did_not_fail(code):
+    assert was_interrupted(ended(exitCode=code, reason="Error"))
+
+
+def test_memory_and_errors_are_failures_and_evictions_are_not():
+    assert not was_interrupted(ended(exitCode=137, reason="OOMKilled"))
+    assert not was_interrupted(ended(exitCode=1, reason="Error"))
+    assert was_interrupted(failed(reason="Evicted"))
+
+
+def waiting(reason: str, message: str = "") -> dict:
+    state = {"waiting": {"reason": reason, "message": message}}
+    status = {"name": "main", "image": "r/x:1", "state": state}
+    return {"spec": SPEC, "status": {"phase": "Pending", "containerStatuses": [status]}}
+
+
+def test_what_a_pod_waits_for():
+    assert "image r/x:1 cannot be pulled" in (why_waiting(waiting("ImagePullBackOff")) or "")
+    missing = why_waiting(waiting("CreateContainerConfigError", 'secret "caravan" not found'))
+    assert 'secret "caravan" not found' in (missing or "")
+    assert why_waiting(waiting("ContainerCreating")) is None
+    nowhere = {"type": "PodScheduled", "status": "False", "message": "Insufficient nvidia.com/gpu"}
+    pod = {"spec": SPEC, "status": {"phase": "Pending", "conditions": [nowhere]}}
+    assert why_waiting(pod) == "no node takes it: Insufficient nvidia.com/gpu"
