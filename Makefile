@@ -24,12 +24,17 @@ demo: setup ## Run the whole recipe on this machine (about ten minutes) and show
 test: setup test-tools check ## Run the tests
 	$(BIN)/python -m pytest
 
-# What tests need beside Python packages: a browser, and NLTK's sentence model (which
-# llama-index-core carries; its own dependencies are not needed).
-test-tools: setup
+# What tests need beside Python packages: a browser, NLTK's sentence model (which llama-index-core
+# carries; its own dependencies are not needed), and checkov, which wants packages of its own.
+test-tools: setup .venv-checkov/.installed
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	@test -d $(VENV)/lib/python*/site-packages/llama_index/core/_static || \
 		$(BIN)/python -m pip install -qq --no-deps 'llama-index-core>=0.14,<0.15'
+
+.venv-checkov/.installed:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install -qq 'checkov>=3.2,<4'
+	touch $@
 
 # vLLM wants packages of its own, so it gets an environment of its own. It asks for torchvision,
 # torchaudio and torchcodec, which text models do not use and which have no CPU build everywhere.
@@ -63,4 +68,4 @@ bench: setup ## Run the benchmarks (minutes to hours)
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## Remove the environment and caches (not the runs in .caravan)
-	rm -rf $(VENV) .venv-vllm .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venv-checkov .mypy_cache .pytest_cache .ruff_cache

@@ -176,8 +176,10 @@ key: {{ .Values.registry.urlKey }}
 {{- if .Values.kubeflow.enabled -}}
 - name: CARAVAN_KFP_URL
   value: {{ .Values.kubeflow.endpoint | quote }}
+{{- if .Values.kubeflow.multiUser }}
 - name: CARAVAN_KFP_NAMESPACE
   value: {{ .Release.Namespace }}
+{{- end }}
 - name: CARAVAN_CLUSTER_PROFILE
   value: /etc/caravan/cluster/profile.yaml
 {{- if .Values.kubeflow.serviceAccountToken }}
