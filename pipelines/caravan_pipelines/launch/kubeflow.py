@@ -1,0 +1,368 @@
+"""Launch a run on Kubeflow Pipelines: compile its pipeline for the cluster, and submit it.
+
+The registry's run exists first; its id names the run there, and what Kubeflow Pipelines calls
+it is kept in the registry. To resume is to submit the pipeline again: finished stages answer at
+once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caravan.cluster.pod import RUN_LABEL, label_value
+from caravan.cluster.profile import ClusterProfile, load_profile
+from caravan.errors import CaravanError, SettingsError, require
+from caravan.recipe import Recipe
+from caravan.recipe_io import recipe_digest
+from caravan.registry import Registry, RunRow
+from caravan.registry.states import State
+from caravan.settings import Settings, load_settings
+from caravan.store import open_store
+from caravan_pipelines.budget import check_budget, project_tags
+from caravan_pipelines.graph import stage_graph
+from caravan_pipelines.launch.files import pack_files
+from caravan_pipelines.launch.local import check_writable
+from caravan_pipelines.page import run_link
+
+if TYPE_CHECKING:
+    from caravan_pipelines.pods import ClusterPlacement, Placed
+
+STATES = {
+    "SUCCEEDED": State.SUCCEEDED,
+    "FAILED": State.FAILED,
+    "CANCELED": State.CANCELLED,
+    "SKIPPED": State.SUCCEEDED,
+}
+"""How a run of Kubeflow Pipelines may end."""
+CANCEL_SECONDS = 30.0
+
+
+class KubeflowError(CaravanError):
+    """Kubeflow Pipelines refuses, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    run_id: str
+    kfp_run_id: str
+    link: str
+    seconds: float
+    """To compile and submit."""
+
+
+def open_client(settings: Settings) -> Any:
+    """A `kfp.Client` with the settings' address and credentials.
+
+    Without a token, the file of one, or a cookie, a pod takes its service account's token if one
+    was made for Kubeflow Pipelines; everybody else comes without.
+
+    Raises:
+        SettingsError: no address is set, or a header cannot be read.
+        KubeflowError: it does not answer.
+    """
+    if not settings.kfp_url:
+        raise SettingsError(
+            "CARAVAN_KFP_URL is not set: give the address of Kubeflow Pipelines, such as "
+            "http://localhost:8888 (kubectl port-forward -n kubeflow svc/ml-pipeline 8888)"
+        )
+    kfp = require("kfp", extra="pipelines", feature="launching on Kubeflow Pipelines")
+    credentials = None
+    if not settings.kfp_token.get_secret_value():
+        credentials = _service_account(settings.kfp_token_file)
+    headers = dict(_headers(settings))
+    with warnings.catch_warnings(), _in_words(settings):
+        warnings.simplefilter("ignore")
+
+        class Client(kfp.Client):  # type: ignore[misc]  # KFP has no types
+            """With our headers, which it has no place for, from its first call on."""
+
+            def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+                _add_headers(self, headers)
+                return self._healthz_api.healthz_service_get_healthz()
+
+        client = Client(
+            host=settings.kfp_url,
+            namespace=settings.kfp_namespace or "kubeflow",  # its word for finding out itself
+            existing_token=settings.kfp_token.get_secret_value() or None,
+            credentials=credentials,
+            cookies=settings.kfp_cookies.get_secret_value() or None,
+            ssl_ca_cert=settings.kfp_ca_file or None,
+        )
+    _add_headers(client, headers)
+    return client
+
+
+def _add_headers(client: Any, headers: dict[str, str]) -> None:
+    for api in ("_run_api", "_experiment_api", "_healthz_api"):
+        getattr(client, api).api_client.default_headers.update(headers)
+
+
+def _service_account(token_file: str) -> Any | None:
+    from kfp.client import KF_PIPELINES_SA_TOKEN_PATH, ServiceAccountTokenVolumeCredentials
+
+    path = token_file or KF_PIPELINES_SA_TOKEN_PATH
+    if Path(path).exists():
+        return ServiceAccountTokenVolumeCredentials(path)
+    if token_file:
+        raise SettingsError(f"CARAVAN_KFP_TOKEN_FILE={token_file}: there is no such file")
+    return None
+
+
+def _headers(settings: Settings) -> list[tuple[str, str]]:
+    found = []
+    for line in filter(str.strip, settings.kfp_headers.get_secret_value().splitlines()):
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise SettingsError("CARAVAN_KFP_HEADERS: write one `Name: value` a line")
+        found.append((name.strip(), value.strip()))
+    return found
+
+
+@contextlib.contextmanager
+def _in_words(settings: Settings) -> Any:
+    """Turn the client's errors into ours: where, what, and what to do."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    where = f"Kubeflow Pipelines at {settings.kfp_url}"
+    try:
+        yield
+    except ApiException as error:
+        if error.status in (401, 403):
+            raise KubeflowError(
+                f"{where} refuses us ({error.status}): give CARAVAN_KFP_TOKEN, "
+                "CARAVAN_KFP_TOKEN_FILE or CARAVAN_KFP_COOKIES, and the right "
+                f"CARAVAN_KFP_NAMESPACE (now {settings.kfp_namespace or 'none'})"
+            ) from error
+        raise KubeflowError(f"{where}: {error.status} {error.reason}: {error.body}") from error
+    except (HTTPError, OSError) as error:
+        raise KubeflowError(
+            f"{where} does not answer: {error}; check CARAVAN_KFP_URL and CARAVAN_KFP_CA_FILE"
+        ) from error
+
+
+# --- compiling and submitting -------------------------------------------------------------------
+
+
+def placement(
+    recipe: Recipe, profile: ClusterProfile, settings: Settings, run_id: str, owner: str
+) -> ClusterPlacement:
+    """What the pods of one run are asked for and labelled with."""
+    from caravan_pipelines.pods import ClusterPlacement
+
+    return ClusterPlacement(
+        profile,
+        labels={
+            RUN_LABEL: label_value(run_id),
+            "caravan.dev/recipe": label_value(recipe.name),
+            "caravan.dev/owner": label_value(owner),
+        },
+        annotations={"caravan.dev/recipe-digest": recipe_digest(recipe)},
+        dashboard_url=settings.dashboard_url,
+    )
+
+
+def plan(recipe: Recipe, profile: ClusterProfile, settings: Settings) -> list[Placed]:
+    """The pods that a run of `recipe` would have; nothing is submitted."""
+    from caravan_pipelines.pipeline import build_pipeline
+
+    where = placement(recipe, profile, settings, "run", settings.owner)
+    build_pipeline(recipe, where)
+    order = [node.name for node in stage_graph(recipe)]
+    return sorted(where.placed, key=lambda task: order.index(task.nodes[0]))
+
+
+def compile_pipeline(recipe: Recipe, where: ClusterPlacement, path: Path, about: str) -> None:
+    """Write the pipeline of `recipe` as Kubeflow Pipelines takes it: YAML with two documents."""
+    from kfp import compiler
+
+    from caravan_pipelines.pipeline import build_pipeline
+
+    pipeline = build_pipeline(recipe, where)
+    pipeline.description = about
+    pipeline.pipeline_spec.pipeline_info.description = about
+    compiler.Compiler().compile(pipeline, str(path))
+
+
+def launch(
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    recipe_dir: Path,
+    tags: tuple[str, ...] = (),
+) -> Submitted:
+    """Register a run of `recipe` and submit its pipeline.
+
+    Raises:
+        CaravanError: something that the run needs cannot be used; nothing is left running.
+    """
+    profile = load_profile(settings)
+    plan(recipe, profile, settings)  # what cannot be placed is refused before anything is made
+    client = open_client(settings)
+    store = open_store(settings.resolved_store_url, settings)
+    check_writable(store)
+    with Registry(settings.resolved_registry_url) as registry:
+        check_budget(recipe, recipe_dir, settings, registry)
+        run_id = registry.create_run(
+            recipe.model_dump(mode="json"),
+            name=recipe.name,
+            seed=recipe.seed,
+            recipe_digest=recipe_digest(recipe),
+            owner=settings.owner,
+            recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
+            tags=project_tags(tags, settings),
+            backend="kubeflow",
+        )
+        return _submit(registry.get_run(run_id), client, profile, settings, registry)
+
+
+def resume(run: RunRow, settings: Settings) -> Submitted:
+    """Submit the pipeline of a stopped run again.
+
+    Raises:
+        CaravanError: it still runs, or Kubeflow Pipelines refuses.
+    """
+    client, profile = open_client(settings), load_profile(settings)
+    with Registry(settings.resolved_registry_url) as registry:
+        sync(run, registry, settings, client)
+        if not (run := registry.get_run(run.id)).state.finished:
+            raise CaravanError(
+                f"run {run.id} is {run.state} on Kubeflow Pipelines: follow it with "
+                f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
+            )
+        return _submit(run, client, profile, settings, registry)
+
+
+def _submit(
+    run: RunRow, client: Any, profile: ClusterProfile, settings: Settings, registry: Registry
+) -> Submitted:
+    recipe = Recipe.model_validate(run.recipe)
+    began = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as directory, _in_words(settings):
+            path = Path(directory, "pipeline.yaml")
+            where = placement(recipe, profile, settings, run.id, run.owner)
+            compile_pipeline(recipe, where, path, describe(run, settings))
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints links
+                experiment = client.create_experiment(
+                    name=recipe.name, namespace=settings.kfp_namespace or None
+                )
+                submitted = client.run_pipeline(
+                    experiment_id=experiment.experiment_id,
+                    job_name=run.id,
+                    pipeline_package_path=str(path),
+                    params={"run": run.id},
+                    enable_caching=False,
+                    service_account=profile.service_account or None,
+                )
+    except CaravanError as error:
+        registry.update_run_state(run.id, State.FAILED, error=str(error))
+        raise
+    registry.forgive_failures(run.id)
+    registry.set_backend_run(run.id, submitted.run_id)
+    registry.update_run_state(run.id, State.RUNNING)
+    return Submitted(
+        run.id,
+        submitted.run_id,
+        run_page(submitted.run_id, settings),
+        time.perf_counter() - began,
+    )
+
+
+def describe(run: RunRow, settings: Settings) -> str:
+    """What Kubeflow Pipelines' page says of the run."""
+    parts = [f"Caravan run {run.id}", f"recipe {run.name} ({run.recipe_digest})"]
+    parts.append(f"owner {run.owner}")
+    if run.tags:
+        parts.append(f"tags {', '.join(run.tags)}")
+    if settings.dashboard_url:
+        parts.append(run_link(settings.dashboard_url, run.id))
+    return "; ".join(parts)
+
+
+def run_page(kfp_run_id: str, settings: Settings) -> str:
+    """The page of a run in Kubeflow Pipelines."""
+    return f"{settings.kfp_url.rstrip('/')}/#/runs/details/{kfp_run_id}"
+
+
+# --- afterwards ---------------------------------------------------------------------------------
+
+
+def cancel(run: RunRow, settings: Settings) -> None:
+    """Stop a run; `resume` continues it.
+
+    Raises:
+        KubeflowError: Kubeflow Pipelines refuses, or does not answer.
+    """
+    client = open_client(settings)
+    with _in_words(settings):
+        client.terminate_run(run.backend_run_id)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    with Registry(settings.resolved_registry_url) as registry:
+        while time.monotonic() < deadline:
+            sync(run, registry, settings, client)
+            if registry.get_run(run.id).state.finished:
+                return
+            time.sleep(1)
+
+
+def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None = None) -> None:
+    """Bring the registry's run and its stages to what Kubeflow Pipelines and the pods say."""
+    from caravan_pipelines.launch.pod_ends import record_ends
+
+    if run.state.finished or not run.backend_run_id:
+        return
+    client, profile = client or open_client(settings), load_profile(settings)
+    with _in_words(settings):
+        found = client.get_run(run.backend_run_id)
+    state = STATES.get(str(found.state), State.RUNNING)
+    troubles = record_ends(run, registry, profile.namespace, state)
+    if hopeless := _hopeless(run, registry, profile):
+        if state is State.RUNNING:  # else it would try again for hours, in vain
+            with _in_words(settings):
+                client.terminate_run(run.backend_run_id)
+        elif state is State.CANCELLED:  # as we have asked
+            state, troubles = State.FAILED, hopeless
+    if state is State.RUNNING:
+        waiting = "; ".join(troubles) or None
+        if waiting != run.error:
+            registry.update_run_state(run.id, State.RUNNING, error=waiting)
+        return
+    error = None
+    if state is State.FAILED:
+        said = getattr(found.error, "message", None) if found.error else None
+        error = "; ".join(troubles) or said or "Kubeflow Pipelines gives no reason"
+    registry.update_run_state(run.id, state, error=error)
+
+
+def _hopeless(run: RunRow, registry: Registry, profile: ClusterProfile) -> list[str]:
+    """Why stages that have failed too often did."""
+    return [
+        f"{stage.node} failed {stage.failures} times: {(stage.error or '').splitlines()[0]}"
+        for stage in registry.stage_runs(run.id)
+        if stage.state is State.FAILED and stage.failures > profile.retries.count
+    ]
+
+
+def sync_all(settings: Settings | None = None) -> int:
+    """Bring every unfinished run on Kubeflow Pipelines up to date; returns how many there are."""
+    settings = settings or load_settings()
+    with Registry(settings.resolved_registry_url) as registry:
+        live = [
+            run
+            for state in (State.PENDING, State.RUNNING)
+            for run in registry.list_runs(limit=None, state=state)
+            if run.backend == "kubeflow" and run.backend_run_id
+        ]
+        if live:
+            client = open_client(settings)
+            for run in live:
+                sync(run, registry, settings, client)
+    return len(live)
