@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 import time
 import warnings
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caravan.cluster.api import kubernetes_api
 from caravan.cluster.pod import RUN_LABEL, label_value
 from caravan.cluster.profile import ClusterProfile, load_profile
+from caravan.cluster.trainjob import TrainJobs
 from caravan.errors import CaravanError, SettingsError, require
 from caravan.recipe import Recipe
 from caravan.recipe_io import recipe_digest
@@ -25,7 +28,6 @@ from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
-from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
 from caravan_pipelines.launch.local import check_writable
@@ -42,6 +44,9 @@ STATES = {
 }
 """How a run of Kubeflow Pipelines may end."""
 CANCEL_SECONDS = 30.0
+
+
+logger = logging.getLogger(__name__)
 
 
 class KubeflowError(CaravanError):
@@ -80,7 +85,7 @@ def open_client(settings: Settings) -> Any:
     with warnings.catch_warnings(), _in_words(settings):
         warnings.simplefilter("ignore")
 
-        class Client(kfp.Client):  # type: ignore[misc]  # KFP has no types
+        class Client(kfp.Client):  # type: ignore[misc, name-defined]
             """With our headers, which it has no place for, from its first call on."""
 
             def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
@@ -209,7 +214,6 @@ def launch(
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
     with Registry(settings.resolved_registry_url) as registry:
-        check_budget(recipe, recipe_dir, settings, registry)
         run_id = registry.create_run(
             recipe.model_dump(mode="json"),
             name=recipe.name,
@@ -217,7 +221,7 @@ def launch(
             recipe_digest=recipe_digest(recipe),
             owner=settings.owner,
             recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
-            tags=project_tags(tags, settings),
+            tags=tags,
             backend="kubeflow",
         )
         return _submit(registry.get_run(run_id), client, profile, settings, registry)
@@ -340,6 +344,24 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
         said = getattr(found.error, "message", None) if found.error else None
         error = "; ".join(troubles) or said or "Kubeflow Pipelines gives no reason"
     registry.update_run_state(run.id, state, error=error)
+    if state is not State.SUCCEEDED:
+        _remove_jobs(run, profile)
+
+
+def _remove_jobs(run: RunRow, profile: ClusterProfile) -> None:
+    """Jobs on several nodes outlive the pod that waits for them, so that it may be restarted."""
+    if all(node.resources.nodes == 1 for node in stage_graph(Recipe.model_validate(run.recipe))):
+        return
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    api = kubernetes_api()
+    try:
+        removed = TrainJobs(api, profile.namespace).delete_of_run(run.id) if api else []
+    except (ApiException, HTTPError) as error:
+        logger.warning("TrainJobs of run %s were not removed: %s", run.id, error)
+    else:
+        logger.info("removed TrainJobs of run %s: %s", run.id, removed)
 
 
 def _hopeless(run: RunRow, registry: Registry, profile: ClusterProfile) -> list[str]:
