@@ -9,6 +9,8 @@ from pathlib import Path
 from caravan.data.io import write_rows
 from caravan.data.records import Conversation, Message, Pair
 from caravan.recipe import PretrainedBase, Resources
+from caravan.stages import reference
+from caravan.stages.configs import ReferenceStageConfig
 from caravan.training.bpe import train_tokenizer
 from caravan.training.models import prepare_torch, save_model
 from caravan.training.pretrain import new_llama
@@ -101,10 +103,17 @@ def pairs(count: int = 20) -> list[Pair]:
 
 
 def write_inputs(root: Path) -> dict[str, Path]:
-    """A model, a dataset and pairs as artifact directories, by the name of the stage's input."""
+    """A model, a dataset, pairs and their reference log-probabilities as artifact directories, by
+    the name of the stage's input."""
     prepare_torch(cpus=1, seed=3)
     tokenizer = train_tokenizer(TEXTS, vocab_size=SHAPE.vocab_size, model_max_length=64)
     save_model(new_llama(SHAPE, tokenizer), tokenizer, root / "model")
     write_rows(root / "dataset" / "rows.jsonl", conversations())
     write_rows(root / "pairs" / "rows.jsonl", pairs())
-    return {name: root / name for name in ("model", "dataset", "pairs")}
+    inputs = {name: root / name for name in ("model", "dataset", "pairs")}
+    config = ReferenceStageConfig(
+        max_length=64, tokens_per_pass=256, bf16=False, resources=ONE_CORE
+    )
+    context = Context(root / "reference")
+    reference.run(config, inputs, context)
+    return {**inputs, "reference": context.directory / "out" / "logprobs"}

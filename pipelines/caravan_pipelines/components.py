@@ -198,17 +198,34 @@ def rate(
 
 
 @component
-def dpo(
+def reference(
     run: str,
     model: str,
     pairs: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> str:
+    """Score the pairs under the policy that preference tuning starts from; returns the scores."""
+    from caravan_pipelines.step import run_step
+
+    inputs = {"model": model, "pairs": pairs}
+    return run_step(run, "reference", inputs, metrics, summary)["logprobs"]
+
+
+@component
+def dpo(
+    run: str,
+    model: str,
+    pairs: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    reference: str = "",
+) -> str:
     """Preference tuning; returns the model."""
     from caravan_pipelines.step import run_step
 
-    return run_step(run, "dpo", {"model": model, "pairs": pairs}, metrics, summary)["model"]
+    inputs = {"model": model, "pairs": pairs, "reference": reference}
+    return run_step(run, "dpo", inputs, metrics, summary)["model"]
 
 
 @component

@@ -16,6 +16,7 @@ from caravan.stages.configs import (
     DecontaminateStageConfig,
     EvaluateStageConfig,
     JudgeStageConfig,
+    ReferenceStageConfig,
     RespondStageConfig,
     SynthesizeStageConfig,
 )
@@ -85,6 +86,9 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
             Node("pair", "pair", recipe.pair),
         ]
     if recipe.dpo:
+        if recipe.dpo.loss.needs_reference:
+            once = ReferenceStageConfig.of(recipe.dpo)
+            nodes.append(Node("reference", "reference", once))
         nodes.append(Node("dpo", "dpo", recipe.dpo))
     if recipe.reward_model:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))

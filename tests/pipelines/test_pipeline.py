@@ -20,8 +20,8 @@ from caravan_pipelines.pipeline import build_pipeline
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
 FULL_GRAPH = [
     "base", "curate", "synthesize", "decontaminate", "mix", "sft", "sample-prompts", "judge",
-    "pair", "dpo", "reward-model", "rlvr", "evaluate-base", "evaluate-sft", "evaluate-dpo",
-    "evaluate-rlvr", "report",
+    "pair", "reference", "dpo", "reward-model", "rlvr", "evaluate-base", "evaluate-sft",
+    "evaluate-dpo", "evaluate-rlvr", "report",
 ]  # fmt: skip
 
 
@@ -58,6 +58,23 @@ def test_a_stage_sees_only_its_own_part_of_the_recipe():
     before = {node.name: node.config for node in stage_graph(recipe)}
     after = {node.name: node.config for node in stage_graph(changed)}
     assert [name for name in before if before[name] != after[name]] == ["rlvr"]
+
+
+def test_only_a_loss_with_a_reference_has_that_pass(tmp_path):
+    for loss_type, passes in (("sigmoid_norm", 1), ("kto", 1), ("simpo", 0), ("orpo", 0)):
+        recipe = load_recipe(RECIPES / "pocket.yaml", [f"dpo.loss_type={loss_type}"])
+        assert [node.name for node in stage_graph(recipe)].count("reference") == passes
+        path = tmp_path / f"{loss_type}.yaml"
+        compiler.Compiler().compile(build_pipeline(recipe), str(path))
+        assert path.read_text().count("comp-reference:") == passes
+
+
+def test_beta_and_learning_rate_do_not_change_what_the_reference_pass_is_asked():
+    pocket = RECIPES / "pocket.yaml"
+    sweep = ["dpo.beta=0.7", "dpo.learning_rate=1e-4", "dpo.pairs_per_step=8"]
+    configs = {find_node(load_recipe(pocket, [c]), "reference").config for c in sweep}
+    assert configs == {find_node(load_recipe(pocket), "reference").config}
+    assert find_node(load_recipe(pocket, ["dpo.max_length=100"]), "reference").config not in configs
 
 
 def test_stages_that_a_recipe_leaves_out_are_not_in_its_pipeline(tmp_path):

@@ -13,9 +13,10 @@ import torch
 from caravan.errors import DataError
 from caravan.recipe import DPOConfig
 from caravan.stages import dpo
+from caravan.training.batching import TokenRow
 from caravan.training.divergence import Divergence, mismatched
-from caravan.training.dpo import reference_logprobs
 from caravan.training.models import Policy
+from caravan.training.reference import load_reference, reference_logprobs, save_reference
 from caravan.training.tokenize import PairRow, tokenize_pairs
 from tiny import ONE_CORE, Context, Stopped, pairs
 
@@ -32,6 +33,8 @@ FIRST_LOSS = {
     "kto": 0.5,
 }
 """Where the policy is still the reference."""
+FREE = ("simpo", "orpo")
+"""Losses without a reference."""
 NAMES = {
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
     "logps/chosen", "logps/rejected",
@@ -46,7 +49,8 @@ def test_the_stage_learns_to_prefer_with_every_loss(
     loss_type: str, inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
     context = Context(tmp_path)
-    dpo.run(CONFIG.derive(loss_type=loss_type), inputs, context)
+    given = {name: path for name, path in inputs.items() if name != "reference"}
+    dpo.run(CONFIG.derive(loss_type=loss_type), given if loss_type in FREE else inputs, context)
     first, last = context.logged[1], context.logged[max(context.logged)]
     if loss_type in FIRST_LOSS:
         assert first["loss"] == pytest.approx(FIRST_LOSS[loss_type], rel=1e-4)
@@ -58,8 +62,6 @@ def test_the_stage_learns_to_prefer_with_every_loss(
         last["rewards/chosen"] - last["rewards/rejected"], rel=1e-3, abs=1e-5
     )
     assert NAMES | OWN_NAMES.get(loss_type, set()) <= set(last)
-    cached = list(context.workdir.rglob("reference*"))
-    assert bool(cached) == (loss_type not in ("simpo", "orpo"))
 
 
 def test_kto_stopped_and_started_again_takes_the_same_steps(
@@ -166,7 +168,7 @@ def test_a_doubtful_beta_is_told_at_the_start(
 def test_the_reference_is_the_log_probability_of_the_completions(policy: Policy) -> None:
     rows = rows_of(policy, 3)
     pad = policy.tokenizer.pad_token_id
-    found = reference_logprobs(policy.model, rows, CONFIG, pad_token_id=pad)
+    found = reference_logprobs(policy.model, rows, tokens_per_pass=64, bf16=False, pad_token_id=pad)
     for row, (chosen, rejected) in zip(rows, found.tolist(), strict=True):
         for side, value in ((row.chosen, chosen), (row.rejected, rejected)):
             ids = torch.tensor([list(side.input_ids)])
@@ -174,3 +176,15 @@ def test_the_reference_is_the_log_probability_of_the_completions(policy: Policy)
             with torch.no_grad():
                 mean = policy.model(input_ids=ids, labels=labels).loss
             assert value == pytest.approx(-float(mean) * sum(side.loss_mask), rel=1e-4)
+
+
+def test_the_reference_of_other_pairs_is_refused(policy: Policy, tmp_path: Path) -> None:
+    rows = rows_of(policy, 3)
+    chosen = [TokenRow(r.id, r.chosen.input_ids[:-1], r.chosen.loss_mask[:-1]) for r in rows]
+    shorter = [PairRow(r.id, c, r.rejected) for r, c in zip(rows, chosen, strict=True)]
+    logprobs = torch.randn(3, 2)
+    save_reference(tmp_path, rows, logprobs)
+    assert torch.equal(load_reference(tmp_path, rows_of(policy, 3)), logprobs)
+    for others in (rows[::-1], shorter):
+        with pytest.raises(DataError, match="run the stage `reference`"):
+            load_reference(tmp_path, others)

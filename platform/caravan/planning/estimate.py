@@ -41,6 +41,7 @@ from caravan.recipe import (
 from caravan.stages.configs import (
     EvaluateStageConfig,
     JudgeStageConfig,
+    ReferenceStageConfig,
     RespondStageConfig,
     SynthesizeStageConfig,
 )
@@ -192,12 +193,14 @@ class _Planner:
                 return self._import(node, placement)
             case SFTConfig():
                 return self._sft(node, placement, config)
+            case ReferenceStageConfig():
+                return self._reference(node, placement, config)
             case DPOConfig():
-                return self._pairs(node, placement, config, reference=True)
+                return self._pairs(node, placement, config)
             case RewardModelConfig():
                 if config.model_name_or_path is not None:
                     return self._import(node, placement)
-                return self._pairs(node, placement, config, reference=False)
+                return self._pairs(node, placement, config)
             case RLVRConfig():
                 return self._rlvr(node, placement, config)
             case RespondStageConfig():
@@ -240,13 +243,25 @@ class _Planner:
         return self._trained(node, placement, setup, rows, found, config.tokens_per_pass,
                              per_step, longest)  # fmt: skip
 
+    def _reference(
+        self, node: Node, placement: Placement, config: ReferenceStageConfig
+    ) -> StagePlan:
+        pairs, shape = self._pair_count(), self.base[0]
+        sides = _cut(2 * pairs, self.flow.prompts, config.max_length)
+        found = work.forward_passes(
+            TrainingSetup(shape, bf16=config.bf16), placement, sides,
+            tokens_per_pass=config.tokens_per_pass,
+        )  # fmt: skip
+        start = placement.device.start_seconds + _loading(shape, placement)
+        memory = placement.device.base_gib + 4 * shape.parameters / GIB
+        return StagePlan(
+            node.name, node.stage, placement.device.name, placement.count, pairs,
+            sides.count * sides.tokens, found.flops, start + found.seconds, memory,
+            placement.memory_gib,
+        )  # fmt: skip
+
     def _pairs(
-        self,
-        node: Node,
-        placement: Placement,
-        config: DPOConfig | RewardModelConfig,
-        *,
-        reference: bool,
+        self, node: Node, placement: Placement, config: DPOConfig | RewardModelConfig
     ) -> StagePlan:
         pairs = self._pair_count()
         per_step = min(config.pairs_per_step, pairs)
@@ -259,11 +274,6 @@ class _Planner:
         found = work.training(
             setup, placement, sides, steps=steps, tokens_per_pass=config.tokens_per_pass
         )
-        if reference:
-            once = replace(sides, count=2 * pairs)
-            found += work.forward_passes(
-                setup, placement, once, tokens_per_pass=config.tokens_per_pass
-            )
         longest = 2 * int(min(config.max_length, self.flow.prompts.longest))  # both sides
         plan = self._trained(node, placement, setup, sides, found, config.tokens_per_pass,
                              2 * per_step, longest)  # fmt: skip

@@ -6,10 +6,12 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
+from typing import Self
 
 from caravan.recipe import (
     Config,
     DecontaminateConfig,
+    DPOConfig,
     EngineConfig,
     EvalTask,
     EvaluateConfig,
@@ -72,6 +74,25 @@ class JudgeStageConfig(Config):
     @property
     def resources(self) -> Resources:
         return self.judge.resources
+
+
+class ReferenceStageConfig(Config):
+    """Of `dpo`, all that the log-probabilities of the reference policy depend on."""
+
+    max_length: int
+    tokens_per_pass: int
+    bf16: bool
+    resources: Resources = Resources()
+
+    @classmethod
+    def of(cls, dpo: DPOConfig) -> Self:
+        """One process computes them: they take a sixth of one epoch's time."""
+        return cls(
+            max_length=dpo.max_length,
+            tokens_per_pass=dpo.tokens_per_pass,
+            bf16=dpo.bf16,
+            resources=dpo.resources.derive(nodes=1, processes=1, gpus=min(1, dpo.resources.gpus)),
+        )
 
 
 class EvaluateStageConfig(Config):

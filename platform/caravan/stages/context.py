@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-ArtifactKind = Literal["dataset", "model", "report", "completions", "pairs"]
+ArtifactKind = Literal["dataset", "model", "report", "completions", "pairs", "logprobs"]
 
 
 @dataclass(frozen=True)

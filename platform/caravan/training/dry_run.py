@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caravan.data.records import Conversation, Message, Pair
 from caravan.recipe import DPOConfig, PretrainedBase, RewardModelConfig, SFTConfig, TrainingConfig
 from caravan.training.bpe import train_tokenizer
-from caravan.training.dpo import NO_REFERENCE, dpo_job, reference_logprobs
+from caravan.training.dpo import dpo_job
 from caravan.training.loop import StepMetrics
 from caravan.training.models import prepare_torch, reward_model_from
 from caravan.training.pretrain import as_sft, new_llama, pack_windows
+from caravan.training.reference import NO_REFERENCE, reference_logprobs
 from caravan.training.reward_model import reward_model_job
 from caravan.training.sft import sft_job
 from caravan.training.tokenize import tokenize_conversations, tokenize_pairs
@@ -76,7 +77,13 @@ def _steps(
         dpo = cast(DPOConfig, config)
         reference = NO_REFERENCE
         if dpo.loss.needs_reference:
-            reference = reference_logprobs(model, pair_rows, dpo, pad_token_id=pad)
+            reference = reference_logprobs(
+                model,
+                pair_rows,
+                tokens_per_pass=dpo.tokens_per_pass,
+                bf16=bf16,
+                pad_token_id=pad,
+            )
         return dpo_job(model, pair_rows, reference, dpo, pad_token_id=pad, seed=0).steps(bf16=bf16)
     reward = cast(RewardModelConfig, config)
     reward_model = reward_model_from(model, pad)
