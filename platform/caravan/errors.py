@@ -46,6 +46,10 @@ class AccessError(CaravanError):
     """A user's role does not allow what they asked for."""
 
 
+class BudgetError(CaravanError):
+    """A project cannot pay for what it asks for."""
+
+
 class MissingExtraError(CaravanError):
     """An optional dependency is not installed."""
 

@@ -7,15 +7,17 @@ Every field is read from an environment variable with the prefix `CARAVAN_`
 from __future__ import annotations
 
 import getpass
+import json
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     SecretStr,
@@ -83,6 +85,17 @@ class Settings(BaseSettings):
     dashboard_url: str = ""
     """Address of the dashboard, for links to it."""
 
+    project: str = ""
+    """Project that launched runs belong to; they are tagged `project:NAME`."""
+    prices: dict[str, NonNegativeFloat] = {}
+    """JSON: price of one GPU-hour by type (`gpu` for all others), of one core-hour as `cpu`."""
+    budgets: dict[str, NonNegativeFloat] = {}
+    """JSON: what a project may spend; a launch that would exceed it is refused."""
+    currency: str = "USD"
+    """Of prices and budgets."""
+    log_format: Literal["text", "json"] = "text"
+    """`json` writes one object a line, with the ids of run and stage."""
+
     heartbeat_seconds: PositiveFloat = 5.0
     """Time between two signs of life of a running stage."""
     stale_after_seconds: PositiveFloat = 60.0
@@ -109,12 +122,13 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these settings, secrets included."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
-            PREFIX + name.upper(): str(
-                value.get_secret_value() if isinstance(value, SecretStr) else value
-            )
-            for name, value in values.items()
-        }
+        return {PREFIX + name.upper(): _as_variable(value) for name, value in values.items()}
+
+
+def _as_variable(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def load_settings() -> Settings:

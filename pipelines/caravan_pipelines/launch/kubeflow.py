@@ -28,6 +28,7 @@ from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
+from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
 from caravan_pipelines.launch.local import check_writable
@@ -214,6 +215,7 @@ def launch(
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
     with Registry(settings.resolved_registry_url) as registry:
+        check_budget(recipe, recipe_dir, settings, registry)
         run_id = registry.create_run(
             recipe.model_dump(mode="json"),
             name=recipe.name,
@@ -221,7 +223,7 @@ def launch(
             recipe_digest=recipe_digest(recipe),
             owner=settings.owner,
             recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
-            tags=tags,
+            tags=project_tags(tags, settings),
             backend="kubeflow",
         )
         return _submit(registry.get_run(run_id), client, profile, settings, registry)

@@ -19,6 +19,7 @@ from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import Store, open_store
+from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.launch.lock import holder
 
 
@@ -48,10 +49,11 @@ def create_run(
     """Register a run of `recipe`; nothing is started.
 
     Raises:
-        CaravanError: the registry or the store cannot be used.
+        CaravanError: the registry or the store cannot be used, or the project's budget is spent.
     """
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:
+        check_budget(recipe, recipe_dir, settings, registry)
         return registry.create_run(
             recipe.model_dump(mode="json"),
             name=recipe.name,
@@ -59,7 +61,7 @@ def create_run(
             recipe_digest=recipe_digest(recipe),
             owner=settings.owner,
             recipe_dir=recipe_dir.resolve(),
-            tags=tags,
+            tags=project_tags(tags, settings),
         )
 
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from types import FrameType
 
+from caravan.operations.traces import run_span
 from caravan.recipe import Recipe
 from caravan.registry import Registry
 from caravan.registry.states import State
@@ -48,7 +49,8 @@ def execute_run(run_id: str, settings: Settings) -> State:
         recipe = Recipe.model_validate(run.recipe)
         error = None
         try:
-            _run_pipeline(recipe, run_id, settings)
+            with run_span(run_id, {"caravan.recipe": recipe.name}):
+                _run_pipeline(recipe, run_id, settings)
             state = State.SUCCEEDED
         except Exception as failure:  # a step failed: its own traceback is in the registry
             traceback.print_exc()

@@ -1,0 +1,1 @@
+"""Looking after an installation: what runs cost, metrics, logs, traces, backups."""
