@@ -27,8 +27,10 @@ class Placement(Protocol):
 
     one_pod: bool
     """Whether short stages run together."""
-    at_once: int
-    """Steps of one fan-out at the same time; 0 sets no limit."""
+
+    @property
+    def at_once(self) -> int:
+        """Steps of one fan-out at the same time; 0 sets no limit."""
 
     def place(self, task: Any, nodes: Sequence[Node]) -> None:
         """Ask for what the stages of one task need. The nodes of a fan-out need the same."""
