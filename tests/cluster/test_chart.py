@@ -1,0 +1,208 @@
+"""The chart's life on a real cluster: install, check, upgrade, roll back, uninstall, install again.
+
+The trial's PostgreSQL and S3 run from images made of Debian's and Python's packages, which stand in
+for the official ones through values.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import restricted
+from cluster_client import Cluster
+from kubernetes import client
+
+CHART = Path(__file__).parents[2] / "helm" / "caravan"
+PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.1.0.tgz"
+RELEASE = "trial"
+SECONDS = 420
+"""For an install with its hooks, on a machine that does other things too."""
+
+RECORD = """
+from caravan.registry import Registry
+from caravan.settings import load_settings
+from caravan.store import open_store
+import pathlib, sys, tempfile
+settings = load_settings()
+registry = Registry(settings.resolved_registry_url)
+store = open_store(settings.resolved_store_url, settings)
+if sys.argv[1] == "write":
+    registry.create_run({}, name="kept", seed=1, recipe_digest="0" * 64, owner="ann")
+    with tempfile.TemporaryDirectory() as directory:
+        pathlib.Path(directory, "file").write_text("kept")
+        print(store.put(pathlib.Path(directory), "report").digest)
+else:
+    store.verify(sys.argv[2])
+    print([run.name for run in registry.list_runs()])
+"""
+
+
+def values(cluster: Cluster) -> dict[str, Any]:
+    def reference(name: str) -> dict[str, str]:
+        repository, _, tag = cluster.image(name).rpartition(":")
+        return {"repository": repository, "tag": tag}
+
+    registry, _, _ = cluster.image("dashboard").rpartition("/dashboard:")
+    tag = cluster.image("dashboard").rpartition(":")[2]
+    return {
+        "images": {
+            "registry": registry,
+            **{name: {"tag": tag} for name in ("dashboard", "stageCpu", "stageGpu")},
+        },
+        "postgres": {"enabled": True, "image": reference("postgres"), "storage": {"size": "1Gi"}},
+        "s3": {
+            "enabled": True, "image": reference("seaweedfs"), "userId": 10001,
+            "storage": {"size": "1Gi"},
+        },
+        "backup": {"enabled": True, "storage": {"size": "1Gi"}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def home(cluster) -> Iterator[str]:
+    with cluster.new_namespace("caravan-chart", restricted=True) as name:
+        yield name
+
+
+@pytest.fixture
+def helm(cluster, home) -> Iterator[helm_python.Config]:
+    with helm_python.Config(kubeconfig_path=cluster.kubeconfig, namespace=home) as config:
+        yield config
+
+
+class Release:
+    """The release in its namespace, as its users see it."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster, self.namespace = cluster, namespace
+
+    def pods(self) -> list[Any]:
+        found = self.cluster.core.list_namespaced_pod(self.namespace).items
+        return [pod for pod in found if pod.metadata.deletion_timestamp is None]
+
+    def inside(self, *arguments: str) -> str:
+        """Run a script in a pod with the dashboard's image and environment; gives its output."""
+        deployment = self.cluster.apps.read_namespaced_deployment(
+            f"{RELEASE}-dashboard", self.namespace
+        )
+        pod = deployment.spec.template
+        pod.spec.restart_policy = "Never"
+        main = pod.spec.containers[0]
+        main.command = ["python3", "-c", RECORD, *arguments]
+        main.readiness_probe = main.liveness_probe = main.startup_probe = None
+        pod.metadata = client.V1ObjectMeta(generate_name="inside-")
+        return self.cluster.run(
+            self.namespace, self.cluster.api.sanitize_for_serialization(pod)
+        ).strip()
+
+    def password(self) -> str:
+        secret = self.cluster.core.read_namespaced_secret(f"{RELEASE}-postgres", self.namespace)
+        return str(secret.data["password"])
+
+    def left(self) -> dict[str, set[str]]:
+        """Names of what the namespace holds, by kind, without what the cluster puts in each."""
+        core, apps, batch = self.cluster.core, self.cluster.apps, self.cluster.batch
+        rbac = client.RbacAuthorizationV1Api(self.cluster.api)
+        network = client.NetworkingV1Api(self.cluster.api)
+        listed = {
+            "claims": core.list_namespaced_persistent_volume_claim,
+            "secrets": core.list_namespaced_secret,
+            "config maps": core.list_namespaced_config_map,
+            "services": core.list_namespaced_service,
+            "accounts": core.list_namespaced_service_account,
+            "deployments": apps.list_namespaced_deployment,
+            "stateful sets": apps.list_namespaced_stateful_set,
+            "jobs": batch.list_namespaced_job,
+            "roles": rbac.list_namespaced_role,
+            "bindings": rbac.list_namespaced_role_binding,
+            "policies": network.list_namespaced_network_policy,
+        }
+        found = {}
+        for kind, ask in listed.items():
+            names = {item.metadata.name for item in ask(self.namespace).items}
+            names = {n for n in names if not n.startswith(("default", "kube-root-ca.crt"))}
+            if names:
+                found[kind] = names
+        return found
+
+
+def test_a_trial_from_install_to_install_again(cluster, home, helm):
+    release = Release(cluster, home)
+    given = values(cluster)
+
+    # the version before, with something to keep
+    helm.install(str(PREVIOUS), RELEASE, without_metrics(given), wait="watcher", timeout=SECONDS)
+    password = release.password()
+    digest = release.inside("write")
+
+    # upgrade: migrations run first, secrets and data stay
+    helm.upgrade(str(CHART), RELEASE, given, wait="watcher", timeout=SECONDS)
+    assert release.password() == password
+    assert "kept" in release.inside("read", digest)
+    tested = helm.test(RELEASE, timeout=SECONDS, logs=True)
+    assert "registry: " in tested["logs"], tested["logs"]
+    for pod in release.pods():
+        assert restricted.violations(pod) == [], pod.metadata.name
+
+    # the dashboard: through a port-forward, and not by the pod's address
+    (dashboard,) = [p for p in release.pods() if p.metadata.name.startswith(f"{RELEASE}-dashboard")]
+    with cluster.forward(home, f"deployment/{RELEASE}-dashboard", 8501) as port:
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=30)
+        assert answer.read() == b"ok"
+    if cluster.api.configuration.host.startswith("https://127.0.0.1"):  # the node is this machine
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(f"http://{dashboard.status.pod_ip}:8501/", timeout=10)
+
+    # a backup, now rather than at night
+    assert ".dump" in back_up(cluster, home)
+
+    # a change that cannot work is taken back
+    broken = given | {"images": given["images"] | {"dashboard": {"tag": "missing"}}}
+    with pytest.raises(helm_python.HelmError):
+        helm.upgrade(str(CHART), RELEASE, broken, wait="watcher", timeout=30)
+    helm.rollback(RELEASE, version=2, wait="watcher", timeout=SECONDS)
+    assert release.password() == password
+    assert "kept" in release.inside("read", digest)
+
+    # uninstalled, it leaves its data volumes and nothing else
+    helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
+    for pod in cluster.core.list_namespaced_pod(home).items:
+        if pod.metadata.name.startswith(("inside-", "backup-now")):
+            cluster.core.delete_namespaced_pod(pod.metadata.name, home)
+    assert release.left() == {
+        "claims": {f"data-{RELEASE}-postgres-0", f"data-{RELEASE}-s3-0", f"{RELEASE}-backup"}
+    }
+
+    # installed again over them, everything is there, under a new password
+    helm.install(str(CHART), RELEASE, given, wait="watcher", timeout=SECONDS)
+    assert release.password() != password
+    assert "kept" in release.inside("read", digest)
+
+
+def without_metrics(given: dict[str, Any]) -> dict[str, Any]:
+    return given | {"metrics": {"enabled": False}}
+
+
+def back_up(cluster: Cluster, namespace: str) -> str:
+    """Start the backup's job by hand; gives its log."""
+    jobs = client.CustomObjectsApi(cluster.api)
+    versions = ("v1", "v1beta1")
+    for version in versions:
+        try:
+            found = jobs.get_namespaced_custom_object(
+                "batch", version, namespace, "cronjobs", f"{RELEASE}-backup"
+            )
+        except client.ApiException:
+            if version == versions[-1]:
+                raise
+        else:
+            break
+    template = found["spec"]["jobTemplate"]["spec"]["template"]
+    template["metadata"] = {"name": "backup-now"}
+    return cluster.run(namespace, template)
