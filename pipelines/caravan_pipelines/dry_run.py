@@ -5,7 +5,9 @@ caravan run RECIPE --dry-run
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import islice
@@ -19,6 +21,7 @@ from rich.text import Text
 from caravan.data.records import Conversation
 from caravan.errors import CaravanError, RecipeError
 from caravan.recipe import (
+    BaseModelConfig,
     EvalTask,
     HubSource,
     ImportedBase,
@@ -78,6 +81,12 @@ def _checks(
         )
     for task in recipe.evaluate.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
+    if isinstance(recipe.base_model, ImportedBase):
+        yield "base model", lambda: _model(recipe.base_model, recipe_dir, will_be_tuned=True)
+    if recipe.reward_model and recipe.reward_model.model_name_or_path:
+        existing = ImportedBase(model_name_or_path=recipe.reward_model.model_name_or_path)
+        yield "reward model", lambda: _model(existing, recipe_dir, will_be_tuned=False)
+    yield "lengths", lambda: _lengths(recipe, recipe_dir)
     yield "template and masks", lambda: _masks(recipe, recipe_dir, rows)
     yield "memory", lambda: _memory(recipe, recipe_dir)
     if isinstance(recipe.base_model, PretrainedBase):
@@ -140,6 +149,39 @@ def _task(task: EvalTask, recipe_dir: Path) -> str:
     return f"{len(TASKS[task.task].load(task, 0, recipe_dir)):,} instances"
 
 
+def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> str:
+    from caravan.training.importing import check_import, find_model
+
+    assert isinstance(base, ImportedBase)
+    source = find_model(base, recipe_dir)
+    notes = check_import(source, will_be_tuned=will_be_tuned).notes
+    return "; ".join([base.model_name_or_path, *notes])
+
+
+def _lengths(recipe: Recipe, recipe_dir: Path) -> str:
+    """No stage may train on rows that are longer than the model can read."""
+    base = recipe.base_model
+    if isinstance(base, PretrainedBase):
+        positions = base.max_position_embeddings
+    else:
+        from caravan.training.importing import find_model
+        from caravan.training.models import check_model_directory
+
+        directory = find_model(base, recipe_dir)
+        check_model_directory(directory)
+        config = json.loads((directory / "config.json").read_text())
+        positions = config.get("max_position_embeddings") or sys.maxsize
+    stages = {"sft": recipe.sft, "dpo": recipe.dpo, "reward_model": recipe.reward_model}
+    lengths = {name: stage.max_length for name, stage in stages.items() if stage}
+    for name, length in lengths.items():
+        if length > positions:
+            raise RecipeError(
+                f"{name}.max_length={length} is more than the {positions} positions of the base "
+                f"model; set it to at most {positions}"
+            )
+    return ", ".join(f"{name} {length:,}" for name, length in lengths.items()) + " tokens at most"
+
+
 def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     from caravan.training.tokenize import tokenize_conversations
 
@@ -148,9 +190,6 @@ def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
         raise RecipeError("no source has a row that ends with an assistant's turn")
     tokenizer = _tokenizer(recipe, recipe_dir, answered)
     data = tokenize_conversations(answered, tokenizer, recipe.sft.max_length)
-    masks = [row.loss_mask for row in data.rows]
-    if all(all(mask) for mask in masks):
-        raise RecipeError("every token of every row would be trained on; no prompt is masked")
     counts = ", ".join(f"{name} {value:g}" for name, value in data.counts.items())
     return f"{len(answered)} rows rendered; {counts}"
 
@@ -166,12 +205,11 @@ def _two_steps(kind: str, config: object, rows: list[Conversation] | None = None
 def _tokenizer(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> Any:
     """The base model's tokenizer, or one like the one the run will train."""
     from caravan.training.bpe import train_tokenizer
-    from caravan.training.importing import find_model
-    from caravan.training.models import load_tokenizer
+    from caravan.training.importing import check_import, find_model
 
     base = recipe.base_model
     if isinstance(base, ImportedBase):
-        return load_tokenizer(find_model(base, recipe_dir))
+        return check_import(find_model(base, recipe_dir)).tokenizer
     texts = [message.content for row in rows for message in row.messages]
     return train_tokenizer(
         texts, vocab_size=base.vocab_size, model_max_length=base.max_position_embeddings

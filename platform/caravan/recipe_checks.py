@@ -52,6 +52,23 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _missing_stages(recipe)
 
 
+def doubts(recipe: Recipe) -> Iterator[str]:
+    """What `recipe` may say and probably does not mean: where, what, and what to do."""
+    if recipe.dpo is not None:
+        yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
+    rows = [("sft.sequences_per_step", recipe.sft.sequences_per_step, recipe.sft.resources)]
+    for name, stage in (("dpo", recipe.dpo), ("reward_model", recipe.reward_model)):
+        if stage is not None:
+            rows.append((f"{name}.pairs_per_step", stage.pairs_per_step, stage.resources))
+    for path, per_step, resources in rows:
+        processes = resources.nodes * (resources.gpus or resources.processes)
+        if per_step < processes:
+            yield (
+                f"{path}: {per_step} rows for {processes} processes leave "
+                f"{processes - per_step} without work in every step; take at least {processes}"
+            )
+
+
 def _duplicates(recipe: Recipe) -> Iterator[str]:
     sources = [source.name for source in recipe.curate.sources]
     synthesised = [task.name for task in recipe.synthesize.tasks] if recipe.synthesize else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,11 @@ from pydantic import ValidationError
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
+from caravan.recipe_checks import doubts
 from caravan.recipe_problems import Problem, misread_booleans, problems_of
 from caravan.recipe_yaml import Document, apply_override, parse_document, read_document
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidRecipeError(RecipeError):
@@ -33,10 +37,15 @@ class InvalidRecipeError(RecipeError):
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the file `path`, with `overrides` such as `rlvr.learning_rate=1e-6`.
 
+    What it may say and probably does not mean is logged as a warning.
+
     Raises:
         RecipeError: the file is not a valid recipe; the message names file, line, field and value.
     """
-    return _validated(read_document(Path(path)), overrides)
+    recipe = _validated(read_document(Path(path)), overrides)
+    for doubt in doubts(recipe):
+        logger.warning("%s: %s", path, doubt)
+    return recipe
 
 
 def parse_recipe(

@@ -84,7 +84,7 @@ def test_a_base_model_of_another_template_is_given_ours_and_warned_about(
     give(model, CHATML)
     with caplog.at_level(logging.WARNING):
         import_model(model, tmp_path / "imported")
-    assert "has a chat template of its own" in caplog.text
+    assert "it has a chat template of its own" in caplog.text
     load_policy(tmp_path / "imported")
 
 

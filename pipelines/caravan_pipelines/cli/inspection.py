@@ -59,7 +59,7 @@ def inspect(
     """
     path = _rows(reference)
     stage = stage or _stage_of(path)
-    record = Pair if stage == "dpo" else Conversation
+    record: type[Conversation] | type[Pair] = Pair if stage == "dpo" else Conversation
     chosen = _pick(read_rows(path, record), row_id, path)
     sides = list(_sides(chosen, _tokenizer(reference, model), max_length))
     console = Console()

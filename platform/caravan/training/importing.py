@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, re
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
 from caravan.training.bpe import PAD
-from caravan.training.models import check_model_directory, load_tokenizer, save_model
+from caravan.training.models import check_model_directory, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -61,21 +62,12 @@ def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> i
         DataError: `source` holds no model, pickled weights, no end token, or a model of another
             chat template that will not be tuned.
     """
-    check_model_directory(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    if tokenizer.chat_template is not None and not renders_as_ours(tokenizer):
-        if not will_be_tuned:
-            check_template(source)
-        logger.warning(
-            "%s has a chat template of its own (%s); it is given ours (%s), which SFT teaches it",
-            source,
-            str(recorded_hash(source))[:SHOWN],
-            TEMPLATE_HASH[:SHOWN],
-        )
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+    tokenizer, notes = check_import(source, will_be_tuned=will_be_tuned)
+    for note in notes:
+        logger.warning("%s: %s", source, note)
+    if _lacks_pad(tokenizer):
         _add_pad(source, tokenizer, target)
         return 1
-    load_tokenizer(source)
     files = sorted({path for pattern in KEPT for path in source.glob(pattern)})
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
@@ -84,9 +76,43 @@ def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> i
     return 0
 
 
-def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+class Importable(NamedTuple):
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...]
+    """What will be changed, in words."""
+
+
+def check_import(source: Path, *, will_be_tuned: bool = True) -> Importable:
+    """Everything that `import_model` would find wrong, without reading the weights.
+
+    Raises:
+        DataError: as `import_model`.
+    """
+    check_model_directory(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source}: no tokenizer can be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise DataError(f"{source}: the tokenizer has no end token; set eos_token")
+    notes = []
+    if _lacks_pad(tokenizer):
+        notes.append(f"its tokenizer has no pad token of its own, so {PAD} is added")
+    if tokenizer.chat_template is not None and not renders_as_ours(tokenizer):
+        if not will_be_tuned:
+            check_template(source)
+        notes.append(
+            f"it has a chat template of its own ({str(recorded_hash(source))[:SHOWN]}); it is "
+            f"given ours ({TEMPLATE_HASH[:SHOWN]}), which SFT teaches it"
+        )
+    return Importable(tokenizer, tuple(notes))
+
+
+def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
+
+
+def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source,
         dtype="auto",

@@ -1,0 +1,115 @@
+"""What a dry run finds out about models and training data before anything starts."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from caravan.data.io import write_rows
+from caravan.errors import CaravanError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe
+from caravan.settings import Settings
+from caravan_pipelines.dry_run import dry_run
+from tiny import conversations, write_inputs
+
+SMALL = {"max_length": 64, "sequences_per_step": 4}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_inputs(tmp_path)["model"]
+
+
+def recipe(directory: Path, **changes: object) -> Recipe:
+    """An imported model, twenty rows of a file, one task; and `changes`."""
+    write_rows(directory / "rows.jsonl", conversations())
+    source = {
+        "name": "rows", "license": "Apache-2.0", "skill": "s",
+        "origin": {"kind": "files", "paths": ["rows.jsonl"]},
+    }  # fmt: skip
+    data = {
+        "name": "small",
+        "base_model": {"kind": "imported", "model_name_or_path": "model"},
+        "curate": {"sources": [source]},
+        "sft": SMALL,
+        "evaluate": {"tasks": [{"name": "math", "task": "pocket-math", "limit": 2}]},
+    }
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data | changes))
+    return load_recipe(path)
+
+
+def check(found: Recipe, directory: Path) -> tuple[str, bool]:
+    """What the dry run prints, and whether it was content."""
+    output = io.StringIO()
+    console = Console(file=output, width=1000)
+    try:
+        dry_run(found, directory, Settings(home=directory / "home"), console)
+    except CaravanError:
+        return output.getvalue(), False
+    return output.getvalue(), True
+
+
+def test_a_model_without_pad_token_and_template_is_said_to_get_them(
+    model: Path, tmp_path: Path
+) -> None:
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": None}))
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    output, content = check(recipe(tmp_path), tmp_path)
+    assert content, output
+    assert "has no pad token of its own, so <pad> is added" in output
+    assert "it has a chat template of its own" in output
+    assert "20 rows rendered; rows 20, dropped_rows 0" in output
+
+
+def test_what_is_wrong_with_a_model_and_its_rows_is_found_together(
+    model: Path, tmp_path: Path
+) -> None:
+    """No end token, rows that are all too long, more positions asked for than there are."""
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": None}))
+    output, content = check(recipe(tmp_path, sft={**SMALL, "max_length": 128}), tmp_path)
+    assert not content
+    assert "the tokenizer has no end token; set eos_token" in output
+    assert "sft.max_length=128 is more than the 64 positions of the base model" in output
+
+
+def test_rows_that_are_all_longer_than_the_limit_are_found(model: Path, tmp_path: Path) -> None:
+    output, content = check(recipe(tmp_path, sft={**SMALL, "max_length": 8}), tmp_path)
+    assert not content
+    assert "all 20 rows are longer than max_length=8" in output
+
+
+def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    output, content = check(recipe(tmp_path), tmp_path)
+    assert not content
+    assert "weights in pytorch_model.bin are pickled" in output
+
+
+def test_what_is_probably_not_meant_is_told_when_the_recipe_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    preferences = {
+        "engines": {"teacher": {"kind": "openai", "base_url": "http://localhost", "model": "m"}},
+        "sample_prompts": {"used_in_sft": 5},
+        "respond": {"pool": [{"name": "own", "artifact": "sft"}]},
+        "judge": {"judge": {"kind": "llm", "engine": "teacher"}},
+        "pair": {},
+    }
+    with caplog.at_level(logging.WARNING):
+        recipe(tmp_path, **preferences, dpo={"beta": 0.1})
+    assert "recipe.yaml: dpo.beta: 0.1 looks like a beta of plain DPO" in caplog.text
+    caplog.clear()
+    many = {**SMALL, "resources": {"gpus": 8}}
+    recipe(tmp_path, **preferences, dpo={"beta": 0.1, "loss_type": "sigmoid"}, sft=many)
+    assert "looks like" not in caplog.text
+    assert "sft.sequences_per_step: 4 rows for 8 processes leave 4 without work" in caplog.text
