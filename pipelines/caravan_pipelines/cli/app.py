@@ -12,6 +12,7 @@ import typer
 from caravan.errors import CaravanError
 from caravan_pipelines.cli.artifact import artifact
 from caravan_pipelines.cli.data import data
+from caravan_pipelines.cli.metrics import metrics
 from caravan_pipelines.cli.model import model
 from caravan_pipelines.cli.recipe import recipe
 from caravan_pipelines.cli.registry import registry
@@ -29,6 +30,7 @@ app.add_typer(artifact, name="artifact")
 app.add_typer(data, name="data")
 app.add_typer(model, name="model")
 app.add_typer(registry, name="registry")
+app.add_typer(metrics, name="metrics")
 
 
 class Backend(StrEnum):
@@ -175,6 +177,22 @@ def dashboard(
     from caravan_dashboard.launch import serve
 
     serve(port, address, load_settings().home)
+
+
+@app.command()
+def costs(
+    run: Annotated[
+        str | None, typer.Argument(help="Id of a run; without one, the sums of projects.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show GPU-hours, core-hours and money of a run, or of all projects with their budgets."""
+    from caravan_pipelines.cli import costs as command
+
+    if run is None:
+        command.of_projects(as_json=json)
+    else:
+        command.of_run(run, as_json=json)
 
 
 @app.command()
