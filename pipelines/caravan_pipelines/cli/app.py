@@ -110,6 +110,37 @@ def launch(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Digest of a model; with --stop, a server.")],
+    name: Annotated[str, typer.Option(help="Name of the server.")] = "",
+    gpus: Annotated[int, typer.Option(help="GPUs of each pod; 0 serves on the CPU.")] = 1,
+    gpu_type: Annotated[str, typer.Option(help="Type of GPU of the cluster profile.")] = "",
+    cpus: Annotated[int, typer.Option(help="CPUs of each pod.")] = 4,
+    memory: Annotated[float, typer.Option(help="Memory of each pod, in GiB.")] = 32.0,
+    replicas: Annotated[int, typer.Option(help="Pods, at least.")] = 1,
+    max_replicas: Annotated[int, typer.Option(help="Scale up to so many; 0 does not.")] = 0,
+    api_key_secret: Annotated[
+        str, typer.Option(help="Secret whose key `api-key` clients must give.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(help="Of prompt and reply; 0: the model's own.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects only.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the server called MODEL.")] = False,
+) -> None:
+    """Serve a model of the store on the cluster, OpenAI-compatible: caravan serve 3f2a9c"""
+    from caravan.recipe import Resources
+    from caravan_pipelines.cli import serve as command
+
+    if stop:
+        command.stop(model)
+        return
+    command.serve(
+        model, name, Resources(gpus=gpus, gpu_type=gpu_type, cpus=cpus, memory_gib=memory),
+        replicas=replicas, max_replicas=max_replicas, api_key_secret=api_key_secret,
+        max_model_len=max_tokens, dry_run=dry_run,
+    )  # fmt: skip
+
+
+@app.command()
 def watch(
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 15.0,
 ) -> None:
