@@ -168,3 +168,34 @@ def test_values_of_the_previous_version_still_render(render, path):
             assert now["spec"]["selector"] == object_["spec"]["selector"]
             claims = object_["spec"].get("volumeClaimTemplates")
             assert now["spec"].get("volumeClaimTemplates") == claims
+
+
+def test_the_training_runtime_is_one_to_kubeflow_trainer(render, values):
+    from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime as Runtime
+
+    from caravan.cluster.trainjob import CONTAINER, STEP
+
+    (given,) = render(values("production")).all("ClusterTrainingRuntime")
+    runtime = Runtime.from_dict(given)
+
+    assert runtime is not None
+    assert runtime.to_dict()["spec"] == given["spec"]  # every field is one of theirs
+    (job,) = given["spec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert (job["name"], container["name"]) == (STEP, CONTAINER)  # what our jobs patch
+
+
+def test_what_only_other_projects_define_is_shaped_as_they_say(render, values):
+    (route,) = render(values("gateway")).all("HTTPRoute")
+    assert route["spec"] == {
+        "hostnames": ["caravan.example.com"],
+        "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+        "rules": [{"backendRefs": [{"name": "post-training-dashboard", "port": 80}]}],
+    }
+    rendered = render(values("production"))
+    for monitor in rendered.all("ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [s for s in rendered.all("Service") if wanted <= s["metadata"]["labels"].items()]
+        ports = {port["name"] for service in found for port in service["spec"]["ports"]}
+        assert monitor["spec"]["endpoints"][0]["port"] in ports
+        assert monitor["metadata"]["labels"]["release"] == "prometheus"

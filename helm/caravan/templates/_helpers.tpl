@@ -105,6 +105,20 @@ key: {{ .Values.registry.urlKey }}
   valueFrom:
     secretKeyRef:
       {{- include "caravan.registrySecret" . | nindent 6 }}
+- name: CARAVAN_PRICES
+  value: {{ .Values.costs.prices | toJson | quote }}
+- name: CARAVAN_BUDGETS
+  value: {{ .Values.costs.budgets | toJson | quote }}
+- name: CARAVAN_CURRENCY
+  value: {{ .Values.costs.currency | quote }}
+- name: CARAVAN_PROJECT
+  value: {{ .Values.costs.project | quote }}
+- name: CARAVAN_LOG_FORMAT
+  value: {{ .Values.telemetry.logFormat }}
+{{- with .Values.telemetry.otlpEndpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
 {{- if .Values.trust.existingConfigMap }}
 - name: SSL_CERT_FILE
   value: /etc/caravan/trust/{{ .Values.trust.key }}

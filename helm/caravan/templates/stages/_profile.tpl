@@ -1,7 +1,8 @@
 {{/* The cluster profile: what this installation gives to the pods of runs. Read by caravan.cluster.profile. */}}
 {{- define "caravan.profile" -}}
 {{- $name := include "caravan.fullname" . -}}
-{{- $environment := dict "CARAVAN_STORE_URL" (include "caravan.storeUrl" .) "CARAVAN_S3_ENDPOINT" (include "caravan.storeEndpoint" .) "CARAVAN_S3_REGION" .Values.store.region -}}
+{{- $environment := dict "CARAVAN_STORE_URL" (include "caravan.storeUrl" .) "CARAVAN_S3_ENDPOINT" (include "caravan.storeEndpoint" .) "CARAVAN_S3_REGION" .Values.store.region "CARAVAN_LOG_FORMAT" .Values.telemetry.logFormat -}}
+{{- with .Values.telemetry.otlpEndpoint }}{{ $_ := set $environment "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
 namespace: {{ .Release.Namespace }}
 service_account: {{ $name }}-stage
 user_id: {{ .Values.podSecurity.userId }}
