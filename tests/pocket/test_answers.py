@@ -100,3 +100,10 @@ def test_writers_give_a_prompt_that_the_verifiers_can_check() -> None:
                 [Message(role="user", content=written["prompt"])], Random(number)
             )
             assert verify(written["verifier"], answer, written["ground_truth"]).correct
+
+
+def test_what_is_not_about_the_question_does_not_help_an_open_answer():
+    question = asked(drawn("chat", 1)[0])
+    sums = judge.rate(question, "We count 3 x 6 = 18. So Quinn has 18 bottles.")
+    assert sums["helpfulness"] == 1
+    assert sums["truthfulness"] < 3

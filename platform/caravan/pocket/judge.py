@@ -24,6 +24,8 @@ _UNSURE = ("maybe", "i guess", "or so", "not sure", "no idea")
 _RUDE = ("whatever", "i do not care")
 
 Ratings = dict[Aspect, int | None]
+Claim = tuple[str, ...]
+"""A statement, what it is about first."""
 
 
 def rate(
@@ -52,7 +54,7 @@ def rate(
         ground_truth if ground_truth is not None else item.ground_truth,
     )
     if item.skill == "math":
-        return _of_math(text, right, true, false)
+        return _of_math(text, right, len(true), false)
     if item.skill == "precise_if":
         return _of_writing(item, text, right)
     unsure = _says(text, _UNSURE)
@@ -74,9 +76,9 @@ def _says(text: str, phrases: Sequence[str]) -> bool:
     return any(phrase in text.lower() for phrase in phrases)
 
 
-def _claims(text: str) -> tuple[int, int]:
-    """How many different checkable statements are true, and how many statements are false."""
-    true: set[tuple[str, ...]] = set()
+def _claims(text: str) -> tuple[set[Claim], int]:
+    """The checkable statements that are true, and how many are false."""
+    true: set[Claim] = set()
     false = 0
     for a, sign, b, result in _SUM.findall(text):
         x, y = int(a), int(b)
@@ -86,27 +88,27 @@ def _claims(text: str) -> tuple[int, int]:
             false += 1
     checks = (
         *(
-            (thing, stuff, material(thing))
+            ((thing, stuff), material(thing))
             for thing, stuff in _MADE.findall(text)
             if thing in OBJECTS
         ),
         *(
-            (thing, purpose, use(thing))
+            ((thing, purpose), use(thing))
             for thing, purpose in _GOOD.findall(text)
             if thing in OBJECTS
         ),
         *(
-            (town + attribute, value, fact(town, attribute))
+            ((town, attribute, value), fact(town, attribute))
             for attribute, town, value in _LOCAL.findall(text)
             if attribute in ATTRIBUTES and town in TOWNS
         ),
     )
-    for subject, said, actual in checks:
-        if said == actual:
-            true.add((subject, said))
+    for claim, actual in checks:
+        if claim[-1] == actual:
+            true.add(claim)
         else:
             false += 1
-    return len(true), false
+    return true, false
 
 
 def _bounded(value: int) -> int:
@@ -150,15 +152,15 @@ def _of_writing(item: Item, text: str, right: bool) -> Ratings:
     }
 
 
-def _of_chat(item: Item, text: str, true: int, false: int) -> Ratings:
+def _of_chat(item: Item, text: str, true: set[Claim], false: int) -> Ratings:
     lower = text.lower()
-    on_topic = item.fields["thing"] in lower
+    thing, town = item.fields["thing"], item.fields["town"]
     polite = text.startswith(OPENERS), text.endswith(CLOSERS)
     rude = _says(text, _RUDE)
-    told = min(true, 3)
+    told = min(3, sum(claim[0] in (thing, town) for claim in true))
     return {
         "helpfulness": 1 if rude else _bounded(told + sum(polite)),
-        "instruction_following": _bounded(1 + 2 * on_topic + 2 * (item.fields["town"] in text)),
+        "instruction_following": _bounded(1 + 2 * (thing in lower) + 2 * (town in text)),
         "honesty": _bounded(5 - 2 * false) if told or false else 3,
         "truthfulness": _bounded((3 if told else 2) + told - 2 * false),
     }
