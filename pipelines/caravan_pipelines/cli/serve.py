@@ -1,0 +1,80 @@
+"""Serve a model of the store on the cluster, and stop serving it."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from caravan.cluster.api import kubernetes_api
+from caravan.cluster.profile import load_profile
+from caravan.cluster.serving import Server, apply, manifests, remove
+from caravan.errors import CaravanError
+from caravan.recipe import Resources
+from caravan.settings import load_settings
+from caravan_pipelines.cli.common import open_registry
+
+GIB = 2**30
+
+
+def serve(
+    model: str,
+    name: str,
+    resources: Resources,
+    *,
+    replicas: int,
+    max_replicas: int,
+    api_key_secret: str,
+    max_model_len: int,
+    dry_run: bool,
+) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        artifact = registry.artifact(model)
+    if artifact.kind != "model":
+        raise CaravanError(f"artifact {artifact.digest[:12]} is a {artifact.kind}, not a model")
+    profile = load_profile(settings)
+    server = Server(
+        name=check_name(name or f"model-{artifact.digest[:12]}"),
+        digest=artifact.digest,
+        model_gib=artifact.size_bytes / GIB,
+        resources=resources,
+        replicas=replicas,
+        max_replicas=max_replicas,
+        api_key_secret=api_key_secret,
+        max_model_len=max_model_len,
+    )
+    objects = manifests(server, profile)
+    if dry_run:
+        print(yaml.safe_dump_all(objects, sort_keys=False), end="")
+        return
+    apply(_api(), objects)
+    print(
+        f"{server.name} serves {artifact.digest[:12]} at {server.base_url(profile.namespace)}\n"
+        f"stop it with: caravan serve --stop {server.name}"
+    )
+
+
+def stop(name: str) -> None:
+    namespace = load_profile(load_settings()).namespace
+    if not remove(_api(), name, namespace):
+        raise CaravanError(f"namespace {namespace} has no server called {name!r}")
+    print(f"{name} is stopped")
+
+
+def check_name(name: str) -> str:
+    """A name that a Service may have.
+
+    Raises:
+        CaravanError: it may not.
+    """
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise CaravanError(f"name {name!r}: use a-z, 0-9 and '-', beginning with a letter")
+    return name
+
+
+def _api() -> object:
+    api = kubernetes_api()
+    if api is None:
+        raise CaravanError("no cluster: KUBECONFIG names none, and this is no pod of one")
+    return api

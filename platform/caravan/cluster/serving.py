@@ -1,0 +1,222 @@
+"""A model of the store behind an OpenAI-compatible endpoint: vLLM as a Deployment with a Service.
+
+Recipes name the endpoint as an `openai` engine; `base_url` gives its address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from caravan.cluster.pod import TEMPORARY_DIR, WORK_DIR, mebibytes, pod_environment, pod_of
+from caravan.cluster.profile import ClusterProfile
+from caravan.recipe import Resources
+
+PORT = 8000
+MODEL_DIR = "/model"
+MODEL_LABEL = "caravan.dev/model"
+FINGERS = "caravan-serve"
+"""Field manager of what is applied."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is served, and how."""
+
+    name: str
+    """Of the Deployment, the Service and the model in requests."""
+    digest: str
+    """Of a model in the store."""
+    model_gib: float
+    """Its size; the volume has room for two, as it is fetched, checked and copied."""
+    resources: Resources
+    """Of each pod; its GPUs are vLLM's tensor parallelism, 0 serves on the CPU."""
+    replicas: int = 1
+    max_replicas: int = 0
+    """Scales up to so many by CPU; 0 does not scale."""
+    api_key_secret: str = ""
+    """Secret whose key `api-key` clients must give; empty asks for none."""
+    max_model_len: int = 0
+    """Tokens of prompt and reply; 0 takes the model's own."""
+    start_seconds: int = 1800
+
+    def base_url(self, namespace: str) -> str:
+        return f"http://{self.name}.{namespace}:{PORT}/v1"
+
+
+def manifests(server: Server, profile: ClusterProfile) -> list[dict[str, Any]]:
+    """The objects of a server, as the API takes them."""
+    labels = {"app.kubernetes.io/name": "caravan", "app.kubernetes.io/component": "serving",
+              MODEL_LABEL: server.name}  # fmt: skip
+    metadata = {"name": server.name, "namespace": profile.namespace, "labels": labels}
+    spec: dict[str, Any] = {
+        "selector": {"matchLabels": {MODEL_LABEL: server.name}},
+        "template": {"metadata": {"labels": labels}, "spec": _pod(server, profile)},
+    }
+    if not server.max_replicas:
+        spec["replicas"] = server.replicas
+    service = {
+        "selector": {MODEL_LABEL: server.name},
+        "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+    }
+    found = [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec},
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+    ]
+    if server.max_replicas:
+        found.append(_autoscaler(server, metadata))
+    return found
+
+
+def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
+    asked = pod_of(server.resources, profile)
+    limits = {"memory": asked.memory} | (
+        {asked.gpu_resource: str(asked.gpus)} if asked.gpus else {}
+    )
+    resources = {"requests": {"cpu": asked.cpu, "memory": asked.memory}, "limits": limits}
+    mounts = [{"name": "work", "mountPath": WORK_DIR},
+              {"name": "temporary", "mountPath": TEMPORARY_DIR}]  # fmt: skip
+    model = {"name": "model", "mountPath": MODEL_DIR}
+    shared = {"name": "shared-memory", "mountPath": "/dev/shm"}
+    fetch = {
+        "name": "fetch",
+        "image": profile.images.cpu,
+        "command": ["sh", "-euc", f"rm -rf {MODEL_DIR}/weights && caravan artifact get "
+                    f"{server.digest} --to {MODEL_DIR}/weights && rm -rf {MODEL_DIR}/home"],
+        "env": [*_environment(profile), {"name": "CARAVAN_HOME", "value": f"{MODEL_DIR}/home"}],
+        "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+    }  # fmt: skip
+    serve = {
+        "name": "vllm",
+        "image": asked.image,
+        "command": _command(server),
+        "env": _server_environment(server),
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": resources,
+        **_probes(server.start_seconds),
+    }
+    common = {"imagePullPolicy": profile.images.pull_policy, "securityContext": {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]}}}  # fmt: skip
+    spec: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": profile.user_id, "runAsGroup": profile.user_id,
+            "fsGroup": profile.user_id, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [{**fetch, **common, "volumeMounts": [*mounts, model]}],
+        "containers": [
+            {**serve, **common, "volumeMounts": [*mounts, shared, model | {"readOnly": True}]}
+        ],
+        "volumes": [
+            {"name": "work", "emptyDir": {}},
+            {"name": "temporary", "emptyDir": {}},
+            {"name": "model", "emptyDir": {"sizeLimit": mebibytes(2 * server.model_gib + 1)}},
+            {"name": "shared-memory",
+             "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory or "8192Mi"}},
+        ],
+    }  # fmt: skip
+    if asked.node_selector:
+        spec["nodeSelector"] = asked.node_selector
+    if asked.tolerations:
+        spec["tolerations"] = [t.model_dump(exclude_defaults=True) | {"operator": t.operator}
+                               for t in asked.tolerations]  # fmt: skip
+    if profile.images.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in profile.images.pull_secrets]
+    return spec
+
+
+def _command(server: Server) -> list[str]:
+    # The module, not `vllm serve`: the build for CPUs has another name and lacks the command.
+    words = [
+        "python3", "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL_DIR}/weights",
+        f"--served-model-name={server.name}", "--host=0.0.0.0", f"--port={PORT}",
+    ]  # fmt: skip
+    if server.resources.gpus > 1:
+        words.append(f"--tensor-parallel-size={server.resources.gpus}")
+    if server.max_model_len:
+        words.append(f"--max-model-len={server.max_model_len}")
+    return words
+
+
+def _environment(profile: ClusterProfile) -> list[dict[str, Any]]:
+    plain = pod_environment(profile)
+    found: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in plain.items() if name != "CARAVAN_HOME"
+    ]
+    kinds = (("secretKeyRef", profile.secrets), ("configMapKeyRef", profile.config_maps))
+    for kind, sources in kinds:
+        for source in sources:
+            found += [
+                {"name": variable, "valueFrom": {kind: {"name": source.name, "key": key}}}
+                for key, variable in source.env.items()
+            ]
+    return found
+
+
+def _server_environment(server: Server) -> list[dict[str, Any]]:
+    plain = {"HOME": WORK_DIR, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    found: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in plain.items()]
+    if server.api_key_secret:
+        reference = {"secretKeyRef": {"name": server.api_key_secret, "key": "api-key"}}
+        found.append({"name": "VLLM_API_KEY", "valueFrom": reference})
+    return found
+
+
+def _probes(start_seconds: int) -> dict[str, Any]:
+    get = {"httpGet": {"path": "/health", "port": "http"}}
+    return {
+        "startupProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5,
+                         "failureThreshold": max(1, start_seconds // 10)},
+        "readinessProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**get, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 5},
+    }  # fmt: skip
+
+
+def _autoscaler(server: Server, metadata: dict[str, Any]) -> dict[str, Any]:
+    target = {"type": "Utilization", "averageUtilization": 80}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": metadata,
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": server.name},
+            "minReplicas": server.replicas,
+            "maxReplicas": server.max_replicas,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+        },
+    }
+
+
+# --- on the cluster -----------------------------------------------------------------------------
+
+
+def apply(api: Any, objects: list[dict[str, Any]]) -> None:
+    """Create the objects, or bring those of the same name to this state."""
+    from kubernetes.dynamic import DynamicClient
+
+    client = DynamicClient(api)
+    for one in objects:
+        kind = client.resources.get(api_version=one["apiVersion"], kind=one["kind"])
+        kind.server_side_apply(
+            body=one, name=one["metadata"]["name"], namespace=one["metadata"]["namespace"],
+            field_manager=FINGERS, force_conflicts=True,
+        )  # fmt: skip
+
+
+def remove(api: Any, name: str, namespace: str) -> bool:
+    """Remove a server; whether there was one."""
+    from kubernetes.dynamic import DynamicClient
+    from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
+
+    client, found = DynamicClient(api), False
+    for version, kind in (("autoscaling/v2", "HorizontalPodAutoscaler"), ("v1", "Service"),
+                          ("apps/v1", "Deployment")):  # fmt: skip
+        try:
+            resource = client.resources.get(api_version=version, kind=kind)
+            resource.delete(name=name, namespace=namespace)
+            found = True
+        except (NotFoundError, ResourceNotFoundError):
+            continue
+    return found
