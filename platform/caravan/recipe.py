@@ -409,8 +409,9 @@ class DPOConfig(TrainingConfig):
     def _ranks_stay_in_step(self) -> Self:
         if self.loss.needs_divergence and self.zero_stage == 3:
             raise ValueError(
-                f"loss_type {self.loss.loss_type} measures a divergence on passes of its own, whose "
-                "number differs between ranks, and zero_stage 3 needs equal ones; use zero_stage 2"
+                f"loss_type {self.loss.loss_type} measures a divergence on passes of its own, "
+                "whose number differs between ranks, and zero_stage 3 needs equal ones; use "
+                "zero_stage 2"
             )
         return self
 
@@ -442,8 +443,16 @@ class RewardModelConfig(TrainingConfig):
     pairs_per_step: PositiveInt = 256
     center_rewards_coefficient: NonNegativeFloat = 0.0
     """Weight of a term that draws the mean reward to 0, which the preferences leave free."""
+    rating_margin: NonNegativeFloat = 0.0
+    """Margin of the rewards that is asked for, per point of difference between the ratings."""
     model_name_or_path: str | None = None
     """A reward model that exists, taken as it is; None trains one from the run's SFT model."""
+
+    @model_validator(mode="after")
+    def _full_precision(self) -> Self:
+        if self.quantization is not None:
+            raise ValueError("a reward model is trained from weights in full precision, or on lora")
+        return self
 
 
 class PPOConfig(Config):
@@ -495,6 +504,12 @@ class RLVRConfig(TrainingConfig):
     sampling: Sampling = Sampling(temperature=1.0, max_completion_length=2048)
     skills: tuple[Name, ...] = ()
     """Skills whose verifiable prompts are trained on; empty takes all."""
+
+    @model_validator(mode="after")
+    def _one_process_and_all_weights(self) -> Self:
+        if self.lora is not None or self.quantization is not None:
+            raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
+        return self
 
 
 # --- preference data ----------------------------------------------------------------------------

@@ -32,15 +32,16 @@ def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.adapters import add_adapters, load_base, plain
     from caravan.training.dpo import dpo_job
     from caravan.training.fit import fit, identity
-    from caravan.training.models import load_policy, place, prepare_torch, save_model
+    from caravan.training.models import place, prepare_torch, save_model
     from caravan.training.parallel.ranks import current
     from caravan.training.reference import NO_REFERENCE, load_reference
     from caravan.training.tokenize import check_length, tokenize_pairs
 
     device = prepare_torch(config.resources.cpus, context.seed)
-    model, tokenizer = load_policy(inputs["model"])
+    model, tokenizer = load_base(inputs["model"], config)
     check_length(model, config.max_length)
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     data = tokenize_pairs(read_rows(inputs["pairs"], Pair), tokenizer, config.max_length)
@@ -49,8 +50,10 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     reference = NO_REFERENCE
     if config.loss.needs_reference:
         reference = load_reference(inputs["reference"], data.rows)
+    add_adapters(model, config)
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
     metrics = fit(job, context, identity=of_run, config=config)
     if current().leads:
-        save_model(model, tokenizer, context.output("model", "model"))
+        merged = plain(model, config, inputs["model"])
+        save_model(merged, tokenizer, context.output("model", "model"))
     return StageResult({**data.counts, **metrics})

@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -33,6 +34,7 @@ from caravan.errors import (
     RegistryError,
     RegistryUnavailableError,
     StageError,
+    StoreError,
     StoreUnavailableError,
 )
 from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
@@ -45,6 +47,9 @@ from caravan.stages.process import exclusive
 from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
 from caravan.store.manifest import hash_file, list_files
+
+if TYPE_CHECKING:
+    from caravan.store.checkpoints import S3Checkpoints
 
 __all__ = ["die_with_parent", "execute", "launcher_environment", "stage_key", "stage_seed"]
 
@@ -315,6 +320,7 @@ class _Execution:
             with suppress(RegistryError):  # a last chance; the journal keeps what stays undelivered
                 reporter.deliver()
             journal.close()
+        self._forget_checkpoints()
         shutil.rmtree(self.directory)
         return {name: artifact.digest for name, artifact in published.items()}
 
@@ -333,7 +339,7 @@ class _Execution:
             check_template(path, f"{self.node}: input {name} ({self.inputs[name][:12]})")
         context = LocalContext(
             self.directory, seed=self.seed, recipe_dir=self.recipe_dir, journal=journal,
-            reporter=reporter,
+            reporter=reporter, remote_checkpoints=self._remote_checkpoints(),
         )  # fmt: skip
         before = cpu_seconds()
         result = self.module.run(self.config, inputs, context)
@@ -346,6 +352,20 @@ class _Execution:
         made = _Made(context.kinds, _plain(result))
         made.save(self.directory / "made.json")
         return made
+
+    def _remote_checkpoints(self) -> S3Checkpoints | None:
+        """Where the store is one that other machines reach."""
+        if urlsplit(self.settings.resolved_store_url).scheme != "s3":
+            return None
+        from caravan.store.checkpoints import S3Checkpoints
+
+        return S3Checkpoints(self.settings, self.key)
+
+    def _forget_checkpoints(self) -> None:
+        remote = self._remote_checkpoints()
+        if remote is not None:
+            with suppress(StoreError):  # they cost room, no more
+                remote.keep([])
 
     def _made_before(self) -> _Made | None:
         """What an earlier attempt made that ended before all of it was published."""

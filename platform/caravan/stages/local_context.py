@@ -15,13 +15,16 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from caravan.errors import RegistryError, RegistryUnavailableError, StageError
 from caravan.registry import Registry
 from caravan.registry.models import now
 from caravan.registry.writes import MetricPoint
 from caravan.stages.context import ArtifactKind
+
+if TYPE_CHECKING:
+    from caravan.store.checkpoints import S3Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +147,18 @@ class LocalContext:
     """`StageContext` on a directory of this machine."""
 
     def __init__(
-        self, directory: Path, *, seed: int, recipe_dir: Path, journal: Journal, reporter: Reporter
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        recipe_dir: Path,
+        journal: Journal,
+        reporter: Reporter,
+        remote_checkpoints: S3Checkpoints | None = None,
     ) -> None:
         self.seed, self.recipe_dir = seed, recipe_dir
+        self.remote_checkpoints = remote_checkpoints
+        """Where training copies its checkpoints to, if other machines must find them."""
         self.workdir = directory / "scratch"
         self._outputs_dir = directory / "outputs"
         self._journal, self._reporter = journal, reporter

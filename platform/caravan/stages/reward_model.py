@@ -48,6 +48,7 @@ def train(
 ) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.adapters import add_adapters, plain
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch, save_model
     from caravan.training.parallel.ranks import current
@@ -60,6 +61,7 @@ def train(
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
+    add_adapters(model, config)
     job = reward_model_job(
         model,
         data.rows,
@@ -74,5 +76,6 @@ def train(
         config=config,
     )
     if current().leads:
-        save_model(model, tokenizer, context.output("model", "model"))
+        merged = plain(model, config, inputs["model"])
+        save_model(merged, tokenizer, context.output("model", "model"))
     return StageResult({**data.counts, **metrics})

@@ -30,18 +30,20 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.training.adapters import add_adapters, load_base, plain
     from caravan.training.fit import fit, identity
-    from caravan.training.models import load_policy, place, prepare_torch, save_model
+    from caravan.training.models import place, prepare_torch, save_model
     from caravan.training.parallel.ranks import current
     from caravan.training.sft import sft_job
     from caravan.training.tokenize import check_length, tokenize_conversations
 
     device = prepare_torch(config.resources.cpus, context.seed)
-    model, tokenizer = load_policy(inputs["model"])
+    model, tokenizer = load_base(inputs["model"], config)
     check_length(model, config.max_length)
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     conversations = read_rows(inputs["dataset"], Conversation)
     data = tokenize_conversations(conversations, tokenizer, config.max_length)
+    add_adapters(model, config)
     job = sft_job(
         model,
         data.rows,
@@ -56,5 +58,6 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
         config=config,
     )
     if current().leads:
-        save_model(model, tokenizer, context.output("model", "model"))
+        merged = plain(model, config, inputs["model"])
+        save_model(merged, tokenizer, context.output("model", "model"))
     return StageResult({**data.counts, **metrics})

@@ -147,6 +147,25 @@ class S3Store:
                         self._client.remove_object(self._bucket, key)
                 self._client.remove_object(self._bucket, str(marker.object_name))
 
+    # --- plain objects, which are no artifacts ------------------------------------------------
+
+    def keys(self, prefix: str) -> list[str]:
+        """Of the objects whose key starts so; keys are those below the store's own prefix."""
+        found = self._list(f"{self._prefix}{prefix}")
+        return [key.removeprefix(self._prefix) for key in found]
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._plain_errors(f"writing {key}"):
+            self._client.fput_object(self._bucket, f"{self._prefix}{key}", str(path))
+
+    def download(self, key: str, path: Path) -> None:
+        with self._plain_errors(f"reading {key}"):
+            self._client.fget_object(self._bucket, f"{self._prefix}{key}", str(path))
+
+    def remove(self, key: str) -> None:
+        with self._plain_errors(f"removing {key}"):
+            self._client.remove_object(self._bucket, f"{self._prefix}{key}")
+
     # --- inside -----------------------------------------------------------------------------
 
     def _object(self, digest: str) -> str:

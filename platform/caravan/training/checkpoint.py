@@ -21,6 +21,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -32,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from caravan.errors import CaravanError, StoreError
-from caravan.training.parallel.ranks import Ranks, current
+from caravan.training.parallel.ranks import current
 
 logger = logging.getLogger(__name__)
 
@@ -194,24 +195,19 @@ class Checkpoints:
     def restore(self, state: State) -> Resumed | None:
         """Put the newest sound checkpoint into `state`, in place; None where there is none.
 
-        Several ranks take the newest that all of them have.
+        The leading rank reads it and hands it to the others, which need not reach its disk.
 
         Raises:
             CaravanError: the checkpoint is of another training run.
         """
         self.wait()
-        if self._remote is not None:
-            try:
-                self._remote.fetch(self.directory)
-            except StoreError as error:
-                logger.warning("checkpoints of other machines were not looked for: %s", error)
-        documents = self._sound()
-        step = _newest_of_all(sorted(documents, reverse=True), current())
-        if step is None:
+        ranks = current()
+        found = self._newest() if ranks.leads else None
+        document = ranks.of_leader(found[1] if found else None)
+        if document is None:
             return None
-        directory, document = self._path(step), documents[step]
-        with safe_open(directory / TENSORS, framework="pt") as file:
-            tensors = _Tensors(file)
+        with _opened(found[0] / TENSORS if found else None) as file:
+            tensors = ranks.tensors_of_leader(file)
             torch.set_rng_state(tensors["rng"])
             if "rng_cuda" in tensors and torch.cuda.is_available():
                 torch.cuda.set_rng_state(tensors["rng_cuda"])
@@ -253,12 +249,13 @@ class Checkpoints:
         except StoreError as error:  # the next one will do; training need not stop for it
             logger.warning("%s was not copied to the store: %s", directory.name, error)
 
-    def _sound(self) -> dict[int, dict[str, Any]]:
-        """What can be continued from, by step.
-
-        Only the newest sound one is read as a whole, unless ranks have to agree on one.
-        """
-        found: dict[int, dict[str, Any]] = {}
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest that is sound, and its document."""
+        if self._remote is not None:
+            try:
+                self._remote.fetch(self.directory)
+            except StoreError as error:
+                logger.warning("checkpoints of other machines were not looked for: %s", error)
         for directory in self._complete():
             document = _read(directory)
             if document is None:
@@ -269,10 +266,8 @@ class Checkpoints:
                     f"{directory} is a checkpoint of another training run (other model, data or "
                     f"settings); delete {self.directory} to start anew"
                 )
-            found[document["step"]] = document
-            if current().count == 1:
-                break
-        return found
+            return directory, document
+        return None
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
@@ -301,11 +296,13 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _newest_of_all(steps: list[int], ranks: Ranks) -> int | None:
-    """The largest number that every rank has; each gives its own, largest first."""
-    of_ranks = ranks.gather([*steps[:2], -1, -1][:2])
-    common = set.intersection(*(set(own) for own in of_ranks)) - {-1}
-    return max(common, default=None)
+@contextmanager
+def _opened(path: Path | None) -> Iterator[_Tensors | None]:
+    if path is None:
+        yield None
+        return
+    with safe_open(path, framework="pt") as file:
+        yield _Tensors(file)
 
 
 def tensor_key(module: str, path: str) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from caravan.interruption import StageStopped, hold_stops
@@ -79,7 +80,7 @@ class Job(Generic[B]):
             partial(self._own_passes, [row.length for row in self.rows]),
             self.objective,
             bf16=bf16,
-            lanes=self.lanes if current().count == 1 else 1,
+            lanes=1 if current().count > 1 or _draws(self.model) else self.lanes,
             first_step=first_step,
             skip_non_finite=skip_non_finite,
             stop=stop,
@@ -90,6 +91,11 @@ class Job(Generic[B]):
         rows = self.sampler.step(step)
         own = current().share(rows, lengths)
         return [Pass(batch, counts=bool(own)) for batch in self.passes(own or rows[:1])]
+
+
+def _draws(model: nn.Module) -> bool:
+    """Whether passes draw random numbers, in an order that threads would not keep."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def fit(

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -56,15 +57,18 @@ def place(
     return cast(PreTrainedModel, model.to(device).train())
 
 
-def load_policy(directory: Path) -> Policy:
+def load_policy(directory: Path, **options: Any) -> Policy:
     """A causal model in float32, in training mode, and its tokenizer.
+
+    Args:
+        options: further ones of `from_pretrained`.
 
     Raises:
         DataError: the directory holds no model that can be trained safely; says what is missing.
     """
     check_model_directory(directory)
     check_template(directory)
-    model = _load(AutoModelForCausalLM.from_pretrained, directory)
+    model = _load(partial(AutoModelForCausalLM.from_pretrained, **options), directory)
     for name in HEAD_EXTRAS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise DataError(

@@ -88,7 +88,7 @@ def on_ranks(
     environment = _environment(layout, cpus) | ({} if remote is None else remote.environment())
     with hold_stops() as stop:
         process = subprocess.Popen(
-            _command(layout, directory, context.workdir.parent.name),
+            _command(layout, directory),
             env=environment,
             start_new_session=True,  # a signal to our group is for us; the ranks end their step
         )
@@ -118,6 +118,7 @@ def find_layout(resources: Resources, environment: Mapping[str, str]) -> Layout:
         f"--nnodes={nodes}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={address}:{port}",
+        "--rdzv-id=caravan",
         f"--rdzv-conf=is_host={int(rank == 0)}",
         f"--max-restarts={restarts}",
     )
@@ -144,10 +145,10 @@ def _environment(layout: Layout, cpus: int) -> dict[str, str]:
     return own | threads | {NODE_VARIABLE: str(layout.node_rank)}
 
 
-def _command(layout: Layout, directory: RankDirectory, name: str) -> list[str]:
+def _command(layout: Layout, directory: RankDirectory) -> list[str]:
     return [
         sys.executable, "-m", "caravan.stages.ranks.agent", str(directory.lock_file),
-        *layout.torchrun, f"--rdzv-id=caravan-{name}", f"--nproc-per-node={layout.per_node}",
+        *layout.torchrun, f"--nproc-per-node={layout.per_node}",
         "-m", "caravan.stages.ranks.worker", str(directory.spec_file),
     ]  # fmt: skip
 

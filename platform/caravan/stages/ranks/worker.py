@@ -17,8 +17,10 @@ from caravan.interruption import (
     stop_when_exists,
 )
 from caravan.orphans import die_with_parent
+from caravan.settings import load_settings
 from caravan.stages.context import ArtifactKind
 from caravan.stages.ranks.directory import RankDirectory, Spec
+from caravan.store.checkpoints import S3Checkpoints
 from caravan.training.parallel.ranks import Ranks, join, leave
 
 
@@ -30,6 +32,8 @@ class RankContext:
         self.workdir, self.recipe_dir = Path(spec.workdir), Path(spec.recipe_dir)
         self.kinds: dict[str, ArtifactKind] = {}
         self._leads, self._directory = ranks.leads, directory
+        key = spec.checkpoint_key if self._leads else None
+        self.remote_checkpoints = S3Checkpoints(load_settings(), key) if key else None
 
     def output(self, name: str, kind: ArtifactKind) -> Path:
         assert self._leads, "only the leading rank writes outputs"

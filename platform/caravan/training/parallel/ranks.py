@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from caravan.training.batching import split_ranks
+
+T = TypeVar("T")
 
 NODE_VARIABLE = "CARAVAN_NODE_RANK"
 """Number of the node among those of a job, given to its ranks by the launcher."""
@@ -68,6 +71,24 @@ class Ranks:
         dist.all_gather_object(every, list(texts))
         return [text for of_rank in every for text in of_rank]
 
+    def of_leader(self, value: T) -> T:
+        """What the leading rank gives; the others' values are not looked at."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=self.leader)
+        return box[0]
+
+    def tensors_of_leader(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """The leading rank's tensors, in the memory of the host, each sent when it is asked for.
+
+        All ranks must ask for the same ones in the same order.
+        """
+        if self.count == 1:
+            assert tensors is not None
+            return tensors
+        return _Sent(self, tensors, self.of_leader(list(tensors or ())))
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.gather([0])
@@ -80,6 +101,29 @@ class Ranks:
         yield
         if self.local_rank == 0:
             self.wait()
+
+
+class _Sent(Mapping[str, Tensor]):
+    def __init__(
+        self, ranks: Ranks, tensors: Mapping[str, Tensor] | None, names: list[str]
+    ) -> None:
+        self._ranks, self._tensors, self._names = ranks, tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        own = None if self._tensors is None else self._tensors[name].contiguous()
+        described: Any = None if own is None else (own.shape, own.dtype)
+        shape, dtype = self._ranks.of_leader(described)
+        sent = own if own is not None else torch.empty(shape, dtype=dtype)
+        dist.broadcast(sent, src=self._ranks.leader)
+        return sent
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 _current = Ranks()

@@ -84,6 +84,7 @@ def _train(
     checkpoints = Checkpoints(
         context.workdir,
         fingerprint=identity("rlvr", config, context.seed, policy_dir, prompts.rows),
+        remote=getattr(context, "remote_checkpoints", None),
     )
     with checkpoints:
         resumed = checkpoints.restore(state)

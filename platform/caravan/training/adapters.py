@@ -1,0 +1,125 @@
+"""LoRA and QLoRA: small trained matrices on frozen weights, merged into plain weights at the end.
+
+A linear layer W becomes W + (alpha / rank) B A, with B zero at first (Hu et al. 2021,
+arXiv:2106.09685); with `quantization: nf4`, W is held in 4 bits (Dettmers et al. 2023,
+arXiv:2305.14314), and the merge is into the weights before they were quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from caravan.errors import CaravanError, DataError, require
+from caravan.recipe import TrainingConfig
+from caravan.training.models import Policy, load_policy
+
+ADAPTER = "default"
+HEADS = ("lm_head", "score")
+"""Output heads: of a policy it stays as it is, of a reward model it is new and trained in full."""
+
+
+def load_base(directory: Path, config: TrainingConfig) -> Policy:
+    """The policy in `directory`, in 4 bits where the config says so.
+
+    Raises:
+        CaravanError: 4 bits are asked for on a machine without a GPU.
+    """
+    if config.quantization is None:
+        return load_policy(directory)
+    if not torch.cuda.is_available():
+        raise CaravanError(
+            "quantization: nf4 needs a CUDA GPU, and this machine has none; leave it out to train "
+            "adapters on weights in full precision"
+        )
+    require("bitsandbytes", extra="qlora", feature="quantization: nf4")
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return load_policy(directory, quantization_config=four_bits)
+
+
+def add_adapters(model: PreTrainedModel, config: TrainingConfig) -> None:
+    """Freeze `model` and give its linear layers adapters, where the config asks for them.
+
+    Raises:
+        DataError: no layer has a name that the config gives.
+        MissingExtraError: peft is not installed.
+    """
+    lora = config.lora
+    if lora is None:
+        return
+    peft: Any = require("peft", extra="lora", feature="lora")
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layers = [name for name in names if name.rpartition(".")[2] not in HEADS]
+    wanted = lora.target_modules
+    chosen = [name for name in layers if not wanted or name.rpartition(".")[2] in wanted]
+    if not chosen:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise DataError(
+            f"lora.target_modules={list(wanted)} names no linear layer of the model; it has {there}"
+        )
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=chosen,
+    )
+    peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
+    if hasattr(model, "score"):
+        model.score.requires_grad_(True)
+
+
+def plain(model: PreTrainedModel, config: TrainingConfig, directory: Path) -> PreTrainedModel:
+    """The model with its adapters merged into its weights, as an ordinary one.
+
+    Args:
+        directory: what was trained from; quantized weights are read again from there.
+    """
+    if config.lora is None:
+        return model
+    layers = list(_adapted(model))
+    if config.quantization is not None:
+        base = load_policy(directory).model
+        with torch.no_grad():
+            for layer in layers:
+                weight = base.get_submodule(layer.name).weight
+                weight += layer.delta().to(weight)
+        return base
+    with torch.no_grad():
+        for layer in layers:
+            layer.module.get_base_layer().weight += layer.delta()
+    for layer in layers:
+        parent, _, last = layer.name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.module.get_base_layer())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(leftover, None)
+    return model
+
+
+class _Layer(NamedTuple):
+    name: str
+    module: Any
+    """peft's LoRA layer."""
+
+    def delta(self) -> Tensor:
+        """[out, in] what the adapter adds to the weight."""
+        return cast(Tensor, self.module.get_delta_weight(ADAPTER))
+
+
+def _adapted(model: nn.Module) -> Iterator[_Layer]:
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "get_base_layer"):
+            yield _Layer(name, module)
