@@ -86,7 +86,7 @@ run_tests() {
   kubeconfig=$(up)
   images
   cd "$root"
-  KUBECONFIG=$kubeconfig TEST_CLUSTER=$cluster TEST_IMAGES=$REGISTRY TEST_TAG=$TAG PATH=$cache/kubernetes-1.20/bin:$PATH \
+  KUBECONFIG=$kubeconfig TEST_CLUSTER=$cluster TEST_IMAGES=$REGISTRY TEST_TAG=$TAG \
     .venv/bin/python -m pytest tests/cluster "$@"
 }
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 [ $# = 1 ] || { echo "usage: build.sh DIRECTORY" >&2; exit 2; }
 bin=$1
-programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl)
+programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 
 missing=()
 for program in "${programs[@]}"; do

@@ -30,6 +30,7 @@ packages=(containerd containernetworking-plugins curl etcd-server gcc iproute2 i
 
 install_packages() {
   local missing=()
+  command -v kubectl >/dev/null || missing+=(kubernetes-client)
   for package in "${packages[@]}"; do
     dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
