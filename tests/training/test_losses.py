@@ -237,8 +237,9 @@ def test_kto_is_that_of_trl_on_the_unpaired_completions(
     assert ours.rejected_rewards.mean().item() == pytest.approx(metrics["rewards/rejected"][0])
 
 
+@pytest.mark.parametrize("margins", [None, [0.0, 1.0, 2.5, 0.5, 4.0, 0.25]])
 @pytest.mark.parametrize("centering", [None, 0.01])
-def test_bradley_terry_is_that_of_trl(centering: float | None) -> None:
+def test_bradley_terry_is_that_of_trl(centering: float | None, margins: list[float] | None) -> None:
     rewards = torch.randn(2 * PAIRS, 1, generator=torch.Generator().manual_seed(1))
     rewards.requires_grad_()
     trainer = trl(
@@ -249,9 +250,11 @@ def test_bradley_terry_is_that_of_trl(centering: float | None) -> None:
     def model(**_: Any) -> Any:
         return SimpleNamespace(logits=rewards)
 
-    theirs = trainer.compute_loss(model, {"attention_mask": torch.ones(2 * PAIRS, 4)})
+    asked = {} if margins is None else {"margin": torch.tensor(margins)}
+    theirs = trainer.compute_loss(model, {"attention_mask": torch.ones(2 * PAIRS, 4), **asked})
     chosen, rejected = rewards.squeeze(1).chunk(2)
-    ours = bradley_terry_loss(chosen, rejected, centering=centering or 0.0).mean()
+    asked_of_ours = asked.get("margin", 0.0)
+    ours = bradley_terry_loss(chosen, rejected, asked_of_ours, centering=centering or 0.0).mean()
     assert ours.item() == pytest.approx(theirs.item())
     torch.testing.assert_close(
         torch.autograd.grad(ours, rewards), torch.autograd.grad(theirs, rewards)

@@ -102,7 +102,7 @@ def _stage_of(path: Path) -> str:
 
 
 def _pick(
-    rows: Iterator[Conversation] | Iterator[Pair], row_id: str | None, path: Path
+    rows: Iterator[Conversation | Pair], row_id: str | None, path: Path
 ) -> Conversation | Pair:
     seen: list[str] = []
     for row in rows:

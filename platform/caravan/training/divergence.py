@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from caravan.errors import DataError
 from caravan.recipe import DPOConfig
 from caravan.training.batching import TokenRow
+from caravan.training.parallel.ranks import current
 from caravan.training.scoring import row_logprobs
 from caravan.training.tokenize import PairRow
 
@@ -37,11 +38,12 @@ class Divergence:
         """`model` is still the reference policy. Every process of a job makes one."""
         self._model, self._config, self._pad = model, config, pad_token_id
         self._rows = mismatched(rows, config.max_length)
-        reference = torch.zeros(len(rows))
-        rank, ranks = _rank()
-        share = range(rank, len(rows), ranks)
-        reference[list(share)] = self._logprobs(share)
-        self._reference = _summed(reference)
+        ranks = current()
+        share = range(ranks.rank, len(rows), ranks.count)
+        self._reference = torch.zeros(len(rows))
+        self._reference[list(share)] = self._logprobs(share)
+        if ranks.count > 1:
+            distributed.all_reduce(self._reference)
 
     def __call__(self, taken: Sequence[int]) -> Tensor:
         """[] mean log-ratio, not below 0, over this process's rows `taken` and those of the others.
@@ -49,8 +51,8 @@ class Divergence:
         To be called once in each optimiser step by every process.
         """
         ratios = self._logprobs(taken) - self._reference[list(taken)]
-        sums = _summed(torch.stack([ratios.sum(), torch.tensor(float(len(taken)))]))
-        return (sums[0] / sums[1]).clamp(min=0)
+        sums = current().sums({"ratios": float(ratios.double().sum()), "rows": len(taken)})
+        return torch.tensor(max(0.0, sums["ratios"] / sums["rows"]))
 
     def _logprobs(self, taken: Sequence[int]) -> Tensor:
         return row_logprobs(
@@ -84,19 +86,3 @@ def mismatched(rows: Sequence[PairRow], max_length: int) -> list[TokenRow]:
 def _part(row: TokenRow, *, supervised: bool) -> list[int]:
     pairs = zip(row.input_ids, row.loss_mask, strict=True)
     return [token for token, mask in pairs if mask == supervised]
-
-
-def _rank() -> tuple[int, int]:
-    """Of this process, and how many there are."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _summed(values: Tensor) -> Tensor:
-    """`values` summed over all processes."""
-    if distributed.is_initialized():
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        values = values.to(device)
-        distributed.all_reduce(values)
-    return values.cpu()

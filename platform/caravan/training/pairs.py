@@ -26,6 +26,8 @@ class PairBatch:
     """[2P] log-probabilities of the completions under the reference policy; empty where unused."""
     row_ids: tuple[str, ...]
     """Of the pairs."""
+    margins: Tensor
+    """[P] by how much the chosen completions are rated higher."""
     divergence: Tensor | None = None
     """[] of the policy from the reference policy, where the loss needs it."""
 
@@ -36,7 +38,13 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         divergence = None if self.divergence is None else self.divergence.to(device)
-        return PairBatch(self.sides.to(device), self.reference.to(device), self.row_ids, divergence)
+        return PairBatch(
+            self.sides.to(device),
+            self.reference.to(device),
+            self.row_ids,
+            self.margins.to(device),
+            divergence,
+        )
 
 
 def pair_passes(
@@ -66,7 +74,8 @@ def _batch(
     cached = reference[list(taken)].T.flatten() if len(reference) else reference
     shared = [shared_tokens(rows[i]) for i in taken]
     batch = collate(sides, pad_token_id, shared)
-    return PairBatch(batch, cached, tuple(rows[i].id for i in taken))
+    margins = torch.tensor([rows[i].margin for i in taken])
+    return PairBatch(batch, cached, tuple(rows[i].id for i in taken), margins)
 
 
 def shared_tokens(row: PairRow) -> int:

@@ -24,6 +24,7 @@ from caravan.training.tokenize import PairRow
 @dataclass(frozen=True)
 class RewardObjective:
     centering: float = 0.0
+    rating_margin: float = 0.0
     mean = True
 
     def units(self, batch: PairBatch) -> int:
@@ -42,7 +43,8 @@ class RewardObjective:
             "rewards/chosen": chosen.detach(),
             "rewards/rejected": rejected.detach(),
         }
-        losses = bradley_terry_loss(chosen, rejected, centering=self.centering)
+        asked = self.rating_margin * batch.margins
+        losses = bradley_terry_loss(chosen, rejected, asked, centering=self.centering)
         return PassLoss(losses.sum(), {name: float(value.sum()) for name, value in sums.items()})
 
 
@@ -66,7 +68,7 @@ def reward_model_job(
     return Job(
         model=model,
         updater=updater_for(model, config, sampler.steps),
-        objective=RewardObjective(config.center_rewards_coefficient),
+        objective=RewardObjective(config.center_rewards_coefficient, config.rating_margin),
         sampler=sampler,
         rows=rows,
         passes=partial(

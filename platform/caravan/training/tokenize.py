@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ class PairRow:
     id: str
     chosen: TokenRow
     rejected: TokenRow
+    margin: float = 0.0
+    """By how much the chosen completion is rated higher."""
 
     @property
     def length(self) -> int:
@@ -94,8 +96,9 @@ def tokenize_pairs(
     for pair in pairs:
         row = tokenize_pair(pair, tokenizer)
         cut = row.length > max_length
-        kept = PairRow(pair.id, _cut(row.chosen, max_length), _cut(row.rejected, max_length))
-        if not any(kept.chosen.loss_mask) or (whole and cut):
+        chosen, rejected = _cut(row.chosen, max_length), _cut(row.rejected, max_length)
+        kept = replace(row, chosen=chosen, rejected=rejected)
+        if not any(chosen.loss_mask) or (whole and cut):
             dropped += 1
             continue
         truncated += cut
@@ -109,7 +112,7 @@ def tokenize_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> PairRow:
     prompt = encode_prompt(tokenizer, pair.prompt)
     chosen = _completion(f"{pair.id}:chosen", prompt, pair, pair.chosen, tokenizer)
     rejected = _completion(f"{pair.id}:rejected", prompt, pair, pair.rejected, tokenizer)
-    return PairRow(pair.id, chosen, rejected)
+    return PairRow(pair.id, chosen, rejected, pair.chosen_rating - pair.rejected_rating)
 
 
 def check_masks(rows: Sequence[TokenRow]) -> None:
