@@ -1,5 +1,6 @@
 """Planned memory against the paper's numbers, and against a process that really trains."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,6 +43,30 @@ def test_the_pass_that_is_said_to_fit_fits_and_twice_as_much_does_not(longest):
     room = H100.memory_gib * HEADROOM - H100.device.base_gib
     assert EIGHT.gib(tokens) <= room
     assert EIGHT.gib(2 * tokens) > room
+
+
+def test_adapters_and_four_bits_and_offloading_hold_less(tiny_policy):
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(tiny_policy.model)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    trained, _ = adapted.get_nb_trainable_parameters()
+    config = tiny_policy.model.config
+    heads = config.num_attention_heads
+    shape = ModelShape(
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads, heads,
+        config.vocab_size, tied=True,
+    )  # fmt: skip
+    assert TrainingSetup(shape, lora_rank=4).trained_parameters == trained
+
+    whole = TrainingSetup(LLAMA[8], bf16=False)
+    n = LLAMA[8].parameters
+    lora = replace(whole, lora_rank=16)
+    assert lora.state_bytes() == pytest.approx(4 * n + 16 * lora.trained_parameters)
+    qlora = replace(lora, nf4=True, bf16=True)
+    assert 5 * GIB < qlora.state_bytes() < 13 * GIB  # embeddings and head stay in full precision
+    offloaded = replace(whole, ranks=8, zero_stage=2, offload="optimizer")
+    assert offloaded.state_bytes() == pytest.approx(4 * n + 4 * n / 8)
 
 
 def test_a_model_that_does_not_fit_is_told_what_would():

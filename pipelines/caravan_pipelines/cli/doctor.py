@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 
@@ -17,6 +18,7 @@ STYLE = {Outcome.OK: "green", Outcome.BROKEN: "red", Outcome.SKIPPED: "dim"}
 
 def doctor(*, as_json: bool) -> None:
     """Make every check; exit code 1 says that something is broken."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it tries again is told by checks
     console = Console()
     found: list[Finding] = []
     for finding in examine(all_checks(load_settings())):

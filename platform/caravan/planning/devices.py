@@ -49,7 +49,7 @@ DEVICES = {
         Device("a100", 312e12, 80, 2.0e12, 0.45, 0.6, 300e9, 60e-6, 60, 1.5),
         Device("l40s", 362e12, 48, 0.864e12, 0.35, 0.6, 32e9, 60e-6, 60, 1.5),
         # One core with AVX-512 (two 16-wide FMA units at 2.5 GHz), of a machine with two.
-        Device("cpu", 160e9, 0, 20e9, 0.35, 0.5, 10e9, 250e-6, 3, 0.75),
+        Device("cpu", 160e9, 0, 20e9, 0.35, 0.5, 10e9, 250e-6, 4, 0.45),
     )
 }
 DEFAULT_GPU = "h100"

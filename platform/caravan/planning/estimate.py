@@ -53,6 +53,8 @@ ROW_SECONDS = {
 """Of one row in stages that ask no model, on one core; measured with the pocket recipe."""
 NEAR_DUPLICATE_SECONDS = 1.5e-3
 """Of one row more, where near duplicates are searched."""
+TOKENIZER_SECONDS = 4.0
+"""Training the tokenizer of the pocket corpus."""
 DOCUMENT_SECONDS = 1.5e-4
 """Writing and tokenising one document of the pocket corpus."""
 HOSTED_TOKENS_PER_SECOND = 60.0
@@ -63,7 +65,7 @@ VLLM_ROWS = 256
 """Sequences that vLLM decodes at once on one device."""
 BASE_REPLIES = 2.0
 """Length of a base model's replies, as a multiple of those of the mix."""
-FREE_GIB = 0.3
+FREE_GIB = 0.1
 """Working memory of stages that ask no model."""
 
 
@@ -223,7 +225,7 @@ class _Planner:
         found = work.training(
             setup, placement, rows, steps=config.max_steps, tokens_per_pass=config.tokens_per_step
         )
-        found += Work(config.documents * DOCUMENT_SECONDS, 0.0)
+        found += Work(TOKENIZER_SECONDS + config.documents * DOCUMENT_SECONDS, 0.0)
         return self._trained(node, placement, setup, rows, found, config.tokens_per_step,
                              per_step, window)  # fmt: skip
 
@@ -322,7 +324,8 @@ class _Planner:
     ) -> TrainingSetup:
         return TrainingSetup(
             self.base[0], placement.ranks, config.zero_stage, config.bf16,
-            config.gradient_checkpointing,
+            config.gradient_checkpointing, lora_rank=config.lora.rank if config.lora else 0,
+            nf4=config.quantization is not None, offload=config.zero_offload,
         )  # fmt: skip
 
     def _trained(

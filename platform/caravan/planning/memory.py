@@ -32,11 +32,26 @@ class TrainingSetup:
     """Models trained at once: 2 with PPO's value model."""
     frozen: int = 0
     """Models that are only read: the reference of RL."""
+    lora_rank: int = 0
+    """Of low-rank adapters on every linear layer; 0 trains the weights themselves."""
+    nf4: bool = False
+    """The frozen weights of layers are held in 4 bits (QLoRA)."""
+    offload: str = "none"
+    """As the recipe's `zero_offload`: what lies in the host's memory."""
+
+    @property
+    def trained_parameters(self) -> int:
+        """Of one trained model."""
+        s, r = self.shape, self.lora_rank
+        if not r:
+            return s.parameters
+        d, a, k, i = s.hidden_size, s.attention_width, s.kv_width, s.intermediate_size
+        return s.num_layers * r * (2 * (d + a) + 2 * (d + k) + 3 * (d + i))
 
     def state_bytes(self) -> float:
         """Weights, gradients and Adam's two moments, sharded as ZeRO's stage says
         (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1)."""
-        n = self.shape.parameters
+        n, t = self.shape.parameters, self.trained_parameters
         shards = {stage: self.ranks if self.zero_stage >= stage else 1 for stage in (1, 2, 3)}
         weights, gradients, moments = 4 / shards[3], 4 / shards[2], 8 / shards[1]
         cast = 2 / shards[3] if self.bf16 else 0  # autocast's copies of the matrices
@@ -45,7 +60,17 @@ class TrainingSetup:
         gathered = 0.0
         if self.zero_stage == 3 and self.ranks > 1:  # two layers are whole at a time
             gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
-        trained = self.trained * (n * (weights + gradients + moments + cast) + gathered)
+        if self.offload != "none":  # moments, and the copy that is updated with them
+            moments, weights = 0.0, 4 / shards[3]
+        if self.offload == "all":
+            weights = cast = 0.0
+        held = n * (weights + cast)
+        if self.nf4:  # half a byte, and a scale for every 64 weights
+            layers = self.shape.num_layers * self.shape.layer_parameters
+            held = layers * (0.5 + 4 / 64) + (n - layers) * (weights + cast)
+        if self.lora_rank:
+            held += t * weights
+        trained = self.trained * (held + t * (gradients + moments) + gathered)
         return trained + self.frozen * n * weights
 
     def token_bytes(self) -> float:

@@ -1,0 +1,151 @@
+"""What the doctor says of things that are there, and of things that are broken."""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from caravan.errors import CaravanError
+from caravan.registry import Registry
+from caravan.settings import Settings
+from caravan_pipelines.doctor import Check, Outcome, all_checks, examine
+from caravan_pipelines.doctor.images import split
+
+
+def findings(settings: Settings) -> dict[str, tuple[Outcome, str]]:
+    return {f.name: (f.state, f.says) for f in examine(all_checks(settings))}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_laptop_is_well_and_the_rest_is_left_out(caravan):
+    told = {row["name"]: row for row in json.loads(caravan("doctor", "--json"))}
+    for name in ("work directory", "registry", "store"):
+        assert told[name]["state"] == "ok"
+    for name in ("kubeflow pipelines", "kubernetes", "images", "identity provider"):
+        assert told[name]["state"] == "skipped"
+    assert "deleted" in told["store"]["says"]
+    assert "schema" in told["registry"]["says"]
+
+
+def test_a_postgres_and_an_s3_that_are_well(postgres_url, s3_settings):
+    values = {n: getattr(s3_settings, n) for n in type(s3_settings).model_fields}
+    found = findings(Settings(**values | {"registry_url": postgres_url}))
+    assert found["registry"][0] is Outcome.OK
+    assert found["store"] == (Outcome.OK, f"{s3_settings.store_url}: written, read, deleted")
+
+
+def test_each_broken_thing_is_told_with_the_way_out(caravan, tmp_path, empty_postgres_url):
+    (tmp_path / "file").write_text("")
+    broken_store = str(tmp_path / "file" / "store")
+    said = caravan(
+        "doctor", "--json", code=1, registry_url=empty_postgres_url, store_url=broken_store,
+        kfp_url="http://127.0.0.1:1",
+    )  # fmt: skip
+    told = {row["name"]: row for row in json.loads(said)}
+    broken = {name for name, row in told.items() if row["state"] == "broken"}
+    assert {"registry", "store", "kubeflow pipelines"} == broken
+    assert "caravan registry upgrade" in told["registry"]["says"]
+    assert "CARAVAN_KFP_URL" in told["kubeflow pipelines"]["says"]
+    assert "cannot be created" in told["store"]["says"] or "CARAVAN_" in told["store"]["says"]
+
+
+def test_a_registry_that_cannot_be_written_is_broken(settings, monkeypatch):
+    def refused(*_):
+        raise CaravanError("attempt to write a readonly database")
+
+    with Registry(settings.resolved_registry_url):
+        pass
+    monkeypatch.setattr(Registry, "heartbeat_run", refused)  # root may write read-only files
+    assert findings(settings)["registry"][0] is Outcome.BROKEN
+
+
+def test_checks_do_not_end_with_the_first_that_fails():
+    def fail() -> str:
+        raise RuntimeError("odd")
+
+    found = list(examine([Check("a", fail), Check("b", lambda: "fine")]))
+    assert [f.state for f in found] == [Outcome.BROKEN, Outcome.OK]
+    assert "RuntimeError: odd" in found[0].says
+
+
+@pytest.fixture
+def provider(monkeypatch):
+    """A real OpenID Connect provider in this process, and the settings that name it."""
+    from oidc_provider_mock import run_server_in_thread
+
+    with run_server_in_thread() as server:
+        issuer = f"http://localhost:{server.server_port}"
+        values = {
+            "ISSUER": issuer,
+            "CLIENT_ID": "caravan",
+            "CLIENT_SECRET": "s",
+            "COOKIE_SECRET": "c" * 32,
+            "REDIRECT_URI": "http://localhost:8501/oauth2callback",
+            "VIEWER_GROUPS": '["*"]',
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(f"CARAVAN_OIDC_{name}", value)
+        yield issuer
+
+
+@pytest.fixture
+def elsewhere():
+    """Where a discovery document of another issuer lies."""
+    names = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
+    document = json.dumps(dict.fromkeys(names, "https://other.example.com")).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(document)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_identity_provider_is_asked_for_its_discovery_document(
+    provider, elsewhere, settings, monkeypatch
+):
+    assert findings(settings)["identity provider"] == (Outcome.OK, provider)
+    monkeypatch.setenv("CARAVAN_OIDC_ISSUER", elsewhere)
+    state, said = findings(settings)["identity provider"]
+    assert state is Outcome.BROKEN
+    assert "every sign-in would be refused" in said
+    monkeypatch.setenv("CARAVAN_OIDC_ISSUER", "http://127.0.0.1:1")
+    state, said = findings(settings)["identity provider"]
+    assert state is Outcome.BROKEN
+    assert "CARAVAN_OIDC_ISSUER" in said
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("caravan/stage-cpu:0.1.0", ("caravan/stage-cpu", "0.1.0")),
+        ("localhost:5000/a", ("localhost:5000/a", "")),
+        ("host:5000/a/b:1", ("host:5000/a/b", "1")),
+        ("a@sha256:00", ("a", "sha256:00")),
+    ],
+)
+def test_images_are_taken_apart(image, parts):
+    assert split(image) == parts
+
+
+def test_an_image_without_a_version_is_broken(settings, tmp_path):
+    profile = Path(tmp_path / "profile.yaml")
+    profile.write_text("images: {cpu: registry.example.com/stage:latest}\n")
+    changed = settings.model_copy(update={"cluster_profile": str(profile)})
+    state, said = findings(changed)["images"]
+    assert state is Outcome.BROKEN
+    assert "names no version" in said

@@ -1,0 +1,123 @@
+"""Plans of recipes: what they depend on, and what they say when something does not fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from caravan.planning.devices import place
+from caravan.planning.estimate import Plan, StagePlan, plan_recipe
+from caravan.recipe import Recipe, Resources
+from caravan.recipe_io import load_recipe
+from caravan_pipelines.cli import main
+from caravan_pipelines.graph import stage_graph
+
+MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    return plan_recipe(recipe, stage_graph(recipe), MINI.parent)
+
+
+def stage(plan: Plan, node: str) -> StagePlan:
+    return next(s for s in plan.stages if s.node == node)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Recipe:
+    return load_recipe(MINI)
+
+
+@pytest.fixture(scope="module")
+def tulu() -> Recipe:
+    return load_recipe(MINI.parents[2] / "pipelines" / "recipes" / "tulu3-8b.yaml")
+
+
+def test_every_stage_of_every_shipped_recipe_has_a_plan(recipes):
+    planned = 0
+    for path in sorted(recipes.glob("*.yaml")):
+        recipe = load_recipe(path)
+        plan = plan_of(recipe)
+        assert [s.node for s in plan.stages] == [node.name for node in stage_graph(recipe)]
+        assert all(s.seconds > 0 and s.memory_gib > 0 for s in plan.stages), path
+        planned += 1
+    assert planned >= 3
+
+
+def test_twice_the_epochs_take_twice_the_operations(mini):
+    once, twice = (
+        stage(plan_of(mini.derive(sft=mini.sft.derive(num_train_epochs=n))), "sft") for n in (1, 2)
+    )
+    assert twice.flops == pytest.approx(2 * once.flops)
+    assert twice.tokens == pytest.approx(2 * once.tokens)
+    assert twice.seconds > once.seconds
+    assert twice.memory_gib == once.memory_gib
+
+
+def test_the_sft_of_8b_takes_six_operations_of_a_parameter_and_token(tulu):
+    sft = stage(plan_of(tulu), "sft")
+    assert sft.flops / (6 * 8.03e9 * sft.tokens) == pytest.approx(1.0, rel=0.1)
+    assert (sft.devices, sft.device) == (32, "h100")
+
+
+def test_memory_falls_with_zero_and_checkpointing(tulu):
+    def memory(**changes) -> float:
+        return stage(plan_of(tulu.derive(sft=tulu.sft.derive(**changes))), "sft").memory_gib
+
+    kept = [memory(zero_stage=n) for n in (1, 2, 3)]
+    assert kept[0] > kept[1] > kept[2]
+    assert memory(zero_stage=3, gradient_checkpointing=True) < kept[2]
+
+
+def test_what_does_not_fit_is_named_with_a_remedy_that_fits(tulu):
+    alone = {"nodes": 1, "gpus": 1, "gpu_type": "h100"}
+    small = tulu.derive(sft=tulu.sft.derive(resources=alone, zero_stage=0))
+    sft = stage(plan_of(small), "sft")
+    assert sft.fitting_tokens_per_pass is None
+    gpus = int(sft.problem.split("take ")[1].split(" GPUs")[0])
+    enough = tulu.sft.derive(
+        resources=alone | {"gpus": gpus}, zero_stage=3, gradient_checkpointing=True
+    )
+    assert stage(plan_of(tulu.derive(sft=enough)), "sft").problem == ""
+
+
+def test_the_tokens_of_a_pass_that_are_proposed_fit(tulu):
+    greedy = tulu.sft.derive(tokens_per_pass=1_000_000, sequences_per_step=100_000)
+    sft = stage(plan_of(tulu.derive(sft=greedy)), "sft")
+    assert "set tokens_per_pass" in sft.problem
+    fitting = greedy.derive(tokens_per_pass=sft.fitting_tokens_per_pass)
+    fits = stage(plan_of(tulu.derive(sft=fitting)), "sft")
+    assert fits.problem == ""
+    assert fits.passes_per_step > sft.passes_per_step
+
+
+def test_node_labels_name_devices():
+    named = Resources(gpus=8, gpu_type="NVIDIA-H100-80GB-HBM3")
+    assert place(named).device.name == "h100"
+    assert place(Resources(gpus=1, gpu_type="NVIDIA-A100-SXM4-40GB")).memory_gib == 40
+    assert place(Resources(gpus=1), "l40s").device.name == "l40s"
+    with pytest.raises(Exception, match="not in the table of devices"):
+        place(Resources(gpus=1, gpu_type="abacus"))
+
+
+def test_the_command_prints_json_and_fails_where_something_does_not_fit(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("CARAVAN_HOME", str(tmp_path))
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["caravan", "plan", str(MINI), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr().out
+
+    code, out = call("--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["parameters"] == 123_200
+    assert data["core_hours"] == pytest.approx(sum(s["core_hours"] for s in data["stages"]))
+    assert not (tmp_path / "registry.db").exists()  # nothing was started
+    code, out = call("--set", "sft.resources.memory_gib=0.5")
+    assert code == 1
+    assert "does not fit: sft" in " ".join(out.split())
