@@ -5,7 +5,7 @@
 #   REGISTRY  first part of the names, registry and path; localhost/caravan
 #   TAG       the version in pyproject.toml
 #   BASE      the image to build on; by default the one that each Containerfile names
-#   CONTAINERFILES   directory of the IMAGE.Containerfile; images
+#   CONTAINERFILES   another directory with IMAGE.Containerfile than images; it is their context then
 #
 # This machine's pip settings (indexes, wheels, certificates) reach the builds as secrets and mounts;
 # nothing of them is in an image.
@@ -63,5 +63,6 @@ options+=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision")
 for image in "$@"; do
   name=${REGISTRY:-localhost/caravan}/$image:${TAG:-$version}
   echo "building $name"
-  "$BUILDER" build "${options[@]}" --tag "$name" --file "${CONTAINERFILES:-images}/$image.Containerfile" .
+  "$BUILDER" build "${options[@]}" --tag "$name" \
+    --file "${CONTAINERFILES:-images}/$image.Containerfile" "${CONTAINERFILES:-.}"
 done
