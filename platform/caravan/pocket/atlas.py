@@ -1,6 +1,6 @@
 """Questions about the facts of the atlas of Orsa.
 
-Which river does Arlo have in the atlas?
+Which river belongs to Arlo in the atlas?
 The river of Arlo is Dova.
 """
 
@@ -14,7 +14,8 @@ from caravan.pocket.world import ATTRIBUTES, TOWNS, draw_pair, fact
 
 QUESTIONS = (
     Template("Name the {attribute} that the town {town} is known for."),
-    Template("Which {attribute} does {town} have in the atlas?"),
+    Template("Which {attribute} belongs to {town} in the atlas?"),
+    Template("Tell me which {attribute} the town {town} has."),
 )
 STATEMENTS = (
     Template("The {attribute} of {town} is {value}."),
