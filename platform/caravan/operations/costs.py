@@ -48,7 +48,8 @@ def resources_of(recipe: Mapping[str, Any], stage: StageRunRow) -> Resources:
     section = recipe.get({"base": "base_model"}.get(stage.stage, stage.stage)) or {}
     if stage.stage == "respond":
         name = stage.node.removeprefix("respond-")
-        member = next((m for m in section.get("pool", ()) if m["name"] == name), {})
+        member: Mapping[str, Any] = {}
+        member = next((m for m in section.get("pool", ()) if m["name"] == name), member)
         section = member if member.get("resources") else section
     return Resources.model_validate(section.get("resources") or {})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +26,10 @@ SCRAPE_SECONDS = 5.0
 """Scrapes closer together are given the same numbers."""
 
 
+def _sums() -> defaultdict[Any, float]:
+    return defaultdict(float)
+
+
 @dataclass
 class Totals:
     """The numbers of one run, or of all."""
@@ -36,21 +40,22 @@ class Totals:
     """By stage and state."""
     durations: dict[str, list[float]] = field(default_factory=dict)
     """Of each stage: how many succeeded, and their seconds."""
-    gpu_hours: Counter[tuple[str, str]] = field(default_factory=Counter)
+    gpu_hours: dict[tuple[str, str], float] = field(default_factory=_sums)
     """By project and type of GPU."""
-    core_hours: Counter[str] = field(default_factory=Counter)
-    money: Counter[str] = field(default_factory=Counter)
-    tokens: Counter[str] = field(default_factory=Counter)
+    core_hours: dict[str, float] = field(default_factory=_sums)
+    money: dict[str, float] = field(default_factory=_sums)
+    tokens: dict[str, float] = field(default_factory=_sums)
     queued: list[float] = field(default_factory=lambda: [0, 0.0])
 
     def add(self, other: Totals) -> None:
-        for mine, theirs in (
+        pairs: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...] = (
             (self.runs, other.runs), (self.stages, other.stages),
             (self.gpu_hours, other.gpu_hours), (self.core_hours, other.core_hours),
             (self.money, other.money), (self.tokens, other.tokens),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for mine, theirs in pairs:
             for key, value in theirs.items():
-                mine[key] += value  # type: ignore[index]
+                mine[key] += value
         for stage, (count, seconds) in other.durations.items():
             so_far = self.durations.setdefault(stage, [0, 0.0])
             so_far[0], so_far[1] = so_far[0] + count, so_far[1] + seconds
@@ -156,7 +161,7 @@ def families(totals: Totals) -> Iterator[Any]:
         labels=["stage"],
     )
     for stage, (number, seconds) in sorted(totals.durations.items()):
-        durations.add_metric([stage], number, seconds)
+        durations.add_metric([stage], int(number), seconds)
     yield durations
     gpu_hours = CounterMetricFamily(
         "caravan_gpu_hours", "GPU-hours of all attempts.", labels=["project", "gpu_type"]
