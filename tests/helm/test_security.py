@@ -115,6 +115,18 @@ def test_permissions_are_exactly_these(render, values):
         assert [s["name"] for s in binding["subjects"]] == [binding["metadata"]["name"]]
 
 
+def test_the_whole_cluster_is_seen_only_where_that_is_asked_for(render, values):
+    given = values("production")
+    given["kubeflow"]["clusterView"] = True
+    rendered = render(given)
+
+    (role,) = rendered.all("ClusterRole")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}]
+    (binding,) = rendered.all("ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [s["name"] for s in binding["subjects"]] == ["caravan-dashboard"]
+
+
 def test_without_the_executors_token_stages_may_do_nothing(render, values):
     given = values("production")
     given["stages"]["kfpExecutorToken"] = False
