@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import time
 import uuid
@@ -149,6 +150,19 @@ class Cluster:
         finally:
             process.terminate()
             process.wait()
+
+    @contextmanager
+    def reach(self, namespace: str, pod: str, port: int) -> Iterator[str]:
+        """`host:port` at which this machine reaches a pod: its own address where that leads to
+        it, as on the node of `node.sh`, else a forwarded port, which breaks more easily."""
+        address = self.core.read_namespaced_pod(pod, namespace).status.pod_ip
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError:
+            with self.forward(namespace, f"pod/{pod}", port) as forwarded:
+                yield f"127.0.0.1:{forwarded}"
+        else:
+            yield f"{address}:{port}"
 
     def wait(self, found: Callable[[], T | None], what: Callable[[], str] = lambda: "it") -> T:
         """The first value of `found` that is true."""

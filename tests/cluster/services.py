@@ -23,19 +23,19 @@ POSTGRES_USER_ID = 999
 @dataclass(frozen=True)
 class Services:
     namespace: str
-    postgres_port: int
-    """Port of this machine's loopback that leads to PostgreSQL."""
-    s3_port: int
+    postgres: str
+    """`host:port` at which this machine reaches PostgreSQL."""
+    s3: str
 
     def database_url(self, database: str) -> str:
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.postgres_port}/{database}"
+        return f"postgresql://{USER}:{PASSWORD}@{self.postgres}/{database}"
 
     def settings(self, database: str) -> dict[str, Any]:
         """Settings for a process of this machine; one database has one store."""
         return {
             "registry_url": self.database_url(database),
             "store_url": f"s3://{BUCKET}/{database}",
-            "s3_endpoint": f"http://127.0.0.1:{self.s3_port}",
+            "s3_endpoint": f"http://{self.s3}",
             "s3_access_key": ACCESS_KEY,
             "s3_secret_key": SECRET_KEY,
         }
@@ -72,12 +72,12 @@ def start_services(cluster: Cluster, namespace: str) -> Iterator[Services]:
             ),
         )
     with ExitStack() as stack:
-        ports = {}
+        found = {}
         for name, port in (("postgres", 5432), ("s3", 8333)):
             cluster.wait_until_ready(namespace, name)
-            ports[name] = stack.enter_context(cluster.forward(namespace, f"pod/{name}", port))
-        _make_bucket(ports["s3"])
-        yield Services(namespace, postgres_port=ports["postgres"], s3_port=ports["s3"])
+            found[name] = stack.enter_context(cluster.reach(namespace, name, port))
+        _make_bucket(found["s3"])
+        yield Services(namespace, **found)
 
 
 def _postgres(cluster: Cluster) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _with_probe(pod: dict[str, Any], probe: dict[str, Any]) -> dict[str, Any]:
     return pod
 
 
-def _make_bucket(port: int) -> None:
-    store = Minio(f"127.0.0.1:{port}", access_key=ACCESS_KEY, secret_key=SECRET_KEY, secure=False)
+def _make_bucket(endpoint: str) -> None:
+    store = Minio(endpoint, access_key=ACCESS_KEY, secret_key=SECRET_KEY, secure=False)
     deadline = time.monotonic() + 60
     while True:
         try:
