@@ -118,6 +118,6 @@ def test_the_command_prints_json_and_fails_where_something_does_not_fit(
     assert data["parameters"] == 123_200
     assert data["core_hours"] == pytest.approx(sum(s["core_hours"] for s in data["stages"]))
     assert not (tmp_path / "registry.db").exists()  # nothing was started
-    code, out = call("--set", "sft.resources.memory_gib=0.5")
+    code, out = call("--set", "sft.resources.memory_gib=0.4")
     assert code == 1
     assert "does not fit: sft" in " ".join(out.split())

@@ -221,7 +221,7 @@ class _Planner:
         window = config.max_position_embeddings
         per_step = max(1, config.tokens_per_step // window)
         rows = Rows(config.max_steps * per_step, window, window)
-        setup = TrainingSetup(self.base[0], bf16=config.bf16)
+        setup = TrainingSetup(self.base[0], bf16=config.bf16, lanes=_lanes(placement))
         found = work.training(
             setup, placement, rows, steps=config.max_steps, tokens_per_pass=config.tokens_per_step
         )
@@ -316,7 +316,7 @@ class _Planner:
         cache = rollouts / setup.ranks * (prompt + config.sampling.max_completion_length)
         width = 2 if placement.device.name == "cpu" else 1  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
-        passing = setup.token_bytes() * config.tokens_per_pass / GIB
+        passing = setup.lanes * setup.token_bytes() * config.tokens_per_pass / GIB
         return replace(plan, memory_gib=plan.memory_gib + max(0.0, held - passing))
 
     def _setup(
@@ -326,6 +326,7 @@ class _Planner:
             self.base[0], placement.ranks, config.zero_stage, config.bf16,
             config.gradient_checkpointing, lora_rank=config.lora.rank if config.lora else 0,
             nf4=config.quantization is not None, offload=config.zero_offload,
+            lanes=_lanes(placement),
         )  # fmt: skip
 
     def _trained(
@@ -343,7 +344,7 @@ class _Planner:
         Args:
             longest: tokens that one pass cannot go below.
         """
-        step_tokens = math.ceil(rows_per_step * rows.tokens / setup.ranks)
+        step_tokens = math.ceil(rows_per_step * rows.tokens / setup.ranks / setup.lanes)
         in_pass = max(min(tokens_per_pass, step_tokens), longest)
         memory = setup.gib(in_pass) + placement.device.base_gib
         fitting = fitting_tokens(setup, placement, longest)
@@ -363,7 +364,7 @@ class _Planner:
             node.name, node.stage, placement.device.name, placement.count, rows.count,
             rows.count * rows.tokens, found.flops, seconds, memory, placement.memory_gib,
             tokens_per_pass,
-            work.passes_per_step(rows, rows_per_step, setup.ranks, tokens_per_pass),
+            work.passes_per_step(rows, rows_per_step, setup, tokens_per_pass),
             fitting, problem,
         )  # fmt: skip
 
@@ -556,6 +557,11 @@ def _cut(count: float, stream: Stream, max_length: int) -> Rows:
     """`count` rows of a stream, of which what is longer than `max_length` is cut off."""
     share = min(1.0, max_length / stream.tokens)
     return Rows(count, stream.tokens * share, stream.reply_tokens * share)
+
+
+def _lanes(placement: Placement) -> int:
+    """Passes side by side in one process: one on each core, where there is no GPU."""
+    return placement.count // placement.nodes if placement.device.name == "cpu" else 1
 
 
 def _loading(shape: ModelShape, placement: Placement) -> float:

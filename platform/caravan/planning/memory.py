@@ -36,6 +36,8 @@ class TrainingSetup:
     """Of low-rank adapters on every linear layer; 0 trains the weights themselves."""
     nf4: bool = False
     """The frozen weights of layers are held in 4 bits (QLoRA)."""
+    lanes: int = 1
+    """Passes side by side in one process, on a CPU's cores, each with gradients of its own."""
     offload: str = "none"
     """As the recipe's `zero_offload`: what lies in the host's memory."""
 
@@ -70,7 +72,8 @@ class TrainingSetup:
             held = layers * (0.5 + 4 / 64) + (n - layers) * (weights + cast)
         if self.lora_rank:
             held += t * weights
-        trained = self.trained * (held + t * (gradients + moments) + gathered)
+        more_gradients = 4 * (self.lanes - 1)
+        trained = self.trained * (held + t * (gradients + moments + more_gradients) + gathered)
         return trained + self.frozen * n * weights
 
     def token_bytes(self) -> float:
@@ -87,8 +90,8 @@ class TrainingSetup:
             return 4 * d * s.num_layers + 3 * layer + ends
         return (s.num_layers + 1) * layer + ends  # one more while its gradient is computed
 
-    def gib(self, tokens_per_pass: int) -> float:
-        return (self.state_bytes() + self.token_bytes() * tokens_per_pass) / GIB
+    def gib(self, tokens_per_pass: float) -> float:
+        return (self.state_bytes() + self.lanes * self.token_bytes() * tokens_per_pass) / GIB
 
 
 def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> int | None:
@@ -98,7 +101,7 @@ def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> 
         longest: tokens of the longest row, which is never split.
     """
     room = placement.memory_gib * HEADROOM - placement.device.base_gib
-    tokens = (room * GIB - setup.state_bytes()) / setup.token_bytes()
+    tokens = (room * GIB - setup.state_bytes()) / setup.token_bytes() / setup.lanes
     if tokens < longest:
         return None
     whole = int(tokens) // TOKENS_STEP * TOKENS_STEP

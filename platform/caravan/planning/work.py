@@ -36,9 +36,13 @@ class Rows:
     """Of them, tokens that go through the output head."""
 
 
-def passes_per_step(rows: Rows, rows_per_step: float, ranks: int, tokens_per_pass: int) -> int:
-    """Forward passes of one rank in one optimiser step: gradient accumulation."""
-    return max(1, math.ceil(rows_per_step * rows.tokens / ranks / tokens_per_pass))
+def passes_per_step(
+    rows: Rows, rows_per_step: float, setup: TrainingSetup, tokens_per_pass: int
+) -> int:
+    """Forward passes of one rank in one optimiser step, those side by side counted once: gradient
+    accumulation."""
+    of_lane = rows_per_step * rows.tokens / setup.ranks / setup.lanes
+    return max(1, math.ceil(of_lane / tokens_per_pass))
 
 
 def training(
@@ -50,7 +54,7 @@ def training(
     )
     again = 1 if setup.gradient_checkpointing else 0
     flops = forward * (1 + BACKWARD)
-    passes = steps * passes_per_step(rows, rows.count / steps, setup.ranks, tokens_per_pass)
+    passes = steps * passes_per_step(rows, rows.count / steps, setup, tokens_per_pass)
     kernels = (1 + KERNELS_OF_BACKWARD + again) * setup.shape.num_layers
     overhead = passes * kernels * placement.device.layer_seconds
     computing = (flops + again * forward) / placement.flops + overhead
