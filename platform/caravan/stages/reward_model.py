@@ -51,13 +51,14 @@ def train(
     from caravan.training.adapters import add_adapters, plain
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch, save_model
-    from caravan.training.parallel.ranks import current
+    from caravan.training.parallel.ranks import current, first_device
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = new_reward_model(inputs["model"])
     check_length(model, config.max_length)
+    device = first_device(device, config.zero_stage)
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)

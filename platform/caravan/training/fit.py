@@ -145,6 +145,7 @@ def fit(
             checkpoints.save(done, state, progress.state())
         if done < total:  # asked to stop, here or on another rank
             checkpoints.wait()
+            ranks.wait()  # none ends before the leading one has written
             raise StageStopped(stop.signal_number or signal.SIGTERM)
         job.updater.finish()
     return progress.last

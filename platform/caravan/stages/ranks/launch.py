@@ -142,6 +142,8 @@ def _processes(resources: Resources) -> int:
 def _environment(layout: Layout, cpus: int) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cpus))
+    # Without it CUDA's matrix products are not the same twice, and torch refuses them.
+    own.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return own | threads | {NODE_VARIABLE: str(layout.node_rank)}
 
 

@@ -126,6 +126,12 @@ class _Sent(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def first_device(device: torch.device, zero_stage: int) -> torch.device:
+    """Where a model lies until training begins: on the host where ZeRO will spread its weights,
+    since they need not fit on one device."""
+    return torch.device("cpu") if zero_stage == 3 and current().count > 1 else device
+
+
 _current = Ranks()
 
 

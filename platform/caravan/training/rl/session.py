@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
+from caravan.interruption import hold_stops
 from caravan.recipe import GRPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.batching import StepSampler
@@ -86,7 +87,7 @@ def _train(
         fingerprint=identity("rlvr", config, context.seed, policy_dir, prompts.rows),
         remote=getattr(context, "remote_checkpoints", None),
     )
-    with checkpoints:
+    with hold_stops() as stop, checkpoints:  # asked to stop, it ends a step and saves
         resumed = checkpoints.restore(state)
         done = resumed.step if resumed else 0
         guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
@@ -100,9 +101,12 @@ def _train(
             if _is_kept(step, total):
                 _keep_rollouts(context.workdir, step, result)
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
-            if (step + 1) % config.save_steps == 0 or step + 1 == total:
+            stopping = stop.asked
+            if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
                 checkpoints.save(step + 1, state, {"guard": guard.state(), "last": last})
             context.progress(step + 1, total)
+            if stopping:
+                break
     return {**last, "policy/collapsed_steps": guard.collapsed_steps}
 
 
