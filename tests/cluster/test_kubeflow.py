@@ -29,6 +29,7 @@ from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import kubeflow
+from caravan_pipelines.launch.files import unpack_files
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))}
@@ -380,6 +381,26 @@ def test_a_server_that_is_not_there_is_named(new_stand_in, tmp_path):
         launched(settings)
 
 
+def test_files_that_a_recipe_names_go_along(new_stand_in, tmp_path):
+    """Pods see them at the same relative paths, from the store."""
+    rows = tmp_path / "own" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    data = load_recipe(MINI).model_dump()
+    data["curate"]["sources"][0]["origin"] = {"kind": "files", "paths": ["own/rows.jsonl"]}
+    recipe = Recipe.model_validate(data)
+    settings = settings_for(new_stand_in(Recorder()), tmp_path / "home")
+    run_id = kubeflow.launch(recipe, settings, recipe_dir=tmp_path).run_id
+
+    with Registry(settings.resolved_registry_url) as registry:
+        packed = registry.get_run(run_id).recipe_dir
+    there = unpack_files(packed, settings)
+    assert (there / "own" / "rows.jsonl").read_text() == rows.read_text()
+    rows.unlink()
+    with pytest.raises(CaravanError, match=r"rows\.jsonl"):
+        kubeflow.launch(recipe, settings, recipe_dir=tmp_path)
+
+
 class Waiting(Recorder):
     """Steps of one stage wait until they are stopped."""
 
@@ -474,5 +495,6 @@ def test_a_run_there_makes_what_a_run_here_makes(new_stand_in, tmp_path, undistu
     assert caravan.digests() == undisturbed.digests()
     assert all(stage["pod"] for stage in shown["stages"])
     pages = [d.end.artifacts["summary"] for d in run.pipeline.details if d.end]
-    assert len(pages) == 17
+    planned = kubeflow.plan(load_recipe(MINI), ClusterProfile(), Settings())
+    assert len(pages) == sum(task.pods for task in planned)
     assert any("## evaluate-dpo" in page for page in pages)

@@ -21,13 +21,16 @@ def pack_files(recipe: Recipe, recipe_dir: Path, store: Store) -> str:
     """Publish the files that the recipe names; returns the run's `recipe_dir`, empty for none.
 
     Raises:
-        RecipeError: a file lies outside the recipe's directory, so it has no name in a pod.
+        RecipeError: a file does not exist, or lies outside the recipe's directory and has no name
+            in a pod.
     """
     files = recipe_files(recipe, recipe_dir)
     if not files:
         return ""
     with tempfile.TemporaryDirectory() as directory:
         for file in files:
+            if not file.is_file():
+                raise RecipeError(f"{file}: there is no such file, and the recipe names it")
             if not file.is_relative_to(recipe_dir):
                 raise RecipeError(
                     f"{file} is outside the recipe's directory {recipe_dir}: pods would not find "
@@ -40,7 +43,7 @@ def pack_files(recipe: Recipe, recipe_dir: Path, store: Store) -> str:
 
 
 def recipe_files(recipe: Recipe, recipe_dir: Path) -> list[Path]:
-    """The existing files that the recipe names, resolved, each once."""
+    """The files that the recipe names, resolved, each once."""
     found: dict[Path, None] = {}
     for node in stage_graph(recipe):
         module = import_module(f"caravan.stages.{node.stage}")

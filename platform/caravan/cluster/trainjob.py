@@ -75,7 +75,7 @@ def train_job(
             "image": pod.image,
             "command": list(command),
             "numNodes": resources.nodes,
-            "numProcPerNode": max(1, pod.gpus),
+            "numProcPerNode": pod.gpus or resources.processes,
             "resourcesPerNode": {"limits": limits, "requests": dict(limits)},
             "env": _environment(profile, dashboard_url),
         },
