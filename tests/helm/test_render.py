@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import helm_python
@@ -199,3 +200,17 @@ def test_what_only_other_projects_define_is_shaped_as_they_say(render, values):
         ports = {port["name"] for service in found for port in service["spec"]["ports"]}
         assert monitor["spec"]["endpoints"][0]["port"] in ports
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_a_new_version_of_the_chart_alone_restarts_no_database(render, values, tmp_path):
+    newer = tmp_path / "caravan"
+    shutil.copytree(CHART, newer)
+    about = (newer / "Chart.yaml").read_text("utf-8")
+    (newer / "Chart.yaml").write_text(re.sub(r"(?m)^version: .*", "version: 99.0.0", about))
+
+    before, after = render(values("trial")), render(values("trial"), chart=newer)
+
+    for name in ("caravan-postgres", "caravan-s3"):
+        one, other = (r.one("StatefulSet", name) for r in (before, after))
+        assert one["metadata"]["labels"] != other["metadata"]["labels"]
+        assert one["spec"] == other["spec"]

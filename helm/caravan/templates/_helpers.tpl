@@ -24,6 +24,15 @@ helm.sh/chart: {{ $.Chart.Name }}-{{ $.Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* Labels of a pod: none that changes with every version of the chart, which would restart it. */}}
+{{- define "caravan.podLabels" -}}
+{{ include "caravan.selector" . }}
+app.kubernetes.io/part-of: caravan
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* Metadata of an object. Takes (list $ "name behind the release's" "component"). */}}
 {{- define "caravan.metadata" -}}
 {{- $ := index . 0 -}}
