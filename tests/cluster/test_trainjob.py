@@ -6,6 +6,11 @@ the test plays the controller: it makes the pods of the job and sets its status.
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +23,9 @@ from caravan.cluster.profile import ClusterProfile
 from caravan.cluster.trainjob import GROUP, PLURAL, VERSION, TrainJobs, job_name, train_job
 from caravan.errors import StageError
 from caravan.recipe import Resources
+from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.registry import Registry, State
+from caravan.settings import Settings
 
 PROFILE = ClusterProfile.model_validate(
     {
@@ -57,6 +65,52 @@ def test_the_name_of_a_job_is_the_same_for_each_attempt_and_fits_kubernetes():
 
     assert names[0] == names[1] != names[2]
     assert all(len(name) <= 45 and name.strip("-") == name and "." not in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_nodes_train_one_model(undisturbed, mini, tmp_path):
+    """What a TrainJob runs on each node, as processes that meet over the network."""
+    settings = Settings(home=undisturbed.home)
+    recipe = load_recipe(mini, ["sft.resources.nodes=2", "sft.resources.cpus=1"])
+    with Registry(settings.resolved_registry_url) as registry:
+        inputs = {s["name"]: s for s in undisturbed.show()["stages"]}
+        given = {
+            "model": inputs["base"]["artifacts"]["model"],
+            "dataset": inputs["mix"]["artifacts"]["dataset"],
+        }
+        run_id = registry.create_run(
+            recipe.model_dump(mode="json"), name=recipe.name, seed=recipe.seed,
+            recipe_digest=recipe_digest(recipe),
+        )  # fmt: skip
+    port = free_port()
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "caravan_pipelines.on_nodes", run_id, "sft", json.dumps(given)],
+            env=os.environ | settings.environment() | {
+                "CARAVAN_HOME": str(tmp_path / str(rank)),
+                "CARAVAN_REGISTRY_URL": settings.resolved_registry_url,
+                "CARAVAN_STORE_URL": settings.resolved_store_url,
+                "PET_NNODES": "2", "PET_NODE_RANK": str(rank), "PET_NPROC_PER_NODE": "1",
+                "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port),
+            },
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert [node.wait(900) for node in nodes] == [0, 0]
+
+    with Registry(settings.resolved_registry_url) as registry:
+        (stage,) = registry.stage_runs(run_id)
+        losses = [m for m in registry.metrics(stage.id) if m.name == "loss"]
+    assert stage.state is State.SUCCEEDED
+    assert set(stage.outputs) == {"model"}
+    assert len({point.step for point in losses}) == len(losses) > 1
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 # --- through the API ----------------------------------------------------------------------------
