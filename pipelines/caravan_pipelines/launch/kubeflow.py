@@ -307,6 +307,8 @@ def cancel(run: RunRow, settings: Settings) -> None:
     Raises:
         KubeflowError: Kubeflow Pipelines refuses, or does not answer.
     """
+    if not run.backend_run_id:
+        raise KubeflowError(f"run {run.id} never reached Kubeflow Pipelines: nothing to stop")
     client = open_client(settings)
     with _in_words(settings):
         client.terminate_run(run.backend_run_id)

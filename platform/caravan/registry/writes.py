@@ -101,6 +101,7 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
     found.started_at = None
     found.stage, found.key, found.state, found.heartbeat_at = stage, key, State.PENDING, at
     found.finished_at, found.error, found.reused_from = None, None, None
+    found.pod = ""  # of an earlier attempt
     found.progress_done, found.progress_total, found.metrics = 0, 0, {}
     return found.id
 
