@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, StoreError
 from caravan.registry import Registry
 from caravan.registry.models import SCHEMA_VERSION
 from caravan.settings import Settings
@@ -74,13 +74,19 @@ def registry(settings: Settings) -> str:
 def store(settings: Settings) -> str:
     """Takes an artifact, gives it back and deletes it."""
     opened = open_store(settings.resolved_store_url, settings)
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "probe").write_text(uuid.uuid4().hex)
-        digest = opened.put(Path(directory), "report").digest
     try:
-        opened.verify(digest)
-    finally:
-        opened.delete(digest)
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "probe").write_text(uuid.uuid4().hex)
+            digest = opened.put(Path(directory), "report").digest
+        try:
+            opened.verify(digest)
+        finally:
+            opened.delete(digest)
+    except StoreError as error:
+        raise CaravanError(
+            f"{error}; CARAVAN_STORE_URL says where the store is, and we must be able to write, "
+            "read and delete there (CARAVAN_S3_...: endpoint and keys of a bucket)"
+        ) from error
     if opened.exists(digest):
         raise CaravanError(
             f"store {opened.url}: what is deleted stays; give the credentials the right to delete"
