@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from caravan.errors import CaravanError
+from caravan.store.checkpoints import S3Checkpoints
 from caravan.training.checkpoint import STATE, TENSORS, Checkpoints, TrainingState
 from caravan.training.optim import Schedule, Updater
 
@@ -100,3 +101,43 @@ def test_a_checkpoint_holds_no_pickle(policy, tmp_path):
     directory = checkpoints.directory / "step-00000001"
     assert sorted(path.name for path in directory.iterdir()) == [STATE, TENSORS]
     assert json.loads((directory / STATE).read_text())["step"] == 1
+
+
+def test_weights_that_change_while_a_checkpoint_is_written_are_not_in_it(policy, tmp_path):
+    _, state = make(policy.model)
+    before = {k: v.clone() for k, v in policy.model.state_dict().items()}
+    with Checkpoints(tmp_path, fingerprint="x") as checkpoints:
+        checkpoints.save(1, state)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.add_(1.0)
+    checkpoints.restore(state)
+    assert all(torch.equal(before[k], v) for k, v in policy.model.state_dict().items())
+
+
+def test_a_checkpoint_that_could_not_be_written_is_an_error_of_the_next(policy, tmp_path):
+    _, state = make(policy.model)
+    checkpoints = Checkpoints(tmp_path, fingerprint="x")
+    checkpoints.directory.write_text("a file where the directory should be")
+    checkpoints.save(1, state)
+    with pytest.raises(OSError, match="checkpoints"):
+        checkpoints.save(2, state)
+
+
+def test_another_machine_goes_on_from_the_copy_in_the_store(policy, tmp_path, s3_settings):
+    _, state = make(policy.model)
+    copies = S3Checkpoints(s3_settings, "k" * 64)
+    with Checkpoints(tmp_path / "one", fingerprint="x", remote=copies) as checkpoints:
+        for i in (1, 2, 3):
+            checkpoints.save(i, state, {"i": i})
+    weights = {k: v.clone() for k, v in policy.model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.zero_()
+
+    elsewhere = Checkpoints(tmp_path / "two", fingerprint="x", remote=copies)
+    assert elsewhere.restore(state).extra == {"i": 3}
+    assert all(torch.equal(weights[k], v) for k, v in policy.model.state_dict().items())
+    assert {path.name for path in elsewhere.directory.iterdir()} == {"step-00000003"}
+    copies.keep([])
+    assert Checkpoints(tmp_path / "three", fingerprint="x", remote=copies).restore(state) is None

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
 
+from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import DPOConfig, Resources, RewardModelConfig, SFTConfig
 from caravan.stages import dpo, reward_model, sft
 from caravan.training.models import load_policy, load_reward_model
@@ -35,7 +48,6 @@ TWO = {"resources": Resources(cpus=2, processes=2)}
         ("sft", {"zero_stage": 2}),
         ("sft", {"zero_stage": 3, "zero_offload": "optimizer", "loss_reduction": "sum"}),
         ("dpo", {"zero_stage": 3}),
-        ("dpo", {"zero_stage": 2}),
         ("reward_model", {"zero_stage": 3, "gradient_checkpointing": True}),
     ],
     ids=str,
@@ -59,3 +71,98 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
+
+
+@dataclass
+class Evicted(Context):
+    """Sends this process SIGTERM when a step is done, as the end of a pod does."""
+
+    after: int = 1
+
+    def progress(self, done: int, total: int) -> None:
+        if done == self.after:
+            self.after = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def losses(context: Context) -> dict[int, float]:
+    return {step: values["loss"] for step, values in context.logged.items()}
+
+
+def test_stopped_ranks_go_on_in_any_number_with_any_sharing(inputs, tmp_path):
+    config = STAGES["sft"][1].derive(zero_stage=3, max_steps=6, save_steps=100)
+    undisturbed, evicted = Context(tmp_path / "a"), Evicted(tmp_path / "b")
+    sft.run(config.derive(**TWO), inputs, undisturbed)
+    with StopSignals(), pytest.raises(StageStopped):
+        sft.run(config.derive(**TWO), inputs, evicted)
+    saved = [path.name for path in (evicted.workdir / "checkpoints").iterdir()]
+    assert len(saved) == 1
+    assert saved[0] < "step-00000006"
+    elsewhere = Context(tmp_path / "c")
+    shutil.copytree(evicted.workdir / "checkpoints", elsewhere.workdir / "checkpoints")
+
+    sft.run(config.derive(**TWO), inputs, evicted)
+    assert losses(evicted) == losses(undisturbed)
+
+    sft.run(config, inputs, elsewhere)  # zero_stage means nothing to one process
+    assert set(losses(elsewhere)) == {step for step in range(1, 7) if step > int(saved[0][5:])}
+    for step, loss in losses(elsewhere).items():
+        assert loss == pytest.approx(losses(undisturbed)[step], rel=1e-4)
+
+
+WAIT_SECONDS = 600
+"""A busy machine takes minutes to import torch in six processes."""
+NODE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from caravan.recipe import SFTConfig
+from caravan.stages import sft
+from tiny import Context
+config = SFTConfig.model_validate_json({config!r})
+inputs = {{"model": Path({model!r}), "dataset": Path({dataset!r})}}
+sft.run(config, inputs, Context(Path({directory!r})))
+"""
+
+
+def start_node(rank: int, port: int, config: SFTConfig, inputs, directory: Path):
+    code = NODE.format(
+        tests=str(Path(__file__).parents[1]),
+        config=config.model_dump_json(),
+        model=str(inputs["model"]),
+        dataset=str(inputs["dataset"]),
+        directory=str(directory),
+    )
+    job = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank)}
+    place = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | job | place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_nodes_train_together_and_a_lost_one_may_come_back(inputs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = STAGES["sft"][1].derive(zero_stage=2, max_steps=400, save_steps=20, learning_rate=1e-4)
+    first = start_node(0, port, config, inputs, tmp_path / "first")
+    second = start_node(1, port, config, inputs, tmp_path / "second")
+    try:
+        checkpoints = tmp_path / "first" / "work" / "checkpoints"
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second.kill()  # its torchrun and its rank follow it
+        second.wait()
+        second = start_node(1, port, config, inputs, tmp_path / "second")
+        assert first.wait(WAIT_SECONDS) == 0
+        assert second.wait(60) == 0
+    finally:
+        first.kill()
+        second.kill()
+    events = (tmp_path / "first" / "work" / "ranks" / "events.jsonl").read_text().splitlines()
+    steps = [event["step"] for event in map(json.loads, events) if "step" in event]
+    assert set(steps) == set(range(1, 401))
+    assert any(later <= earlier for earlier, later in pairwise(steps))  # a checkpoint was taken up
+    load_policy(tmp_path / "first" / "out" / "model")
+    assert not (tmp_path / "second" / "out").exists()

@@ -1,0 +1,121 @@
+"""What a training run does when it is asked to stop, and when its numbers go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from caravan.data.io import read_rows
+from caravan.data.records import Conversation
+from caravan.interruption import StageStopped, StopSignals
+from caravan.recipe import SFTConfig
+from caravan.stages import sft
+from caravan.training.health import PEAK_FLOPS, SpikeWatch, multiplied_weights, peak_flops
+from caravan.training.loop import NonFiniteError
+from caravan.training.models import load_policy, save_model
+from caravan.training.tokenize import tokenize_conversations
+from tiny import ONE_CORE, Context
+
+CONFIG = SFTConfig(
+    learning_rate=1e-3, max_length=64, tokens_per_pass=256, sequences_per_step=4, max_steps=6,
+    save_steps=100, bf16=False, resources=ONE_CORE,
+)  # fmt: skip
+
+
+@dataclass
+class Evicted(Context):
+    """Sends this process SIGTERM when a step is done, as the end of a pod does."""
+
+    after: int = 2
+
+    def progress(self, done: int, total: int) -> None:
+        if done == self.after:
+            self.after = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_after_the_step_and_the_next_attempt_goes_on_from_there(inputs, tmp_path):
+    undisturbed, evicted = Context(tmp_path / "a"), Evicted(tmp_path / "b")
+    sft.run(CONFIG, inputs, undisturbed)
+    with StopSignals(), pytest.raises(StageStopped):
+        sft.run(CONFIG, inputs, evicted)
+    saved = [path.name for path in (evicted.workdir / "checkpoints").iterdir()]
+    assert saved == ["step-00000002"]
+    assert sorted(evicted.logged) == [1, 2]
+
+    sft.run(CONFIG, inputs, evicted)
+    assert sorted(evicted.logged) == sorted(undisturbed.logged)
+    assert {step: values["loss"] for step, values in evicted.logged.items()} == {
+        step: values["loss"] for step, values in undisturbed.logged.items()
+    }
+    weights = [c.directory / "out" / "model" / "model.safetensors" for c in (evicted, undisturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.fixture
+def poisoned(inputs, tmp_path):
+    """Inputs in which one row, the first, has a token whose embedding is not a number."""
+    model, tokenizer = load_policy(inputs["model"])
+    rows = tokenize_conversations(read_rows(inputs["dataset"], Conversation), tokenizer, 64).rows
+    used = Counter(token for row in rows for token in set(row.input_ids))
+    row, token = next((row, t) for row in rows for t in row.input_ids if used[t] == 1)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    save_model(model, tokenizer, tmp_path / "poisoned")
+    return inputs | {"model": tmp_path / "poisoned"}, row.id
+
+
+def test_a_step_that_is_not_finite_is_left_out_where_the_recipe_says_so(poisoned, tmp_path, caplog):
+    inputs, row = poisoned
+    config = CONFIG.derive(on_non_finite="skip", max_steps=10)
+    context = Context(tmp_path / "stage")
+    metrics = sft.run(config, inputs, context).metrics
+    skipped = [step for step, values in context.logged.items() if values["loss"] != values["loss"]]
+    assert metrics["skipped_steps"] == len(skipped) == 2  # twenty rows, four a step: two epochs
+    assert caplog.text.count(f"{row};") + caplog.text.count(f"{row},") == 2
+    losses = [values["loss"] for values in context.logged.values() if values["loss"] > 0]
+    assert losses[-1] < losses[0]
+
+
+def test_too_many_such_steps_stop_the_run(poisoned, tmp_path):
+    inputs, _ = poisoned
+    config = CONFIG.derive(on_non_finite="skip", max_steps=100, sequences_per_step=20)
+    with pytest.raises(
+        NonFiniteError, match="11 steps had a loss or a gradient that is not finite"
+    ):
+        sft.run(config, inputs, Context(tmp_path / "stage"))
+
+
+def test_such_a_step_stops_the_run_otherwise_and_names_its_rows(poisoned, tmp_path):
+    inputs, row = poisoned
+    with pytest.raises(NonFiniteError, match=rf"on rows .*{row}\b"):
+        sft.run(CONFIG, inputs, Context(tmp_path / "stage"))
+
+
+def test_a_jump_of_the_loss_is_a_spike_and_noise_is_none():
+    watch = SpikeWatch()
+    noise = torch.rand(60, generator=torch.Generator().manual_seed(1)).tolist()
+    found = [watch.watch(2.0 - 0.01 * i + 0.1 * value) for i, value in enumerate(noise)]
+    assert not any(found)
+    assert watch.watch(4.0)
+    assert SpikeWatch(**watch.state()) == watch
+    assert watch.spikes == 1
+    assert not watch.watch(1.4)
+
+
+def test_the_peak_of_a_device_is_known_by_its_name(policy):
+    assert peak_flops("NVIDIA H100 80GB HBM3") == PEAK_FLOPS["H100"]
+    assert peak_flops("NVIDIA H200") == PEAK_FLOPS["H200"]
+    assert peak_flops("NVIDIA L40S") == PEAK_FLOPS["L40S"]
+    assert peak_flops("Tesla V100") is None
+    shape = policy.model.config
+    block = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
+    head = shape.hidden_size * shape.vocab_size
+    assert multiplied_weights(policy.model) == shape.num_hidden_layers * block + head
