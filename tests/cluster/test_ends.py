@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
+from caravan.registry import Registry, State
+from caravan_pipelines.launch import pod_ends
 
 SPEC = {
     "activeDeadlineSeconds": 60,
@@ -72,3 +74,76 @@ def test_what_a_pod_waits_for():
     nowhere = {"type": "PodScheduled", "status": "False", "message": "Insufficient nvidia.com/gpu"}
     pod = {"spec": SPEC, "status": {"phase": "Pending", "conditions": [nowhere]}}
     assert why_waiting(pod) == "no node takes it: Insufficient nvidia.com/gpu"
+
+
+# --- in the registry ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path):
+    with Registry(f"sqlite:///{tmp_path / 'registry.db'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def listed(monkeypatch) -> list[dict]:
+    """The pods that the cluster's API would list."""
+    pods: list[dict] = []
+    monkeypatch.setattr(pod_ends, "list_pods", lambda run_id, namespace: (None, pods))
+    return pods
+
+
+def start(registry: Registry, run_id: str, pod: str) -> None:
+    opened = registry.open_stage_run(run_id, "sft", "sft", "key")
+    registry.start_stage_run(opened.id, pod=pod)
+
+
+def named(pod: dict, name: str) -> dict:
+    return {**pod, "metadata": {"name": name, "labels": {"caravan.dev/stage": "sft"}}}
+
+
+def test_what_a_pod_died_of_reaches_its_stage_once(registry, listed):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    run = registry.get_run(run_id)
+    start(registry, run_id, "p1")
+    listed.append(named(ended(exitCode=137, reason="OOMKilled"), "p1"))
+    for _ in range(2):
+        pod_ends.record_ends(run, registry, "ns", State.RUNNING)
+
+    (stage,) = registry.stage_runs(run_id)
+    assert (stage.state, stage.failures) == (State.FAILED, 1)
+    assert (stage.error or "").startswith("sft: killed for memory")
+
+    registry.open_stage_run(run_id, "sft", "sft", "key")  # by the next pod
+    pod_ends.record_ends(run, registry, "ns", State.RUNNING)
+    (stage,) = registry.stage_runs(run_id)
+    assert (stage.state, stage.failures) == (State.PENDING, 1)
+
+
+@pytest.mark.parametrize("pod", [failed(reason="Evicted"), ended(exitCode=75), None])
+def test_a_stage_whose_pod_was_interrupted_or_lost_waits_for_the_next(registry, listed, pod):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    start(registry, run_id, "p1")
+    listed += [named(pod, "p1")] if pod else []
+    pod_ends.record_ends(registry.get_run(run_id), registry, "ns", State.RUNNING)
+
+    (stage,) = registry.stage_runs(run_id)
+    assert (stage.state, stage.failures) == (State.RUNNING, 0)
+
+
+def test_a_run_that_is_over_leaves_no_stage_open(registry, listed):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    start(registry, run_id, "p1")
+    said = pod_ends.record_ends(registry.get_run(run_id), registry, "ns", State.FAILED)
+
+    (stage,) = registry.stage_runs(run_id)
+    assert stage.state is State.FAILED
+    assert said == [f"sft: {pod_ends.LOST}"]
+
+
+def test_what_pods_wait_for_is_told_with_their_stage(registry, listed):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    listed.append(named(waiting("ImagePullBackOff"), "p1"))
+    (said,) = pod_ends.record_ends(registry.get_run(run_id), registry, "ns", State.RUNNING)
+
+    assert said.startswith("sft: image r/x:1 cannot be pulled")
