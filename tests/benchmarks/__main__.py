@@ -2,9 +2,14 @@
 
 import sys
 
-from tests.benchmarks import pocket_seeds, reuse_overhead
+from tests.benchmarks import dpo_vs_trl, pocket_seeds, reuse_overhead, sft_vs_trl
 
-BENCHMARKS = {"pocket_seeds": pocket_seeds.main, "reuse_overhead": reuse_overhead.main}
+BENCHMARKS = {
+    "pocket_seeds": pocket_seeds.main,
+    "reuse_overhead": reuse_overhead.main,
+    "sft_vs_trl": sft_vs_trl.main,
+    "dpo_vs_trl": dpo_vs_trl.main,
+}
 
 for name in sys.argv[1:] or BENCHMARKS:
     print(f"\n## {name}\n", flush=True)

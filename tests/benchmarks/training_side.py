@@ -1,5 +1,5 @@
 """python -m tests.benchmarks.training_side TASK SIDE WORK: one side of a comparison, in its own
-process; prints what it measured as JSON on the last line.
+process; trains anew for every number of steps that it reads, and prints what it measured as JSON.
 
 Measured is the time from the end of the second optimiser step to the end of the last one: imports,
 tokenising and the first, slower steps are left out on both sides. The reference pass of DPO is
@@ -8,12 +8,15 @@ measured for itself.
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,14 @@ from tests.benchmarks import training_work as w
 
 from caravan.recipe import DPOConfig, SFTConfig
 from caravan.training.batching import StepSampler
-from caravan.training.dpo import dpo_job, reference_logprobs
-from caravan.training.models import prepare_torch
+from caravan.training.dpo import dpo_job
+from caravan.training.models import place, prepare_torch
+from caravan.training.reference import reference_logprobs
 from caravan.training.sft import sft_job
 
 WARM_UP = 2
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+COMPARED = ("loss", "logps/chosen", "logps/rejected")
 LEARNING_RATE = 1e-4
 BETA = 5.0
 
@@ -35,20 +41,23 @@ BETA = 5.0
 class Marks:
     """What a side measured."""
 
-    cpu: list[float] = field(default_factory=list)
-    """Process seconds at the end of each step."""
-    losses: list[float] = field(default_factory=list)
-    """Of each step."""
+    ends: list[float] = field(default_factory=list)
+    """Seconds at the end of each step, of the process on a CPU, of the clock on a GPU."""
+    tokens: list[int] = field(default_factory=list)
+    """Trained on until then, without padding; of SFT."""
+    first: dict[str, float] = field(default_factory=dict)
+    """What is reported of the first step: of its loss and log-probabilities."""
     preparation: float = 0.0
-    """CPU-seconds of the reference pass."""
+    """Seconds of the reference pass."""
     start_mib: float = 0.0
-    """Resident before the first step."""
+    """Resident before the first step; on a GPU, allocated."""
     peak_mib: float = 0.0
-    """Largest resident set from then on."""
+    """The most from then on."""
 
     @property
     def seconds(self) -> float:
-        return self.cpu[-1] - self.cpu[WARM_UP - 1]
+        """Of the measured steps."""
+        return self.ends[-1] - self.ends[WARM_UP - 1]
 
 
 class InOrder(StepSampler):
@@ -60,17 +69,18 @@ class InOrder(StepSampler):
 
 
 def caravan(task: str, work: w.Work, *, bf16: bool) -> Marks:
-    torch_threads = torch.get_num_threads()
-    prepare_torch(torch_threads, 0)
-    model = w.model(work)
+    prepare_torch(THREADS, 0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = place(w.model(work), device, gradient_checkpointing=work.gradient_checkpointing)
     settings = {
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "warmup_ratio": 0.0,
         "num_train_epochs": 1,
-        "max_length": 1024,
+        "max_length": work.window,
         "tokens_per_pass": work.tokens_per_pass,
         "bf16": bf16,
+        "resources": {"cpus": THREADS},
     }
     marks = Marks()
     if task == "sft":
@@ -79,17 +89,20 @@ def caravan(task: str, work: w.Work, *, bf16: bool) -> Marks:
     else:
         dpo = DPOConfig(pairs_per_step=work.batch, beta=BETA, **settings)
         rows = w.pair_rows(work)
-        started = time.process_time()
-        reference = reference_logprobs(model, rows, dpo, pad_token_id=w.PAD)
-        marks.preparation = time.process_time() - started
+        started = now()
+        reference = reference_logprobs(
+            model, rows, tokens_per_pass=work.tokens_per_pass, bf16=bf16, pad_token_id=w.PAD
+        )
+        marks.preparation = now() - started
         job = dpo_job(model, rows, reference, dpo, pad_token_id=w.PAD, seed=0)
     job.__dict__["sampler"] = InOrder(**{
         name: getattr(job.sampler, name) for name in ("rows", "rows_per_step", "total_rows", "seed")
     })  # fmt: skip
     marks.start_mib = reset_peak()
     for metrics in job.steps(bf16=bf16):
-        marks.cpu.append(time.process_time())
-        marks.losses.append(metrics.values["loss"])
+        marks.ends.append(now())
+        marks.tokens.append(metrics.tokens + (marks.tokens[-1] if marks.tokens else 0))
+        marks.first = marks.first or dict(metrics.values)
     marks.peak_mib = peak()
     return marks
 
@@ -110,37 +123,39 @@ def trl(task: str, work: w.Work, **options: Any) -> Marks:
             marks.start_mib = reset_peak()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.cpu.append(time.process_time())
+            marks.ends.append(now())
+            marks.tokens.append(int(trainer._total_train_tokens))
 
         def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float], **____: Any) -> None:
-            if "loss" in logs:
-                marks.losses.append(logs["loss"])
+            marks.first = marks.first or logs
 
     model, tokenizer = w.model(work), w.tokenizer(work)
+    if torch.cuda.is_available() and installed("flash_attn"):
+        model.set_attn_implementation("flash_attention_2")
     packed = options.get("packing", False)
     with tempfile.TemporaryDirectory() as directory:
-        model.name_or_path = directory  # DPO asks for it
+        model.name_or_path = directory  # precomputing asks for it
         settings = {
             "output_dir": directory,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant",
             "num_train_epochs": 1,
-            "max_length": 1024,
+            "max_length": work.window,
             "per_device_train_batch_size": work.batch,
             "train_sampling_strategy": "sequential",
             "logging_steps": 1 if options.pop("log_every_step", False) else 10,
             "report_to": "none",
             "save_strategy": "no",
             "disable_tqdm": True,
-            "use_cpu": True,
-            "dataloader_pin_memory": False,
+            "use_cpu": not torch.cuda.is_available(),
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "seed": 0,
         } | options
         common = {"model": model, "processing_class": tokenizer, "callbacks": [Marker()]}
         if task == "sft":
             rows = w.token_rows(work)
             if packed:  # as many tokens a step, in rows of max_length of which no batch is padded
-                bins = max(1, round(sum(row.length for row in rows) / work.steps / 1024))
+                bins = max(1, round(sum(row.length for row in rows) / work.steps / work.window))
                 settings |= {"per_device_train_batch_size": bins}
             columns = {
                 "input_ids": [row.input_ids for row in rows],
@@ -165,14 +180,17 @@ def trl(task: str, work: w.Work, **options: Any) -> Marks:
                 "rejected": [
                     w.words(p.rejected.input_ids[n:]) for p, n in zip(pairs, sizes, strict=True)
                 ],
+                "length": [pair.length for pair in pairs],  # for grouping
             }
+            if not options.get("precompute_ref_log_probs"):
+                common["ref_model"] = copy.deepcopy(model)
             settings |= {"loss_type": ["sigmoid_norm"], "beta": BETA}
             original = DPOTrainer._precompute_ref_logps
 
             def timed(*args: Any, **kwargs: Any) -> Any:
-                started = time.process_time()
+                started = now()
                 result = original(*args, **kwargs)
-                marks.preparation = time.process_time() - started
+                marks.preparation = now() - started
                 return result
 
             DPOTrainer._precompute_ref_logps = timed
@@ -201,9 +219,17 @@ SIDES: dict[str, Callable[[str, w.Work], Marks]] = {
     ),
     "trl-padded": lambda task, work: trl(task, work, **BEST, **PRECOMPUTED[task]),
     "trl-grouped": lambda task, work: trl(
-        task, work, **BEST, **PRECOMPUTED[task], train_sampling_strategy="group_by_length"
+        task,
+        work,
+        **BEST,
+        **PRECOMPUTED[task],
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=task == "sft",  # or the lengths are removed
     ),
     "trl-packed": lambda task, work: trl(task, work, **BEST, packing=True),
+    # For a GPU: what `gpu_training` compares.
+    "trl-gpu-sft": lambda task, work: trl(task, work, **gpu_options(work), packing=True),
+    "trl-gpu-dpo": lambda task, work: trl(task, work, **gpu_options(work), **PRECOMPUTED["dpo"]),
 }
 PRECOMPUTED: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -211,13 +237,39 @@ PRECOMPUTED: dict[str, dict[str, Any]] = {
 }
 
 
+def gpu_options(work: w.Work) -> dict[str, Any]:
+    """TRL's best: Liger kernels where they are installed, flash attention set on the model."""
+    return {
+        "bf16": True,
+        "gradient_checkpointing": work.gradient_checkpointing,
+        "use_liger_kernel": installed("liger_kernel") and torch.cuda.is_available(),
+    }
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def now() -> float:
+    """Seconds: of the process, or of the clock once the GPU has done all it was given."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def reset_peak() -> float:
-    """Start to measure the largest resident set anew; gives the present one, in MiB."""
+    """Start to measure the most memory anew; gives what is in use, in MiB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     return _status("VmHWM")
 
 
@@ -227,9 +279,17 @@ def _status(name: str) -> float:
 
 
 def main(arguments: Sequence[str]) -> None:
-    task, side, work = arguments
-    marks = SIDES[side](task, w.WORK[work])
-    print(json.dumps(asdict(marks) | {"seconds": marks.seconds}))
+    task, side, name = arguments
+    for line in sys.stdin:
+        marks = SIDES[side](task, replace(w.WORK[name], steps=int(line)))
+        first = {key: value for key, value in marks.first.items() if key in COMPARED}
+        measured = {
+            "seconds": marks.seconds,
+            "tokens": marks.tokens[-1] - marks.tokens[WARM_UP - 1],
+            "rows": (int(line) - WARM_UP) * w.WORK[name].batch,
+        }
+        print("MARKS", json.dumps(asdict(marks) | {"first": first} | measured))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from caravan.recipe import PretrainedBase
 from caravan.training.batching import TokenRow
@@ -39,6 +45,15 @@ class Work:
     prompt_share: float
     """Of a row's tokens."""
     tokens_per_pass: int = 16_384
+    window: int = 1024
+    """Longest row, and length of a packed one."""
+    key_heads: int | None = None
+    """None: as many as query heads, of 64 dimensions each."""
+    head_size: int = 64
+    tied: bool = True
+    dtype: str = "float32"
+    """Of weights, gradients and optimiser state."""
+    gradient_checkpointing: bool = False
 
 
 WORK = {
@@ -48,6 +63,31 @@ WORK = {
     "5M": Work(256, 6, 704, 4096, 16, 8, 184, 741, 0.65, 0.4, 4096),
     # Matrices large enough that products, not Python, take the time.
     "22M": Work(512, 6, 1408, 8192, 8, 8, 184, 741, 0.65, 0.4, 4096),
+    # For a GPU: the shapes of Llama 3.2 1B and Llama 3.1 8B, with random weights.
+    "1B": Work(
+        2048, 16, 8192, 128_256, 20, 64, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 64, True, "bfloat16"
+    ),
+    "8B": Work(
+        4096,
+        32,
+        14_336,
+        128_256,
+        10,
+        32,
+        800,
+        4096,
+        0.8,
+        0.4,
+        16_384,
+        4096,
+        8,
+        128,
+        False,
+        "bfloat16",
+        True,
+    ),
+    # The same path within seconds on a CPU.
+    "tiny": Work(64, 2, 128, 512, 4, 4, 40, 96, 0.5, 0.4, 256, 128, 1, 32, False, "bfloat16", True),
 }
 
 
@@ -105,13 +145,32 @@ def words(ids: list[int]) -> str:
 def model(work: Work) -> PreTrainedModel:
     """The same weights in every process."""
     torch.manual_seed(0)
-    shape = PretrainedBase(
+    if work.key_heads is not None:
+        shape = LlamaConfig(
+            vocab_size=work.vocabulary,
+            hidden_size=work.hidden,
+            intermediate_size=work.intermediate,
+            num_hidden_layers=work.layers,
+            num_attention_heads=work.hidden // work.head_size,
+            num_key_value_heads=work.key_heads,
+            max_position_embeddings=work.window,
+            tie_word_embeddings=work.tied,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with device:
+            return LlamaForCausalLM._from_config(shape, dtype=getattr(torch, work.dtype)).train()
+    pretrained = PretrainedBase(
         vocab_size=work.vocabulary,
         hidden_size=work.hidden,
         intermediate_size=work.intermediate,
         num_hidden_layers=work.layers,
         num_attention_heads=work.hidden // 64,
-        max_position_embeddings=1024,
+        max_position_embeddings=work.window,
         initializer_range=0.05,
     )
-    return new_llama(shape, tokenizer(work))
+    return new_llama(pretrained, tokenizer(work))

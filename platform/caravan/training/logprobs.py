@@ -20,6 +20,8 @@ from caravan.training.packing import WHOLE_TOKENS, Layout
 
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
+LOGITS_PER_CHUNK_ON_GPU = 1 << 28
+"""The same on a GPU: 1 GiB, enough rows to keep its matrix units busy."""
 
 
 def token_logprobs(
@@ -112,7 +114,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         chosen = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(chosen)
-        for rows in _chunks(len(labels), len(weight)):
+        for rows in _chunks(len(labels), weight):
             logits = _logits(hidden[rows], weight, temperature)
             normaliser[rows] = torch.logsumexp(logits, dim=1)
             chosen[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
@@ -126,7 +128,7 @@ class _LinearLogProbs(torch.autograd.Function):
         scale = (upstream[0] / ctx.temperature)[:, None]
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in _chunks(len(labels), len(weight)):
+        for rows in _chunks(len(labels), weight):
             logits = _logits(hidden[rows], weight, ctx.temperature)
             # d logp(label) / d logits = onehot(label) - softmax
             grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale[rows])
@@ -142,6 +144,12 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, LOGITS_PER_CHUNK // vocabulary)
+def tokens_per_chunk(weight: Tensor) -> int:
+    """How many tokens' logits are held at once, for an output head [V, H]."""
+    logits = LOGITS_PER_CHUNK_ON_GPU if weight.is_cuda else LOGITS_PER_CHUNK
+    return max(1, logits // len(weight))
+
+
+def _chunks(tokens: int, weight: Tensor) -> list[slice]:
+    size = tokens_per_chunk(weight)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]

@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from caravan.data.template import TEMPLATE
 from caravan.data.template_stamp import check_template
 from caravan.errors import DataError
+from caravan.training.kernels import use_fused_kernels
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEAD_EXTRAS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -54,6 +55,7 @@ def place(
     """The model on its device, ready to be trained."""
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    use_fused_kernels(model, device)
     return cast(PreTrainedModel, model.to(device).train())
 
 

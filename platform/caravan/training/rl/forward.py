@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.batching import TokenBatch, TokenRow, collate, split_passes
-from caravan.training.logprobs import LOGITS_PER_CHUNK, hidden_before, linear_logprobs
+from caravan.training.logprobs import hidden_before, linear_logprobs, tokens_per_chunk
 
 
 class Pass(NamedTuple):
@@ -66,9 +66,8 @@ def policy_tokens(
 
 @torch.no_grad()
 def _entropies(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    size = max(1, LOGITS_PER_CHUNK // len(weight))
     parts = []
-    for chunk in torch.split(hidden, size):
+    for chunk in torch.split(hidden, tokens_per_chunk(weight)):
         log_probs = ((chunk @ weight.T).float() / temperature).log_softmax(-1)
         parts.append(-(log_probs.exp() * log_probs).sum(-1))
     return torch.cat(parts)

@@ -1,0 +1,134 @@
+"""python -m tests.benchmarks.gpu_training [WORK ...]: training on one GPU against TRL at its best.
+
+Random weights in the shapes of Llama 3.2 1B and Llama 3.1 8B; weights, gradients and optimiser
+state in bfloat16, rows of up to 4,096 tokens. TRL packs SFT rows (best-fit decreasing) with
+flash attention and Liger kernels where `flash_attn` and `liger_kernel` are installed, and computes
+the reference of DPO beforehand. Both sides see the same rows in the same order.
+
+MFU = trained tokens per second x FLOPs per token / peak FLOP/s of the card, with
+
+    FLOPs per token = 6 x parameters in matrix products + 6 x layers x hidden x mean context,
+
+the second term being attention: 12 x layers x hidden for each of the keys that a token sees, half
+of its row on average. What is computed twice (checkpointed layers, logits) does not count. Peaks
+are the dense bfloat16 ones of NVIDIA's data sheets.
+
+Writes gpu_training.json and prints Markdown. Nothing else is needed: no vLLM, no DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tests.benchmarks import training_work as w
+from tests.benchmarks.training_compare import WARM_UP, Side, spread
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+SIDES = {"sft": ("caravan", "trl-gpu-sft"), "dpo": ("caravan", "trl-gpu-dpo")}
+REPETITIONS = 3
+
+
+def main(arguments: Sequence[str] = ("1B", "8B"), repetitions: int = REPETITIONS) -> None:
+    results = []
+    for name in arguments:
+        for task, sides in SIDES.items():
+            results += measure(task, name, sides, repetitions)
+    Path("gpu_training.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def measure(task: str, name: str, sides: Sequence[str], repetitions: int) -> list[dict[str, Any]]:
+    """Each side alone on the card: two at once would share its memory."""
+    work = w.WORK[name]
+    results = []
+    for side in sides:
+        with ExitStack() as stack:
+            process = stack.enter_context(Side(task, side, name))
+            runs = [process.train(work.steps) for _ in range(repetitions)]
+        pairs = trained_tokens(work)
+        rates = [(run["tokens"] if task == "sft" else pairs) / run["seconds"] for run in runs]
+        results.append(
+            {
+                "work": name, "task": task, "side": side, "device": device(), "runs": runs,
+                "tokens_per_second": rates,
+                "mfu": [utilisation(work, rate) for rate in rates],
+                "peak_gib": max(run["peak_mib"] for run in runs) / 1024,
+                "versions": versions(),
+            }
+        )  # fmt: skip
+    return results
+
+
+def trained_tokens(work: w.Work) -> int:
+    """Of pairs in the measured steps: both their sides, with the prompt in each."""
+    rows = w.pair_rows(work)[WARM_UP * work.batch :]
+    return sum(row.chosen.length + row.rejected.length for row in rows)
+
+
+def utilisation(work: w.Work, tokens_per_second: float) -> float | None:
+    """Model FLOPs utilisation; None on a device whose peak is not known."""
+    peak = next((peak for name, peak in PEAK_FLOPS.items() if name in device()), None)
+    if peak is None:
+        return None
+    return tokens_per_second * flops_per_token(work) / peak
+
+
+def flops_per_token(work: w.Work) -> float:
+    heads = work.hidden // work.head_size
+    key_heads = heads if work.key_heads is None else work.key_heads
+    attention = 2 * work.hidden**2 + 2 * work.hidden * key_heads * work.head_size
+    layer = attention + 3 * work.hidden * work.intermediate
+    # Only tokens that are trained on reach the output head.
+    head = work.hidden * work.vocabulary * (1 - work.prompt_share)
+    rows = w.lengths(work).astype(np.float64)
+    context = float((rows**2).sum() / rows.sum())  # mean length of the row that a token is in
+    return 6 * (work.layers * layer + head) + 6 * work.layers * work.hidden * context
+
+
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "trl", "liger_kernel", "flash_attn")
+    known = {}
+    for name in names:
+        try:
+            known[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            known[name] = "none"
+    return known
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| model | task | side | tokens/s | MFU | peak GiB | Caravan over it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        ours = next(
+            r["tokens_per_second"]
+            for r in results
+            if (r["work"], r["task"], r["side"]) == (result["work"], result["task"], "caravan")
+        )
+        ratio = statistics.median(ours) / statistics.median(result["tokens_per_second"])
+        mfu = "" if result["mfu"][0] is None else f"{100 * statistics.median(result['mfu']):.1f} %"
+        lines.append(
+            f"| {result['work']} | {result['task']} | {result['side']} "
+            f"| {spread(result['tokens_per_second'], 0)} | {mfu} | {result['peak_gib']:.1f} "
+            f"| {ratio:.2f} |"
+        )
+    return "\n".join([*lines, "", f"{device()}, {versions()}"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ("1B", "8B"))
