@@ -230,6 +230,38 @@ def test_nothing_is_lost_while_the_registry_is_away(
         assert [m.step for m in registry.metrics(stage.id)] == [1, 2, 3, 4, 5]
 
 
+def test_what_a_killed_process_measured_while_the_registry_was_away_arrives_once(
+    stoppable_postgres, start_count, hold, settings, recipe_dir
+):
+    url = stoppable_postgres.url
+    settings = Settings(
+        home=settings.home, registry_url=url, patience_seconds=60, heartbeat_seconds=0.2
+    )
+    with Registry(url) as registry:
+        run_id = registry.create_run(
+            {}, name="pocket", seed=17, recipe_digest="d" * 64, recipe_dir=recipe_dir
+        )
+        hold.at(2)
+        process = start_count(run_id, settings=settings)
+        hold.until_reached()
+        wait_until(lambda: len(registry.metrics(registry.stage_runs(run_id)[0].id)) == 2)
+
+    stoppable_postgres.stop()
+    (recipe_dir / "holding").unlink()
+    hold.at(4)
+    hold.until_reached()  # two more points, which only the work directory has
+    process.kill()
+    process.wait()
+    stoppable_postgres.start()
+    hold.release()
+
+    finish(start_count(run_id, settings=settings))  # goes on behind step 4
+    with Registry(url) as registry:
+        [stage] = registry.stage_runs(run_id)
+        points = [(m.step, m.value) for m in registry.metrics(stage.id, names=["value"])]
+        assert points == [(step, step * 1.5) for step in (1, 2, 3, 4, 5)]
+
+
 def test_a_stage_on_postgres_and_s3(postgres_url, s3_settings, start_count, recipe_dir):
     values = {n: getattr(s3_settings, n) for n in type(s3_settings).model_fields}
     settings = Settings(**values | {"registry_url": postgres_url})
