@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ NODE_VARIABLE = "CARAVAN_NODE_RANK"
 POLL_SECONDS = 0.1
 RESTARTS_ON_SEVERAL_NODES = "3"
 """Times that ranks start again, from the last checkpoint, after one of them was lost."""
+GATHER_SECONDS = 600.0
+"""How long a node waits for the first one to have a name."""
 GRACE_SECONDS = 30.0
 """How long ranks that have saved their state may take to end."""
 
@@ -47,6 +50,8 @@ class Layout:
     node_rank: int
     torchrun: tuple[str, ...]
     """How the nodes find each other."""
+    first_node: tuple[str, int] | None = None
+    """Host and port where they meet, if there are several."""
 
     @property
     def alone(self) -> bool:
@@ -122,7 +127,7 @@ def find_layout(resources: Resources, environment: Mapping[str, str]) -> Layout:
         f"--rdzv-conf=is_host={int(rank == 0)}",
         f"--max-restarts={restarts}",
     )
-    return Layout(nodes, per_node, rank, rendezvous)
+    return Layout(nodes, per_node, rank, rendezvous, (address, int(port)))
 
 
 def _processes(resources: Resources) -> int:
@@ -147,10 +152,31 @@ def _environment(layout: Layout, cpus: int) -> dict[str, str]:
     return own | threads | {NODE_VARIABLE: str(layout.node_rank)}
 
 
+def _own_address(first_node: tuple[str, int]) -> str:
+    """Of this node, as the others see it: a pod's name is often not known outside.
+
+    Raises:
+        StageError: the first node's name is not known, also after a while.
+    """
+    deadline = time.monotonic() + GATHER_SECONDS
+    while True:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect(first_node)  # sends nothing
+                return str(probe.getsockname()[0])
+        except OSError as error:  # a pod's name becomes known when it is scheduled
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"the first node {first_node[0]} of this job is not known here: {error}"
+                ) from error
+        time.sleep(1.0)
+
+
 def _command(layout: Layout, directory: RankDirectory) -> list[str]:
+    place = (f"--local-addr={_own_address(layout.first_node)}",) if layout.first_node else ()
     return [
         sys.executable, "-m", "caravan.stages.ranks.agent", str(directory.lock_file),
-        *layout.torchrun, f"--nproc-per-node={layout.per_node}",
+        *layout.torchrun, *place, f"--nproc-per-node={layout.per_node}",
         "-m", "caravan.stages.ranks.worker", str(directory.spec_file),
     ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from caravan.interruption import (
     StopSignals,
     stop_when_exists,
 )
+from caravan.operations.logs import configure_logging
 from caravan.orphans import die_with_parent
 from caravan.settings import load_settings
 from caravan.stages.context import ArtifactKind
@@ -53,9 +54,10 @@ class RankContext:
 
 def run(spec: Spec, directory: RankDirectory) -> None:
     ranks = join()
-    logging.basicConfig(
+    configure_logging(
+        load_settings().log_format,
         level=logging.INFO if ranks.leads else logging.WARNING,
-        format=f"%(asctime)s %(levelname)s [{ranks.rank}] %(name)s: %(message)s",
+        rank=str(ranks.rank),
     )
     stop_when_exists(directory.stop_file)
     context = RankContext(spec, ranks, directory)
