@@ -332,7 +332,7 @@ class TrainingConfig(Config):
     )
     """In tokens, prompt and response together."""
     tokens_per_pass: PositiveInt = 16_384
-    """Tokens in one forward pass on one device, without padding; splits an optimiser step into passes."""
+    """Tokens of one forward pass on one device, without padding; splits a step into passes."""
     bf16: bool = True
     """Autocast to bfloat16; the weights and the optimiser stay in float32."""
     gradient_checkpointing: bool = False
