@@ -33,19 +33,28 @@ def test_a_json_line_has_the_ids_and_the_exception():
     assert entry["time"].endswith("+00:00")
 
 
-def test_a_process_with_json_logs_writes_nothing_else():
-    script = """
+def test_a_process_with_json_logs_writes_nothing_else_and_hands_its_ids_on():
+    script = '''
 import logging
 from caravan.operations.logs import configure_logging
 logging.warning("before")
 configure_logging("json", run="r", stage="s")
 logging.getLogger("any.library").warning("after")
+import subprocess, sys
+child = """
+from caravan.operations.logs import configure_logging
+configure_logging("json", rank="1")
+import logging
+logging.warning("of a child")
 """
+subprocess.run([sys.executable, "-c", child], check=True)
+'''
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    last = json.loads(done.stderr.splitlines()[-1])
+    last, child = map(json.loads, done.stderr.splitlines()[-2:])
     assert (last["message"], last["run"], last["stage"]) == ("after", "r", "s")
+    assert (child["message"], child["run"], child["rank"]) == ("of a child", "r", "1")
     assert done.stdout == ""
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
-TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TEXT = "%(asctime)s %(levelname)s {rank}%(name)s: %(message)s"
+IDS = "CARAVAN_LOG_IDS"
+"""Variable that hands the ids on to child processes."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One line a record: `time`, `level`, `logger`, `message`, `run`, `stage`, `exception`."""
+    """One line a record: `time`, `level`, `logger`, `message`, the ids, and `exception`."""
 
     def __init__(self, **ids: str) -> None:
         super().__init__()
@@ -34,11 +37,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure_logging(log_format: LogFormat, *, run: str = "", stage: str = "") -> None:
-    """Send this process's log to its standard error, every line with `run` and `stage` in JSON."""
+def configure_logging(log_format: LogFormat, *, level: int = logging.INFO, **ids: str) -> None:
+    """Send this process's log to its standard error.
+
+    Args:
+        ids: `run`, `stage`, `rank`: in every line of JSON, also of processes that this one starts
+            and that configure their logs themselves. Of text, the rank alone.
+    """
+    ids = json.loads(os.environ.get(IDS, "{}")) | ids
+    os.environ[IDS] = json.dumps(ids)
     handler = logging.StreamHandler()
     if log_format == "json":
-        handler.setFormatter(JsonFormatter(run=run, stage=stage))
+        handler.setFormatter(JsonFormatter(**ids))
     else:
-        handler.setFormatter(logging.Formatter(TEXT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        rank = f"[{ids['rank']}] " if "rank" in ids else ""
+        handler.setFormatter(logging.Formatter(TEXT.format(rank=rank)))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
