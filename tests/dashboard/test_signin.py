@@ -261,12 +261,12 @@ def test_signing_in_and_out_in_a_browser(address, page, run_ids):
     page.goto(f"{address}/run?run={run_ids['failed']}")
     expect(page.get_by_role("button", name="Resume")).to_be_disabled()
 
-    page.get_by_role("button", name="Sign out").click()
+    sign_out(page, address)
     sign_in(page, "eve")
     expect(page.get_by_text("in no group that may use this dashboard")).to_be_visible()
     assert run_ids["failed"] not in page.content()
 
-    page.get_by_role("button", name="Sign out").click()
+    sign_out(page, address)
     sign_in(page, "ann")
     page.goto(f"{address}/run?run={run_ids['failed']}")
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
@@ -286,3 +286,9 @@ def sign_in(page, name: str) -> None:
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(re.compile(r"/oauth2/authorize"))
     page.get_by_role("button", name=name).first.click()
+
+
+def sign_out(page, address: str) -> None:
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(re.compile(r"/oauth2/end_session"))  # the provider asks about its own session
+    page.goto(address)
