@@ -2,13 +2,14 @@
 
 import sys
 
-from tests.benchmarks import dpo_vs_trl, pocket_seeds, reuse_overhead, sft_vs_trl
+from tests.benchmarks import dpo_vs_trl, pocket_seeds, reuse_overhead, sft_vs_trl, submit
 
 BENCHMARKS = {
     "pocket_seeds": pocket_seeds.main,
     "reuse_overhead": reuse_overhead.main,
     "sft_vs_trl": sft_vs_trl.main,
     "dpo_vs_trl": dpo_vs_trl.main,
+    "submit": submit.main,
 }
 
 for name in sys.argv[1:] or BENCHMARKS:
