@@ -149,8 +149,8 @@ def _environment(layout: Layout, cpus: int) -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cpus))
     # Without it CUDA's matrix products are not the same twice, and torch refuses them.
     own.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Each meeting of the nodes gets a store of its own. The agents' shared one is divided by how
-    # often an agent has restarted its ranks, which a node that came back counts from 0 again.
+    # Each meeting of the nodes gets a store of its own: the one that agents share still has the
+    # addresses of ranks that are gone.
     own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return own | threads | {NODE_VARIABLE: str(layout.node_rank)}
 
