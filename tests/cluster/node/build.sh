@@ -49,6 +49,14 @@ END
 cd kubernetes-*/
 mkdir -p .go/src/k8s.io
 ln -s ../../.. .go/src/k8s.io/kubernetes
+# Since Go 1.18 mapiterinit takes the iterator as a third argument; without it the programs crash while
+# they write maps as JSON. (The change is that of reflect2 1.0.2.)
+reflect2=vendor/github.com/modern-go/reflect2
+sed -i 's/^func mapiterinit(.*/func mapiterinit(rtype unsafe.Pointer, m unsafe.Pointer, it *hiter)/
+  s|^\t// rest fields are ignored$|\trest [12]uintptr|' $reflect2/unsafe_link.go
+sed -i 's/^\treturn &UnsafeMapIterator{$/\tvar it hiter\n\tmapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), \&it)\n&/
+  s/mapiterinit(type2.rtype, \*(\*unsafe.Pointer)(obj)),$/\&it,/' $reflect2/unsafe_map.go
+
 # Without the clients of the clouds and of Docker, which are a good part of the work.
 export GOFLAGS=-tags=providerless,dockerless
 export GOPATH=$PWD/.go CGO_ENABLED=0 GO111MODULE=auto GOTOOLCHAIN=local
