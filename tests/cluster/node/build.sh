@@ -53,7 +53,8 @@ ln -s ../../.. .go/src/k8s.io/kubernetes
 # they write maps as JSON. (The change is that of reflect2 1.0.2.)
 reflect2=vendor/github.com/modern-go/reflect2
 sed -i 's/^func mapiterinit(.*/func mapiterinit(rtype unsafe.Pointer, m unsafe.Pointer, it *hiter)/
-  s|^\t// rest fields are ignored$|\trest [12]uintptr|' $reflect2/unsafe_link.go
+  s|^\t// rest fields are ignored$|\trest [4]unsafe.Pointer; overflow, old *[]unsafe.Pointer; start uintptr; flags [4]uint8; bucket, check uintptr|' \
+  $reflect2/unsafe_link.go
 sed -i 's/^\treturn &UnsafeMapIterator{$/\tvar it hiter\n\tmapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), \&it)\n&/
   s/mapiterinit(type2.rtype, \*(\*unsafe.Pointer)(obj)),$/\&it,/' $reflect2/unsafe_map.go
 
