@@ -1,11 +1,14 @@
 import gzip
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caravan.data.formats import Labels, read_hub, read_raw, split_turns, to_conversation
 from caravan.errors import DataError, MissingExtraError
@@ -106,10 +109,43 @@ def test_verifier_and_ground_truth(row, verifier, ground_truth):
         ({"instruction": 3}, "'instruction' is not text"),
         ({"prompt": "q", "persona": 3}, "field 'persona'"),
         ({"prompt": "q", "ground_truth": ["1", "2"], "dataset": ["a", "b"]}, "names 2 verifiers"),
+        ({"conversations": 3}, "'conversations' is not a list"),
+        ({"conversations": {"a": 1}}, "'conversations' is not a list"),
+        ({"conversations": [3]}, r"conversations\[0\] has no 'role' and 'content'"),
+        ({"conversations": [None]}, r"conversations\[0\] has no 'role' and 'content'"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"unknown role \['user'\]"),
+        ({"messages": [{"role": {}, "content": "x"}]}, r"unknown role \{\}"),
+        ({"instruction": "a", "input": 5, "output": "b"}, "'input' is not text"),
+        ({"instruction": "a", "system": 5}, "'system' is not text"),
+        ({"instruction": "a", "history": [[1, 2]]}, r"history\[0\] is not \[question, answer\]"),
+        ({"instruction": "a", "history": [["q", "a"], "qa"]}, r"history\[1\] is not"),
+        ({"instruction": "a", "history": 7}, "'history' is not a list"),
+        ({"prompt": "a", "ground_truth": "3", "dataset": {"a": 1}}, "name .* is not text"),
+        ({"prompt": "a", "ground_truth": ["3"], "dataset": [["a"]]}, "name .* is not text"),
     ],
 )  # fmt: skip
 def test_errors_say_what_is_wrong(row, said):
     with pytest.raises(DataError, match=said):
+        convert(row)
+
+
+SHAPES = st.recursive(
+    st.none() | st.integers() | st.sampled_from(["user", "human", "x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner)
+    ),
+    max_leaves=6,
+)
+COLUMNS = [
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system",
+    "history", "text", "ground_truth", "verifier", "dataset", "reward_model", "persona",
+]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(COLUMNS), SHAPES))
+def test_a_row_of_any_shape_is_a_conversation_or_a_data_error(row):
+    with suppress(DataError):
         convert(row)
 
 

@@ -188,25 +188,28 @@ def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
     Raises:
         DataError: says which column or message is wrong; the caller knows file and row.
     """
-    messages = _messages(row)
-    if not any(message.role == "user" for message in messages):
-        raise DataError("no user's turn among the messages; correct or remove the row")
-    ground_truth, verifier = _ground_truth(row)
-    if ground_truth is not None:
-        verifier = verifier or labels.verifier
     try:
+        messages = _messages(row)
+        if not any(message.role == "user" for message in messages):
+            raise DataError("no user's turn among the messages; correct or remove the row")
+        ground_truth, verifier = _ground_truth(row)
         return Conversation(
             id=id,
             messages=tuple(messages),
             source=labels.source,
             skill=labels.skill,
             license=labels.license,
-            verifier=verifier if ground_truth is not None else None,
+            verifier=(verifier or labels.verifier) if ground_truth is not None else None,
             ground_truth=ground_truth,
             persona=row.get("persona"),
         )
     except ValidationError as error:
         raise DataError(f"{describe(error)}; correct or remove the row") from error
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        # Rows come from anyone: a shape that no check below knows must still name file and row.
+        raise DataError(
+            f"a column has an unexpected shape ({error!r:.200}); correct or remove the row"
+        ) from error
 
 
 def _messages(row: RawRow) -> list[Message]:
@@ -214,9 +217,10 @@ def _messages(row: RawRow) -> list[Message]:
         return _turns(row["messages"], "messages", role="role", content="content")
     if row.get("conversations") is not None:
         turns = row["conversations"]
-        keys = ("from", "value") if turns and "from" in turns[0] else ("role", "content")
-        messages = _turns(turns, "conversations", *keys)
-        return [*_system(row), *messages]
+        first = turns[0] if isinstance(turns, Sequence) and turns else None
+        sharegpt = isinstance(first, Mapping) and "from" in first
+        keys = ("from", "value") if sharegpt else ("role", "content")
+        return [*_system(row), *_turns(turns, "conversations", *keys)]
     if row.get("prompt") is not None:
         return [*_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
     if row.get("instruction") is not None:
@@ -239,7 +243,7 @@ def _turns(turns: Any, column: str, role: str, content: str) -> list[Message]:
         where = f"{column}[{index}]"
         if not isinstance(turn, Mapping) or role not in turn or content not in turn:
             raise DataError(f"{where} has no {role!r} and {content!r}; correct the row")
-        if turn[role] not in ROLES:
+        if not isinstance(turn[role], str) or turn[role] not in ROLES:
             raise DataError(
                 f"{where}: unknown role {turn[role]!r} (known: {', '.join(ROLES)}); "
                 "correct or remove the row"
@@ -264,18 +268,31 @@ def _side(row: RawRow, column: str, role: Role) -> list[Message]:
 def _alpaca(row: RawRow) -> list[Message]:
     """Instruction and optional input make the user's turn; `history` holds earlier turns."""
     messages = _system(row)
-    for question, answer in row.get("history") or ():
+    for question, answer in _history(row):
         messages.append(Message(role="user", content=question))
         messages.append(Message(role="assistant", content=answer))
-    prompt = "\n\n".join(part for part in (_text(row, "instruction"), row.get("input")) if part)
+    parts = (_text(row, "instruction"), _optional_text(row, "input"))
+    prompt = "\n\n".join(part for part in parts if part)
     messages.append(Message(role="user", content=prompt))
     if row.get("output") is not None:
         messages.append(Message(role="assistant", content=_text(row, "output")))
     return messages
 
 
+def _history(row: RawRow) -> Sequence[Sequence[str]]:
+    pairs = row.get("history") or ()
+    if not isinstance(pairs, list | tuple):
+        raise DataError("column 'history' is not a list of [question, answer]; correct the row")
+    for index, pair in enumerate(pairs):
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"history[{index}] is not [question, answer], two texts; correct it")
+    return pairs
+
+
 def _system(row: RawRow) -> list[Message]:
-    return [Message(role="system", content=row["system"])] if row.get("system") else []
+    text = _optional_text(row, "system")
+    return [Message(role="system", content=text)] if text else []
 
 
 def split_turns(text: str) -> list[Message]:
@@ -314,6 +331,13 @@ def _ground_truth(row: RawRow) -> tuple[Any, str | None]:
             )
         verifier = verifier[0]
         truth = truth[0] if isinstance(truth, list) and len(truth) == 1 else truth
+    if truth is None:
+        return None, None
+    if verifier is not None and not isinstance(verifier, str):
+        raise DataError(
+            f"the verifier's name (column 'verifier', 'dataset' or 'data_source') is not text "
+            f"but {verifier!r:.80}; correct the row"
+        )
     return truth, VERIFIER_NAMES.get(verifier, verifier) if verifier else None
 
 
@@ -322,3 +346,7 @@ def _text(row: RawRow, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"column {column!r} is not text; correct the row")
     return value
+
+
+def _optional_text(row: RawRow, column: str) -> str:
+    return "" if row.get(column) is None else _text(row, column)
