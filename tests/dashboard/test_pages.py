@@ -8,12 +8,19 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from caravan_dashboard.launch import APP, command
 
 PAGES = ("runs", "run", "data", "pairs", "evaluation", "rollouts", "launch")
 Open = Callable[..., AppTest]
+
+
+@pytest.fixture(autouse=True)
+def browser_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest has no browser, whose address it would have to give."""
+    monkeypatch.setattr(type(st.context), "ip_address", None)
 
 
 @pytest.fixture
