@@ -661,7 +661,7 @@ class ReportConfig(Config):
 class Recipe(Config):
     name: Name
     description: str = ""
-    seed: NonNegativeInt = 17
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     base_model: BaseModelConfig
     engines: dict[Name, EngineConfig] = {}  # noqa: RUF012
     curate: CurateConfig

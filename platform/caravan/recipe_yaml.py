@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from caravan.errors import RecipeError
 from caravan.recipe import DPOLoss
@@ -26,6 +28,18 @@ ALIASES = {"max_seq_length": "max_length"}
 MAX_DEPTH = 40
 MAX_VALUES = 100_000
 """Of a recipe's text, with its aliases written out."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Tells the line of a value that is not what its form or tag promises: 2026-99-99."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{node.value!r:.40} is no {kind}; correct it, or quote it if it is text"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 @dataclass
@@ -68,9 +82,9 @@ def apply_override(document: Document, override: str) -> Document:
     if not equals or not dotted_path.strip():
         raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{override[:80]!r}: the value is not YAML: {_problem(error)}") from error
     parts = tuple(_segment(part) for part in dotted_path.strip().split("."))
     path = _positions(document.data, parts)
     data = _with_value(document.data, path, _with_own_names(value), override, ())
@@ -187,22 +201,41 @@ def merge(base: Any, changes: Any) -> Any:
 
 
 def _parse(text: str, file: str) -> Document:
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{file}: expected a mapping of sections (name, base_model, ...)")
         places: dict[FieldPath, str] = {}
         _visit(node, (), file, places)
         data = _with_own_names(loader.construct_document(node))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{file}{line}: not YAML: {problem}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(
+            f"{file}{_line(error, text, loader)}: not YAML: {_problem(error)}"
+        ) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(data, places)
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "too deeply nested for a recipe"
+    if isinstance(error, ReaderError):
+        return f"the character {chr(error.character)!r} is not allowed; remove it"
+    return getattr(error, "problem", None) or str(error)
+
+
+def _line(error: Exception, text: str, loader: _Loader | None) -> str:
+    """`:line` of what YAML could not read, where it is known."""
+    if isinstance(error, ReaderError):
+        return f":{text[: error.position].count(chr(10)) + 1}"
+    mark = getattr(error, "problem_mark", None)
+    if mark is None and isinstance(error, RecursionError) and loader is not None:
+        mark = loader.get_mark()
+    return f":{mark.line + 1}" if mark is not None else ""
 
 
 def _visit(node: yaml.Node, path: FieldPath, file: str, places: dict[FieldPath, str]) -> None:
@@ -225,6 +258,11 @@ def _visit(node: yaml.Node, path: FieldPath, file: str, places: dict[FieldPath, 
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"{file}:{line}: {dotted(path)}: a key must be plain text")
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise RecipeError(
+                    f"{file}:{line}: {dotted(path)}: the key {key_node.value!r:.40} is read as "
+                    f"{key_node.tag.rpartition(':')[2]}; a key must be text, quote it"
+                )
             key = str(ALIASES.get(key_node.value, key_node.value))
             if key in first_line:
                 raise RecipeError(

@@ -101,12 +101,27 @@ def test_max_seq_length_is_max_length() -> None:
         ("name.x=1", "name is 'small', it has nothing called 'x'"),
         ("sft", "an override is dotted.path=value"),
         ("sft=[", "the value is not YAML"),
+        ("seed=\x07", "the value is not YAML: the character '\\x07' is not allowed"),
+        ("seed=2026-99-99", "the value is not YAML: '2026-99-99' is no timestamp"),
+        ("seed=!!int abc", "the value is not YAML: 'abc' is no int"),
+        ("seed=9223372036854775808", "expected less than 9223372036854775808"),
     ],
 )
 def test_a_mistake_in_an_override_names_it_and_the_way_out(override: str, message: str) -> None:
     refused = refusal(SMALL, override)
     assert message in refused
-    assert override in refused
+    assert override in refused or repr(override) in refused
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000])
+def test_an_endless_value_of_an_override_is_refused_in_a_short_sentence(value: str) -> None:
+    refused = refusal(SMALL, f"seed={value}")
+    assert "the value is not YAML" in refused
+    assert len(refused) < 300
+
+
+def test_the_largest_seed_is_the_largest_the_registry_holds() -> None:
+    assert parse_recipe(SMALL, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
 
 
 def test_a_mistake_in_the_file_names_file_line_field_and_value() -> None:
@@ -146,6 +161,15 @@ def test_all_mistakes_are_told_at_once() -> None:
             "too deep or too large",
         ),
         ("name: !!python/object:os.system x\n", "r.yaml:1: not YAML"),
+        ("name: a\nseed: \x00\n", "r.yaml:2: not YAML: the character '\\x00' is not allowed"),
+        ("name: a\nseed: 2026-99-99\n", "r.yaml:2: not YAML: '2026-99-99' is no timestamp"),
+        ("name: a\nseed: !!int abc\n", "r.yaml:2: not YAML: 'abc' is no int"),
+        ("name: a\nseed: !!bool abc\n", "r.yaml:2: not YAML: 'abc' is no bool"),
+        (f"name: a\nseed: {'9' * 5000}\n", "r.yaml:2: not YAML: '999"),
+        (f"name: a\nseed: {'[' * 3000}\n", "r.yaml:2: not YAML: too deeply nested"),
+        ("name: a\n1: x\n", "r.yaml:2: the recipe: the key '1' is read as int"),
+        ("sft:\n  yes: x\n", "r.yaml:2: sft: the key 'yes' is read as bool"),
+        ("name: a\n~: x\n", "r.yaml:2: the recipe: the key '~' is read as null"),
     ],
 )
 def test_what_is_not_a_recipe_is_refused(text: str, message: str) -> None:
