@@ -189,6 +189,12 @@ def test_csv_with_newlines_in_cells(tmp_path: Path):
         list(read_raw(tmp_path / "bad.csv"))
 
 
+def test_csv_with_a_cell_of_many_kilobytes(tmp_path: Path):
+    long = "word " * 100_000
+    (tmp_path / "r.csv").write_text(f"prompt,completion\nq,{long}\n")
+    assert list(read_raw(tmp_path / "r.csv")) == [(1, {"prompt": "q", "completion": long})]
+
+
 def test_parquet_numbers_rows_over_batches(tmp_path: Path):
     write(tmp_path / "r.parquet", [{"n": n} for n in range(1, 2502)])
     assert all(number == row["n"] for number, row in read_raw(tmp_path / "r.parquet"))
@@ -205,6 +211,12 @@ def test_parquet_numbers_rows_over_batches(tmp_path: Path):
         ("r.txt", b"", "cannot tell the format"),
         ("r.jsonl.gz", b"plain", "cannot read"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50)[:30], "cannot read"),
+        ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:10] + b"\xff" * 30, "cannot read"),
+        ("r.jsonl", b'\n\n{"a": 1}\n{"a": \n', "row 4: not JSON"),
+        ("r.jsonl", b'{"a": 1}\n' * 5000 + b'{"a": "\xe9"}\n', r"near row \d{4}: not UTF-8"),
+        ("r.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", "row 2: not JSON"),
+        ("r.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "row 1: too deeply nested"),
+        ("r.json", b"[" * 100_000, "too deeply nested"),
         ("r.parquet", b"PAR1", "write the file again"),
     ],
 )

@@ -14,6 +14,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ _SPEAKERS = re.compile(
     r"|###\s?(?P<guanaco>Human|Assistant):\s?"
     r"|(?P<plain>Human|Assistant):\s?)"
 )
+
+csv.field_size_limit(2**31 - 1)
+"""Documents in one cell are longer than the default of 128 KiB."""
 
 RawRow = Mapping[str, Any]
 
@@ -84,11 +88,17 @@ def read_raw(path: Path) -> Iterator[tuple[int, RawRow]]:
     }
     if suffix not in readers:
         raise DataError(f"{path}: cannot tell the format; name it {', '.join(readers)} (or .gz)")
+    number = 0
     try:
-        yield from readers[suffix](path)
+        for number, row in readers[suffix](path):
+            yield number, row
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); re-encode the file") from error
-    except (OSError, EOFError) as error:
+        raise DataError(
+            f"{path}, near row {number + 1}: not UTF-8 ({error.reason}); re-encode the file"
+        ) from error
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number + 1}: not CSV ({error}); correct it") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; check the file") from error
 
 
@@ -127,14 +137,13 @@ def _open(path: Path, newline: str = "\n") -> IO[str]:
 
 def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
     with _open(path) as file:
-        first = file.readline()
+        first, number = file.readline(), 1
         while first and not first.strip():
-            first = file.readline()
+            first, number = file.readline(), number + 1
         if first.lstrip().startswith("["):
             rows = _parse_json(first + file.read(), f"{path}")
             yield from ((n, _row(row, f"{path}, row {n}")) for n, row in enumerate(rows, start=1))
             return
-        number = 1
         while first:
             if first.strip():
                 where = f"{path}, row {number}"
@@ -145,7 +154,9 @@ def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise DataError(f"{where}: too deeply nested; correct or remove it") from error
+    except ValueError as error:  # not JSON, or a number of thousands of digits
         raise DataError(f"{where}: not JSON ({error}); correct or remove it") from error
 
 
