@@ -144,11 +144,13 @@ def test_licences(license: str, allowed: tuple[str, ...], refused: bool):
 def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
     write(tmp_path / "a.jsonl", ("q", "a"))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"question": "q"}\n')
+    (tmp_path / "shape.jsonl").write_text('{"conversations": 3}\n')
     (tmp_path / "empty.jsonl").write_text("")
     generator = GeneratedSource(generator="nothing", count=1)
     cases = [
         (source("a", "*.parquet"), "no file matches"),
         (source("a", "bad.jsonl"), r"source a: .*bad.jsonl, row 2: none of the columns"),
+        (source("a", "shape.jsonl"), r"source a: .*shape.jsonl, row 1: column 'conversations' is"),
         (source("a", "a.jsonl", rows=2), "holds 1 rows, the recipe says 2"),
         (source("a", "empty.jsonl"), "holds no row"),
         (source("a", "", origin=generator), "no generator 'nothing'; there are: .*math-book"),
@@ -157,6 +159,16 @@ def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
         with pytest.raises((DataError, RecipeError), match=said):
             curate.run(CurateConfig(sources=(bad,)), {}, make_context(f"case-{number}"))
         assert not list((tmp_path / f"case-{number}").rglob("*.jsonl*"))
+
+
+def test_a_file_whose_name_is_also_a_pattern(tmp_path: Path):
+    write(tmp_path / "br[1].jsonl", ("named", "a"))
+    (made,) = curate.load(source("a", "br[1].jsonl"), 1, tmp_path)
+    assert made.prompt[-1].content == "named"
+    (tmp_path / "br[1].jsonl").unlink()
+    write(tmp_path / "br1.jsonl", ("matched", "a"))
+    (made,) = curate.load(source("a", "br[1].jsonl"), 1, tmp_path)
+    assert made.prompt[-1].content == "matched"
 
 
 def test_verifier_that_only_its_authors_know(tmp_path: Path, make_context):

@@ -174,14 +174,18 @@ def check_licenses(config: CurateConfig) -> None:
 
 
 def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
-    """The files that `paths` means, sorted within each pattern.
+    """The files that `paths` means, sorted within each pattern. A file of that very name goes
+    first, as `a[1].jsonl` is both a name and a pattern.
 
     Raises:
         DataError: a pattern matches no file.
     """
     found: list[Path] = []
     for pattern in origin.paths:
-        matches = sorted(glob(pattern, root_dir=recipe_dir, recursive=True))
+        literal = (recipe_dir / pattern).is_file()
+        matches = (
+            [pattern] if literal else sorted(glob(pattern, root_dir=recipe_dir, recursive=True))
+        )
         files = [recipe_dir / match for match in matches if (recipe_dir / match).is_file()]
         if not files:
             raise DataError(
