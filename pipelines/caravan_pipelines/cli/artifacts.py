@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from caravan.registry import ArtifactRow, Registry
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.common import open_registry
+from caravan_pipelines.cli.copies import copy_out
 
 
 def show(reference: str, *, as_json: bool) -> None:
@@ -59,12 +60,12 @@ def show(reference: str, *, as_json: bool) -> None:
 
 def get(reference: str, to: Path) -> None:
     settings = load_settings()
-    if to.exists():
+    if os.path.lexists(to):
         raise CaravanError(f"{to} exists; name a directory that does not")
     with open_registry(settings) as registry:
         artifact = find(reference, registry)
     source = open_store(settings.resolved_store_url, settings).fetch(artifact.digest)
-    shutil.copytree(source, to, copy_function=shutil.copyfile)
+    copy_out(source, to)
     print(to)
 
 

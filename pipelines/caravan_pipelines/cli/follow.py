@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from caravan.errors import RegistryUnavailableError
 from caravan.recipe import Recipe
 from caravan.registry import Registry, StageRunRow, State
 from caravan_pipelines.cli.tables import STATE_STYLE, duration
@@ -26,19 +27,25 @@ def follow(
     registry: Registry,
     process: subprocess.Popen[bytes],
     console: Console,
+    patience_seconds: float,
 ) -> None:
-    """Show the stages of a run until the process that executes it ends."""
+    """Show the stages of a run until the process that executes it ends.
+
+    Raises:
+        RegistryUnavailableError: the registry has been away for longer than `patience_seconds`.
+    """
+    known = _KnownStages(run_id, registry, patience_seconds)
     nodes = [node.name for node in stage_graph(recipe)]
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while process.poll() is None:
-                live.update(_picture(nodes, registry.stage_runs(run_id)))
+                live.update(_picture(nodes, known.now()))
                 time.sleep(POLL_SECONDS)
         return
     told: set[int] = set()
     while True:
         ended = process.poll() is not None
-        for stage in registry.stage_runs(run_id):
+        for stage in known.now():
             if stage.state.finished and stage.id not in told and _fresh(stage, process):
                 told.add(stage.id)
                 note = "  (reused)" if stage.reused_from else ""
@@ -49,6 +56,24 @@ def follow(
         if ended:
             return
         time.sleep(POLL_SECONDS)
+
+
+class _KnownStages:
+    """The stage runs of a run, as the registry told them when it last answered."""
+
+    def __init__(self, run_id: str, registry: Registry, patience_seconds: float) -> None:
+        self._run_id, self._registry, self._patience = run_id, registry, patience_seconds
+        self._stage_runs: list[StageRunRow] = []
+        self._answered = time.monotonic()
+
+    def now(self) -> list[StageRunRow]:
+        try:
+            self._stage_runs = self._registry.stage_runs(self._run_id)
+            self._answered = time.monotonic()
+        except RegistryUnavailableError:
+            if time.monotonic() - self._answered > self._patience:
+                raise
+        return self._stage_runs
 
 
 def _fresh(stage: StageRunRow, process: subprocess.Popen[bytes]) -> bool:

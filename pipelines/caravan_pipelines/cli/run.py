@@ -11,11 +11,13 @@ from rich.console import Console
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe_io import load_recipe
-from caravan.registry import Registry, State
+from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
+from caravan.stages.execute import patiently
 from caravan.store import open_store
 from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.copies import copy_out
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
 from caravan_pipelines.launch import backend, local
@@ -76,10 +78,13 @@ def _execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     if detach:
         console.print(f"follow it with: caravan show {run_id}", highlight=False)
         return
-    with open_registry(settings) as registry:
-        recipe = Recipe.model_validate(registry.get_run(run_id).recipe)
+    with patiently(lambda: open_registry(settings), settings.patience_seconds) as registry:
+        run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
+        recipe = Recipe.model_validate(run.recipe)
         try:
-            follow(recipe, run_id, registry, started.process, console)
+            follow(
+                recipe, run_id, registry, started.process, console, settings.patience_seconds
+            )  # fmt: skip
         except KeyboardInterrupt:
             console.print("stopping ...")
             started.stop()
@@ -90,14 +95,11 @@ def _finish(
     run_id: str, registry: Registry, settings: Settings, started: local.LocalRun, console: Console
 ) -> None:
     code = started.process.wait()
-    run = registry.get_run(run_id)
-    if not run.state.finished:  # the executing process died without a word
-        registry.update_run_state(run_id, State.CANCELLED)
-        local.close_open_stages(run_id, registry, State.CANCELLED)
-        run = registry.get_run(run_id)
-    console.print(stages_table(registry.stage_runs(run_id)))
+    local.refuse_executed(run_id, settings)  # by another process, which was faster than ours
+    run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
+    console.print(stages_table(stage_runs))
     if run.state is not State.SUCCEEDED:
-        for stage in registry.stage_runs(run_id):
+        for stage in stage_runs:
             if stage.state is State.FAILED:
                 reason = (stage.error or "").strip().splitlines()[-1:]
                 console.print(f"stage {stage.node} failed: {''.join(reason)}", markup=False)
@@ -107,14 +109,22 @@ def _finish(
             markup=False, highlight=False,
         )  # fmt: skip
         sys.exit(code or 1)
-    scores = registry.scores(run_id)
+    scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
     console.print(scores_table(scores))
     console.print(comparisons_table(scores))
-    report = export_report(run_id, registry, settings)
+    report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",
         markup=False, highlight=False,
     )  # fmt: skip
+
+
+def _end(run_id: str, registry: Registry) -> tuple[RunRow, list[StageRunRow]]:
+    """How a run ended whose executing process has ended, and its stages."""
+    if not registry.get_run(run_id).state.finished:  # the process died without a word
+        registry.update_run_state(run_id, State.CANCELLED)
+        local.close_open_stages(run_id, registry, State.CANCELLED)
+    return registry.get_run(run_id), registry.stage_runs(run_id)
 
 
 def export_report(run_id: str, registry: Registry, settings: Settings) -> Path:
@@ -122,6 +132,5 @@ def export_report(run_id: str, registry: Registry, settings: Settings) -> Path:
     digest = next(s for s in registry.stage_runs(run_id) if s.node == "report").outputs["report"]
     store = open_store(settings.resolved_store_url, settings)
     target = local.run_dir(settings, run_id) / "report"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(store.fetch(digest), target)
+    copy_out(store.fetch(digest), target)
     return target / "report.html"

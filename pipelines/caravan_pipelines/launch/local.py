@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caravan.errors import CaravanError
+from caravan.orphans import launcher_environment
 from caravan.recipe import Recipe
 from caravan.recipe_io import recipe_digest
 from caravan.registry import Registry
@@ -49,8 +49,10 @@ def create_run(
     """Register a run of `recipe`; nothing is started.
 
     Raises:
-        CaravanError: the registry or the store cannot be used, or the project's budget is spent.
+        CaravanError: the home, the registry or the store cannot be used, or the project's budget
+            is spent.
     """
+    _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:
         check_budget(recipe, recipe_dir, settings, registry)
@@ -71,15 +73,11 @@ def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRu
     A child that is not `detached` ends when this process does.
 
     Raises:
-        CaravanError: the run is being executed already.
+        CaravanError: the run is being executed already, or the home cannot be written to.
     """
     directory = run_dir(settings, run_id)
-    directory.mkdir(parents=True, exist_ok=True)
-    if pid := holder(directory / "lock"):
-        raise CaravanError(
-            f"run {run_id} is being executed by process {pid}: "
-            f"follow it with `caravan show {run_id}`, stop it with `caravan cancel {run_id}`"
-        )
+    _make_directory(directory)
+    refuse_executed(run_id, settings)
     log = directory / "log.txt"
     command = [sys.executable, "-m", "caravan_pipelines.launch.runner", run_id]
     with log.open("ab") as output:
@@ -89,7 +87,7 @@ def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRu
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(settings),
+            env=_environment(settings) | ({} if detached else launcher_environment()),
         )
     return LocalRun(run_id, process, log)
 
@@ -134,5 +132,29 @@ def check_writable(store: Store) -> None:
         store.delete(store.put(Path(directory), "report").digest)
 
 
-def _environment(settings: Settings) -> Mapping[str, Any]:
+def refuse_executed(run_id: str, settings: Settings) -> None:
+    """
+    Raises:
+        CaravanError: a process executes the run.
+    """
+    if pid := holder(run_dir(settings, run_id) / "lock"):
+        raise CaravanError(
+            f"run {run_id} is being executed by process {pid}: "
+            f"follow it with `caravan show {run_id}`, stop it with `caravan cancel {run_id}`"
+        )
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory of the home, and see that files can be made in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise CaravanError(
+            f"{directory}: {error.strerror}; make it a directory that can be written to "
+            "(CARAVAN_HOME names another place)"
+        ) from error
+
+
+def _environment(settings: Settings) -> dict[str, Any]:
     return os.environ | settings.environment() | {"PYTHONUNBUFFERED": "1"}

@@ -20,7 +20,7 @@ from caravan.recipe import Recipe
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import die_with_parent, launcher_environment
+from caravan.stages.execute import die_with_parent, launcher_environment, patiently
 from caravan_pipelines.launch.local import close_open_stages, run_dir
 from caravan_pipelines.launch.lock import acquire
 
@@ -39,10 +39,11 @@ def execute_run(run_id: str, settings: Settings) -> State:
     signal.signal(signal.SIGTERM, stop)
     directory = run_dir(settings, run_id)
     acquire(directory / "lock")
-    with Registry(settings.resolved_registry_url) as registry:
-        run = registry.get_run(run_id)
-        close_open_stages(run_id, registry, State.CANCELLED)
-        registry.update_run_state(run_id, State.RUNNING)
+    patience = settings.patience_seconds
+    with patiently(lambda: Registry(settings.resolved_registry_url), patience) as registry:
+        run = patiently(lambda: registry.get_run(run_id), patience)
+        patiently(lambda: close_open_stages(run_id, registry, State.CANCELLED), patience)
+        patiently(lambda: registry.update_run_state(run_id, State.RUNNING), patience)
         beat = threading.Thread(target=_heartbeat, args=(run_id, settings, stopped), daemon=True)
         beat.start()
         os.environ |= launcher_environment()
@@ -55,8 +56,9 @@ def execute_run(run_id: str, settings: Settings) -> State:
         except Exception as failure:  # a step failed: its own traceback is in the registry
             traceback.print_exc()
             state, error = (State.CANCELLED, None) if stopped.is_set() else (State.FAILED, failure)
-        close_open_stages(run_id, registry, State.CANCELLED)
-        registry.update_run_state(run_id, state, error=str(error) if error else None)
+        reason = str(error) if error else None
+        patiently(lambda: close_open_stages(run_id, registry, State.CANCELLED), patience)
+        patiently(lambda: registry.update_run_state(run_id, state, error=reason), patience)
     return state
 
 
@@ -79,7 +81,8 @@ def _stop_steps() -> None:
 
 
 def _heartbeat(run_id: str, settings: Settings, stopped: threading.Event) -> None:
-    with Registry(settings.resolved_registry_url) as registry:
+    opened = patiently(lambda: Registry(settings.resolved_registry_url), settings.patience_seconds)
+    with opened as registry:
         while not stopped.wait(settings.heartbeat_seconds):
             try:
                 registry.heartbeat_run(run_id)

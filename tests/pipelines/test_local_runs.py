@@ -1,0 +1,164 @@
+"""Local runs under disturbance: a registry that is away, two starts at once, a dead parent."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from caravan.errors import CaravanError, RegistryUnavailableError
+from caravan.recipe_io import load_recipe
+from caravan.registry import Registry, State
+from caravan.settings import Settings
+from caravan_pipelines.cli import run as command
+from caravan_pipelines.cli.follow import follow
+from caravan_pipelines.launch import local
+from caravan_pipelines.launch.lock import acquire, holder
+
+HOLD = "import sys, time; from pathlib import Path; " \
+    "from caravan_pipelines.launch.lock import acquire; " \
+    "acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"  # fmt: skip
+
+
+@pytest.fixture
+def hold():
+    """Holds a lock in another process, whose id it gives."""
+    started = []
+
+    def start(path):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process.pid
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home", patience_seconds=20)
+
+
+@pytest.fixture
+def run_id(settings, mini):
+    return local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+
+
+def test_a_registry_that_restarts_does_not_end_what_follows_a_run(stoppable_postgres, mini):
+    recipe = load_recipe(mini)
+    with Registry(stoppable_postgres.url) as registry:
+        run_id = registry.create_run(
+            recipe.model_dump(mode="json"), name="mini", seed=1, recipe_digest="d" * 64
+        )
+        process = subprocess.Popen(["sleep", "3"])
+        restart = threading.Timer(0.5, stoppable_postgres.stop)
+        restart.start()
+        shown = Console(file=io.StringIO())
+        follow(recipe, run_id, registry, process, shown, 20)
+
+        with pytest.raises(RegistryUnavailableError):
+            follow(recipe, run_id, registry, subprocess.Popen(["sleep", "5"]), shown, 0.5)
+
+        threading.Timer(1.0, stoppable_postgres.start).start()
+        ended = local.LocalRun(run_id, process, mini)
+        with pytest.raises(SystemExit):
+            command._finish(run_id, registry, Settings(patience_seconds=20), ended, shown)
+        assert registry.get_run(run_id).state is State.CANCELLED
+
+
+def test_the_slower_of_two_starts_leaves_the_run_of_the_faster_alone(run_id, settings, hold):
+    directory = local.run_dir(settings, run_id)
+    directory.mkdir()
+    with Registry(settings.resolved_registry_url) as registry:
+        registry.update_run_state(run_id, State.RUNNING)
+        stage = registry.open_stage_run(run_id, "sft", "sft", "k")
+        registry.start_stage_run(stage.id)
+        ours = subprocess.Popen(["false"])
+        pid = hold(directory / "lock")
+
+        with pytest.raises(CaravanError, match=f"is being executed by process {pid}: follow"):
+            command._finish(
+                run_id, registry, settings,
+                local.LocalRun(run_id, ours, directory / "log.txt"), Console(file=io.StringIO()),
+            )  # fmt: skip
+
+        assert registry.get_run(run_id).state is State.RUNNING
+        assert registry.stage_runs(run_id)[0].state is State.RUNNING
+
+
+def test_the_holder_is_never_an_id_that_stands_for_nobody(tmp_path, hold):
+    path = tmp_path / "lock"
+    assert holder(path) is None
+    pid = hold(path)
+    assert holder(path) == pid
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for content in ("", str(dead.pid)):  # the holder has not written its own id yet
+        path.write_text(content)
+        threading.Timer(0.3, path.write_text, [str(pid)]).start()
+        assert holder(path) == pid
+    path.write_text("")
+    with pytest.raises(CaravanError, match="not seen from here"):
+        holder(path)
+
+
+def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path):
+    path = tmp_path / "lock"
+    asking = acquire(path)
+    threading.Timer(0.3, os.close, [asking]).start()
+    os.close(acquire(path))
+    assert holder(path) is None
+
+
+def test_a_home_that_cannot_be_written_to_is_told_before_a_run_is_registered(tmp_path, mini):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "runs").write_text("in the way")
+    settings = Settings(home=home, registry_url=f"sqlite:///{tmp_path}/registry.db")
+
+    with pytest.raises(CaravanError, match=r"home/runs: .*CARAVAN_HOME names another place"):
+        local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    with pytest.raises(CaravanError, match="CARAVAN_HOME names another place"):
+        local.start("some-run", settings)
+    assert not (tmp_path / "registry.db").exists()
+
+
+def test_a_run_ends_whose_command_was_killed_before_it_could_watch(run_id, settings):
+    script = (
+        "import os, sys; from caravan.settings import load_settings; "
+        "from caravan_pipelines.launch.local import start; "
+        f"print(start({run_id!r}, load_settings()).process.pid, flush=True); "
+        "os.kill(os.getpid(), 9)"
+    )
+    started = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | settings.environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert started.returncode == -signal.SIGKILL, started.stderr
+    pid, deadline = int(started.stdout), time.monotonic() + 60
+    while os.path.exists(f"/proc/{pid}") and "Z" not in state_of(pid):
+        assert time.monotonic() < deadline, "the run goes on without its command"
+        time.sleep(0.1)
+    with Registry(settings.resolved_registry_url) as registry:
+        assert registry.get_run(run_id).state in (State.PENDING, State.CANCELLED)
+
+
+def state_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
