@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.data.records import Conversation
-from caravan.errors import CaravanError, RecipeError
+from caravan.errors import CaravanError, DataError, RecipeError
 from caravan.recipe import (
     BaseModelConfig,
     EvalTask,
@@ -56,6 +56,11 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
         except CaravanError as error:
             failed += 1
             console.print(Text.assemble(("failed  ", "red"), f"{title}: {error}"))
+        except Exception as error:
+            # Not foreseen, but the other checks still have something to tell.
+            failed += 1
+            problem = f"{type(error).__name__}: {error}"
+            console.print(Text.assemble(("failed  ", "red"), f"{title}: {problem}"))
     if failed:
         raise CaravanError(f"{failed} of the checks failed; nothing was started")
 
@@ -137,10 +142,13 @@ def _source(source: Source, recipe: Recipe, recipe_dir: Path, sample: list[Conve
     from caravan.stages.curate import load
 
     rows = load(source, recipe.seed, recipe_dir)
-    sample += islice(rows, SAMPLE_ROWS)
+    first = list(islice(rows, SAMPLE_ROWS))
+    sample += first
+    if not first:
+        raise DataError(f"source {source.name} holds no row; check its origin")
     if isinstance(source.origin, HubSource):
         return "the first rows can be read"
-    return f"{sum(1 for _ in rows) + min(SAMPLE_ROWS, len(sample)):,} rows"
+    return f"{len(first) + sum(1 for _ in rows):,} rows"
 
 
 def _task(task: EvalTask, recipe_dir: Path) -> str:

@@ -88,6 +88,34 @@ def test_rows_that_are_all_longer_than_the_limit_are_found(model: Path, tmp_path
     assert "all 20 rows are longer than max_length=8" in output
 
 
+def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = conversations()
+    write_rows(tmp_path / "three.jsonl", rows[:3])
+    (tmp_path / "none.jsonl").write_text("")
+    sources = [
+        {"name": name, "license": "MIT", "skill": "s",
+         "origin": {"kind": "files", "paths": [f"{name}.jsonl"]}}
+        for name in ("rows", "three", "none")
+    ]  # fmt: skip
+    output, content = check(recipe(tmp_path, curate={"sources": sources}), tmp_path)
+    assert not content
+    assert "source rows: 20 rows" in output
+    assert "source three: 3 rows" in output
+    assert "source none: source none holds no row" in output
+
+
+def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "config.json").write_text("{")
+    output, content = check(recipe(tmp_path), tmp_path)
+    assert not content
+    assert "failed  lengths" in output
+    assert "ok      two steps of sft" in output
+
+
 def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     output, content = check(recipe(tmp_path), tmp_path)
