@@ -361,3 +361,10 @@ def test_what_was_fetched_once_is_read_from_the_cache_and_verified_there(s3_sett
     store.delete(digest)
     with pytest.raises(StoreError, match="has no artifact"):
         store.fetch(digest)
+
+
+def test_a_file_in_place_of_the_store_is_told_with_the_way_out(tmp_path, model):
+    (tmp_path / "taken").write_text("")
+
+    with pytest.raises(StoreError, match="name a directory in CARAVAN_STORE_URL"):
+        open_store(tmp_path / "taken").put(model, "model")

@@ -243,3 +243,6 @@ def main() -> None:
     except CaravanError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a disk or a network that nobody below spoke of in better words
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

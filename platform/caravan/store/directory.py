@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -177,8 +178,9 @@ class DirectoryStore:
         try:
             yield
         except StoreError as error:
+            path = shlex.quote(str(self._object(digest)))
             raise StoreError(
-                f"{error}; delete {self._object(digest)} and resume the run, "
+                f"{error}; delete it (chmod -R u+w {path} && rm -rf {path}) and resume the run, "
                 "which makes the artifact again"
             ) from error
 
@@ -193,6 +195,10 @@ class DirectoryStore:
             if error.errno in REFUSED:
                 raise StoreError(
                     f"{where}; make it writable, or name another store in CARAVAN_STORE_URL"
+                ) from error
+            if error.errno == errno.ENOTDIR:
+                raise StoreError(
+                    f"{where} ({error.filename}); name a directory in CARAVAN_STORE_URL"
                 ) from error
             raise StoreError(f"{where} ({error.filename})") from error
 
