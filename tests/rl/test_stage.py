@@ -253,5 +253,7 @@ def test_weights_that_are_not_numbers_are_an_error(inputs, context, tmp_path):
 
 def test_a_diverging_run_ends_with_a_clear_error(inputs, context):
     there = context("run")
+    # A recipe refuses such a rate; copies are not validated.
+    wild = config(PPO, max_steps=30, num_epochs=2).model_copy(update={"learning_rate": 1e4})
     with pytest.raises(NonFiniteError, match=r"[Ll]ower learning_rate"):
-        rlvr.run(config(PPO, max_steps=30, num_epochs=2, learning_rate=1e4), inputs, there)
+        rlvr.run(wild, inputs, there)
