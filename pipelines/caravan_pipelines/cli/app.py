@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from caravan_pipelines.cli.artifact import artifact
 from caravan_pipelines.cli.data import data
 from caravan_pipelines.cli.metrics import metrics
 from caravan_pipelines.cli.model import model
-from caravan_pipelines.cli.recipe import recipe
+from caravan_pipelines.cli.recipe import File, recipe
 from caravan_pipelines.cli.registry import registry
 
 app = typer.Typer(
@@ -38,21 +37,23 @@ class Backend(StrEnum):
     local = "local"
 
 
+Changes = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
+Tags = Annotated[list[str], typer.Option(help="Tag the run.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
-    set_: Annotated[
-        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
-    ] = [],  # noqa: B006  # typer copies it
-    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
-    tag: Annotated[list[str], typer.Option(help="Tag the run.")] = [],  # noqa: B006
+    recipe: File,
+    set_: Changes = [],  # noqa: B006  # typer copies it
+    seed: Seed = None,
+    tag: Tags = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that can be known before the first step.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")] = False,
+    detach: Detach = False,
 ) -> None:
     """Run a recipe on this machine: caravan run pipelines/recipes/pocket.yaml"""
     from caravan_pipelines.cli import run as command
@@ -63,10 +64,8 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
-    set_: Annotated[
-        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
-    ] = [],  # noqa: B006
+    recipe: File,
+    set_: Changes = [],  # noqa: B006  # typer copies it
     gpu: Annotated[
         str | None, typer.Option(help="Type of GPU where the recipe names none: h100, h200, ...")
     ] = None,
@@ -83,19 +82,17 @@ def plan(
 
 @app.command()
 def launch(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    recipe: File,
     backend: Annotated[
         Backend, typer.Option(help="Kubeflow Pipelines (CARAVAN_KFP_URL), or this machine.")
     ] = Backend.kubeflow,
-    set_: Annotated[
-        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")
-    ] = [],  # noqa: B006  # typer copies it
-    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
-    tag: Annotated[list[str], typer.Option(help="Tag the run.")] = [],  # noqa: B006
+    set_: Changes = [],  # noqa: B006  # typer copies it
+    seed: Seed = None,
+    tag: Tags = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the pods that the run would have.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")] = False,
+    detach: Detach = False,
 ) -> None:
     """Launch a recipe on the cluster: caravan launch tulu3-8b"""
     overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]

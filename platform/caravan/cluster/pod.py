@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from caravan.cluster.profile import ClusterProfile, Toleration
 from caravan.recipe import Resources
@@ -89,3 +90,16 @@ def pod_environment(profile: ClusterProfile, dashboard_url: str = "") -> dict[st
 def label_value(text: str) -> str:
     """`text` as the value of a Kubernetes label: at most 63 of A-Z, a-z, 0-9, '-', '_', '.'."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("-._")
+
+
+def placement(pod: Pod, profile: ClusterProfile) -> dict[str, Any]:
+    """The fields of a pod's spec that say where it may run and who pulls its image."""
+    fields: dict[str, Any] = {}
+    if pod.node_selector:
+        fields["nodeSelector"] = pod.node_selector
+    if pod.tolerations:
+        fields["tolerations"] = [t.model_dump(exclude_defaults=True) | {"operator": t.operator}
+                                 for t in pod.tolerations]  # fmt: skip
+    if profile.images.pull_secrets:
+        fields["imagePullSecrets"] = [{"name": name} for name in profile.images.pull_secrets]
+    return fields

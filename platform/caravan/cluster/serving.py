@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from caravan.cluster.pod import TEMPORARY_DIR, WORK_DIR, mebibytes, pod_environment, pod_of
+from caravan.cluster.pod import (
+    TEMPORARY_DIR,
+    WORK_DIR,
+    mebibytes,
+    placement,
+    pod_environment,
+    pod_of,
+)
 from caravan.cluster.profile import ClusterProfile
 from caravan.recipe import Resources
 
@@ -117,13 +124,7 @@ def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
              "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory or "8192Mi"}},
         ],
     }  # fmt: skip
-    if asked.node_selector:
-        spec["nodeSelector"] = asked.node_selector
-    if asked.tolerations:
-        spec["tolerations"] = [t.model_dump(exclude_defaults=True) | {"operator": t.operator}
-                               for t in asked.tolerations]  # fmt: skip
-    if profile.images.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in profile.images.pull_secrets]
+    spec |= placement(asked, profile)
     return spec
 
 

@@ -25,6 +25,7 @@ from caravan.cluster.pod import (
     WORK_DIR,
     Pod,
     label_value,
+    placement,
     pod_environment,
     pod_of,
 )
@@ -118,13 +119,7 @@ def _patch(pod: Pod, profile: ClusterProfile, labels: Mapping[str, str]) -> dict
         "volumes": volumes,
         "containers": [{"name": CONTAINER, "volumeMounts": mounts}],
     }
-    if pod.node_selector:
-        spec["nodeSelector"] = pod.node_selector
-    if pod.tolerations:
-        spec["tolerations"] = [t.model_dump(exclude_defaults=True) | {"operator": t.operator}
-                               for t in pod.tolerations]  # fmt: skip
-    if profile.images.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in profile.images.pull_secrets]
+    spec |= placement(pod, profile)
     template = {"metadata": {"labels": dict(labels)}, "spec": spec}
     job = {"name": STEP, "template": {"spec": {"template": template}}}
     jobs = {"template": {"spec": {"replicatedJobs": [job]}}}

@@ -32,11 +32,12 @@ def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
-    from caravan.training.adapters import add_adapters, load_base, plain
+    from caravan.stages.trained import save_trained
+    from caravan.training.adapters import add_adapters, load_base
     from caravan.training.dpo import dpo_job
     from caravan.training.fit import fit, identity
-    from caravan.training.models import place, prepare_torch, save_model
-    from caravan.training.parallel.ranks import current, first_device
+    from caravan.training.models import place, prepare_torch
+    from caravan.training.parallel.ranks import first_device
     from caravan.training.reference import NO_REFERENCE, load_reference
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -54,7 +55,5 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     add_adapters(model, config)
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
     metrics = fit(job, context, identity=of_run, config=config)
-    if current().leads:
-        merged = plain(model, config, inputs["model"])
-        save_model(merged, tokenizer, context.output("model", "model"))
+    save_trained(model, tokenizer, config, inputs["model"], context)
     return StageResult({**data.counts, **metrics})

@@ -48,10 +48,11 @@ def train(
 ) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
-    from caravan.training.adapters import add_adapters, plain
+    from caravan.stages.trained import save_trained
+    from caravan.training.adapters import add_adapters
     from caravan.training.fit import fit, identity
-    from caravan.training.models import new_reward_model, place, prepare_torch, save_model
-    from caravan.training.parallel.ranks import current, first_device
+    from caravan.training.models import new_reward_model, place, prepare_torch
+    from caravan.training.parallel.ranks import first_device
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -76,7 +77,5 @@ def train(
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
         config=config,
     )
-    if current().leads:
-        merged = plain(model, config, inputs["model"])
-        save_model(merged, tokenizer, context.output("model", "model"))
+    save_trained(model, tokenizer, config, inputs["model"], context)
     return StageResult({**data.counts, **metrics})

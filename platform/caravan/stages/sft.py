@@ -30,10 +30,11 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
-    from caravan.training.adapters import add_adapters, load_base, plain
+    from caravan.stages.trained import save_trained
+    from caravan.training.adapters import add_adapters, load_base
     from caravan.training.fit import fit, identity
-    from caravan.training.models import place, prepare_torch, save_model
-    from caravan.training.parallel.ranks import current, first_device
+    from caravan.training.models import place, prepare_torch
+    from caravan.training.parallel.ranks import first_device
     from caravan.training.sft import sft_job
     from caravan.training.tokenize import check_length, tokenize_conversations
 
@@ -58,7 +59,5 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
         config=config,
     )
-    if current().leads:
-        merged = plain(model, config, inputs["model"])
-        save_model(merged, tokenizer, context.output("model", "model"))
+    save_trained(model, tokenizer, config, inputs["model"], context)
     return StageResult({**data.counts, **metrics})
