@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -92,15 +91,6 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here."""
         self.gather([0])
-
-    @contextmanager
-    def first_here(self) -> Iterator[None]:
-        """The first rank of each node goes through it before the others of the node."""
-        if self.local_rank > 0:
-            self.wait()
-        yield
-        if self.local_rank == 0:
-            self.wait()
 
 
 class _Sent(Mapping[str, Tensor]):

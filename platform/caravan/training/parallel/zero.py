@@ -146,7 +146,7 @@ class _ZeroState:
             if isinstance(value, nn.Parameter):
                 number = self._numbers[id(value)]
                 for name in MOMENTS:
-                    _put_moment(zero, value, name, tensors[optimizer_key(POLICY, number, name)])
+                    _put_moment(value, name, tensors[optimizer_key(POLICY, number, name)])
 
 
 def _make_moments(zero: Any, optimizer: torch.optim.Optimizer, step: Tensor) -> None:
@@ -178,15 +178,17 @@ def _moment(parameter: nn.Parameter, name: str) -> Tensor:
     return cast(Tensor, value)
 
 
-def _put_moment(zero: Any, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+def _put_moment(parameter: nn.Parameter, name: str, value: Tensor) -> None:
+    utils = _deepspeed().utils
     if not hasattr(parameter, "ds_id"):  # stages 1 and 2
-        _deepspeed().utils.safe_set_full_optimizer_state(parameter, value, name)
+        utils.safe_set_full_optimizer_state(parameter, value, name)
         return
-    # DeepSpeed's own function fails where the ranks' parts are not equal.
-    part, _ = zero._get_fp32_opt_state_partition(parameter, optim_state_key=name)
-    first = part.numel() * zero._get_param_partition_rank(parameter)
-    mine = value.flatten()[first : first + part.numel()]
-    part.flatten()[: mine.numel()].copy_(mine)
+    # The function for a whole moment fails where the ranks' parts are not equal.
+    size = cast(Any, parameter).ds_tensor.numel()
+    mine = value.flatten()[size * current().rank :][:size]
+    utils.safe_set_local_optimizer_state(
+        parameter, nn.functional.pad(mine, (0, size - mine.numel())), name
+    )
 
 
 def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor:
