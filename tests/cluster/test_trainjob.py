@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_the_name_of_a_job_is_the_same_for_each_attempt_and_fits_kubernetes():
 @pytest.mark.timeout(1500)
 def test_two_nodes_train_one_model(undisturbed, mini, tmp_path):
     """What a TrainJob runs on each node, as processes that meet over the network."""
-    settings = Settings(home=undisturbed.home)
+    settings = Settings(home=shutil.copytree(undisturbed.home, tmp_path / "home"))
     recipe = load_recipe(mini, ["sft.resources.nodes=2", "sft.resources.cpus=1"])
     with Registry(settings.resolved_registry_url) as registry:
         inputs = {s["name"]: s for s in undisturbed.show()["stages"]}
