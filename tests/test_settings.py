@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from caravan.errors import SettingsError
+from caravan.registry import Registry
 from caravan.settings import Settings, load_settings
 
 
@@ -28,6 +29,13 @@ def test_a_relative_home_is_meant_from_where_the_process_is(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CARAVAN_HOME", "here/../there")
     assert load_settings().home == Path(tmp_path, "there")
+
+
+def test_a_home_may_have_any_name(tmp_path):
+    home = tmp_path / "what? 100% #1"
+    home.mkdir()
+    with Registry(Settings(home=home).resolved_registry_url):
+        assert (home / "registry.db").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import (
     BeforeValidator,
@@ -105,7 +106,8 @@ class Settings(BaseSettings):
 
     @property
     def resolved_registry_url(self) -> str:
-        return self.registry_url or f"sqlite:///{self.home / 'registry.db'}"
+        # A path may hold characters that mean something in a URL.
+        return self.registry_url or f"sqlite:///{quote(str(self.home / 'registry.db'))}"
 
     @property
     def resolved_store_url(self) -> str:

@@ -299,6 +299,7 @@ def test_a_store_by_file_url(tmp_path, model):
         ("ftp://host/path", "use a directory or s3://bucket/prefix"),
         ("file://host/path", "three slashes"),
         ("s3:///prefix", "names no bucket"),
+        ("s3://ab/prefix", "'ab' cannot be a bucket's name"),
         ("s3://bucket/prefix", "CARAVAN_S3_ENDPOINT='' is not an endpoint"),
     ],
 )

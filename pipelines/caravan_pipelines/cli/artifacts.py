@@ -14,8 +14,8 @@ from caravan.errors import CaravanError
 from caravan.registry import ArtifactRow, Registry
 from caravan.settings import load_settings
 from caravan.store import open_store
+from caravan.store.copies import copy_out
 from caravan_pipelines.cli.common import open_registry
-from caravan_pipelines.cli.copies import copy_out
 
 
 def show(reference: str, *, as_json: bool) -> None:

@@ -15,9 +15,9 @@ from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import patiently
 from caravan.store import open_store
+from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe, open_registry
-from caravan_pipelines.cli.copies import copy_out
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
 from caravan_pipelines.launch import backend, local

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from caravan.registry import Registry
 from caravan.release.card import model_card
 from caravan.release.facts import ModelFacts, model_facts
 from caravan.store import Store
+from caravan.store.copies import copy_out
 
 README = "README.md"
 TEMPLATE = "chat_template.jinja"
@@ -53,7 +53,7 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
         directory = Path(aside) / "model"
         if dtype is None:
-            shutil.copytree(source, directory, copy_function=shutil.copyfile)
+            copy_out(source, directory)
         else:
             _convert(source, directory, dtype)
         generation = _generation_config(directory, sampling_of(facts))

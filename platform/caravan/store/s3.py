@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from caravan.store.manifest import (
 if TYPE_CHECKING:
     from minio import Minio
 
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 ABANDONED_AFTER = timedelta(days=1)
 """A write that has been pending for longer belongs to a writer that died."""
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -60,6 +62,11 @@ class S3Store:
         self._bucket, prefix = parts.netloc, parts.path.strip("/")
         if not self._bucket:
             raise StoreError(f"store {url!r} names no bucket; write s3://bucket/prefix")
+        if not BUCKET.fullmatch(self._bucket):
+            raise StoreError(
+                f"store {url!r}: {self._bucket!r} cannot be a bucket's name, which has 3 to 63 "
+                "lower-case letters, digits, dots and hyphens"
+            )
         self._prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{self._bucket}/{prefix}".rstrip("/")
         self._client = _client(self.url, settings)
