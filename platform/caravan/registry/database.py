@@ -69,7 +69,11 @@ def connect(url: URL) -> Engine:
     return create_engine(
         url,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "caravan"},
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": "caravan",
+            "client_encoding": "utf8",  # also of a database made in the locale C
+        },
     )
 
 

@@ -5,7 +5,8 @@ user=${POSTGRES_USER:-postgres} database=${POSTGRES_DB:-${POSTGRES_USER:-postgre
 if [ "$1" = postgres ] && [ ! -s "$PGDATA/PG_VERSION" ]; then
   : "${POSTGRES_PASSWORD:?is not set}"
   echo "$POSTGRES_PASSWORD" >/tmp/password
-  initdb --auth-local=trust --auth-host=scram-sha-256 --username="$user" --pwfile=/tmp/password >/dev/null
+  initdb --encoding=UTF8 --locale=C.UTF-8 --auth-local=trust --auth-host=scram-sha-256 \
+    --username="$user" --pwfile=/tmp/password >/dev/null
   rm /tmp/password
   echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
   [ "$database" = postgres ] || echo "CREATE DATABASE \"$database\"" | postgres --single -j -D "$PGDATA" postgres >/dev/null
