@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import socket
 import subprocess
@@ -63,6 +64,10 @@ class Cluster:
         )
         return name
 
+    def secret(self, namespace: str, name: str) -> dict[str, str]:
+        data = self.core.read_namespaced_secret(name, namespace).data
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
     def new_claim(self, namespace: str, name: str, size: str) -> str:
         """A volume that several pods may write."""
         spec = client.V1PersistentVolumeClaimSpec(
@@ -85,6 +90,14 @@ class Cluster:
             header_params={"Content-Type": "application/json-patch+json"},
             auth_settings=["BearerToken"],
         )  # fmt: skip
+
+    def address_of_this_machine(self) -> str:
+        """The address at which pods reach this machine."""
+        (node, *_) = self.core.list_node().items
+        address = next(a.address for a in node.status.addresses if a.type == "InternalIP")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            return str(probe.getsockname()[0])
 
     # --- pods -------------------------------------------------------------------------------
 
@@ -119,7 +132,7 @@ class Cluster:
         self.wait(ready, lambda: f"readiness of {self.describe(namespace, name)}")
 
     def log(self, namespace: str, name: str) -> str:
-        return str(self.core.read_namespaced_pod_log(name, namespace))
+        return read_log(self.core, namespace, name)
 
     def describe(self, namespace: str, name: str) -> str:
         """A pod's status and events, for people."""
@@ -172,3 +185,9 @@ class Cluster:
                 return value
             time.sleep(0.3)
         raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what()}")
+
+
+def read_log(core: client.CoreV1Api, namespace: str, pod: str) -> str:
+    """A pod's log as it is; the client would parse one that looks like JSON."""
+    answer = core.read_namespaced_pod_log(pod, namespace, _preload_content=False)
+    return answer.data.decode(errors="replace")

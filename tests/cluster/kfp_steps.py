@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster_client import read_log
 from kfp_pipeline import OUT_DIR, End, Step
 
 POLL_SECONDS = 0.2
@@ -261,7 +262,7 @@ class Pods:
                 code, why = ended.exit_code, why or f"{ended.reason} (exit code {ended.exit_code})"
         if found.status.phase == "Succeeded":
             code = 0
-        log = self._core.read_namespaced_pod_log(name, self._namespace)
+        log = read_log(self._core, self._namespace, name)
         outputs, artifacts = read_outputs(log)
         return End(code, outputs, artifacts, why=why if code else "")
 

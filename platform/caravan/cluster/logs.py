@@ -51,10 +51,18 @@ def pod_logs(run_id: str, namespace: str) -> Iterator[tuple[str, list[str]]]:
         name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
         title = f"{labels.get(NODE_LABEL, '')} ({name}, {pod['status']['phase']})"
         try:
-            text = core.read_namespaced_pod_log(name, namespace, container=_container(pod))
+            text = read_log(core, name, namespace, _container(pod))
         except client.ApiException as error:
             text = f"(no log: {error.reason})"
         yield title, text.splitlines()
+
+
+def read_log(core: Any, pod: str, namespace: str, container: str) -> str:
+    """What a container has written, as it is: the client would parse one line of JSON."""
+    answer = core.read_namespaced_pod_log(
+        pod, namespace, container=container, _preload_content=False
+    )
+    return str(answer.data.decode(errors="replace"))
 
 
 def _container(pod: dict[str, Any]) -> str:

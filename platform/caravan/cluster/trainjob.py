@@ -15,6 +15,7 @@ from typing import Any
 
 from caravan.cluster.api import as_dict
 from caravan.cluster.ends import why_ended, why_waiting
+from caravan.cluster.logs import read_log
 from caravan.cluster.pod import (
     CACHE_DIR,
     NODE_LABEL,
@@ -314,7 +315,7 @@ class PodLogs:
         from kubernetes import client
 
         try:
-            text = self._core.read_namespaced_pod_log(pod, self._namespace, container=CONTAINER)
+            text = read_log(self._core, pod, self._namespace, CONTAINER)
         except client.ApiException:  # not started, or gone
             return
         whole = text[: text.rfind("\n") + 1]
