@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from caravan.evals.models import model_of
 from caravan.registry import RunRow, ScoreRow, State
-
-EVALUATE = "evaluate-"
-
-
-def model_of(node: str) -> str | None:
-    """The model that a node evaluates: `sft` of `evaluate-sft`; None for other nodes."""
-    return node.removeprefix(EVALUATE) if node.startswith(EVALUATE) else None
 
 
 def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, float]]:

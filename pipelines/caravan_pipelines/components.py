@@ -262,7 +262,7 @@ def rlvr(
 @component
 def evaluate(
     run: str,
-    model: str,
+    node: str,
     base: str,
     sft: str,
     metrics: dsl.Output[dsl.Metrics],
@@ -270,18 +270,19 @@ def evaluate(
     dpo: str = "",
     rlvr: str = "",
 ) -> str:
-    """Score the model called `model` on the suite; returns the evaluation."""
+    """Score one model on the suite or on a shard of it, as `node` says; returns the evaluation."""
+    from caravan.evals.models import model_of
     from caravan_pipelines.step import run_step
 
-    digest = {"base": base, "sft": sft, "dpo": dpo, "rlvr": rlvr}[model]
-    inputs = {"model": digest}
-    return run_step(run, f"evaluate-{model}", inputs, metrics, summary)["evaluation"]
+    models = {"base": base, "sft": sft, "dpo": dpo, "rlvr": rlvr}
+    inputs = {"model": models[model_of(node) or ""]}
+    return run_step(run, node, inputs, metrics, summary)["evaluation"]
 
 
 @component
 def report(
     run: str,
-    models: list,  # type: ignore[type-arg]
+    nodes: list,  # type: ignore[type-arg]
     evaluations: list,  # type: ignore[type-arg]
     card: str,
     evidence: str,
@@ -289,9 +290,13 @@ def report(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Say what each stage changed; returns the report."""
+    """Say what each stage changed; returns the report.
+
+    `nodes` names the stage runs that made the evaluations.
+    """
     from caravan_pipelines.step import run_step
 
     inputs = {"card": card, "evidence": evidence, "mix": mix}
-    inputs |= {f"evaluation-{m}": e for m, e in zip(models, evaluations, strict=True)}
+    names = [node.replace("evaluate-", "evaluation-") for node in nodes]
+    inputs |= dict(zip(names, evaluations, strict=True))
     return run_step(run, "report", inputs, metrics, summary)["report"]

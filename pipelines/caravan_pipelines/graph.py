@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from caravan.errors import RecipeError
-from caravan.evals.models import MODELS
+from caravan.evals.models import EVALUATE, MODELS
 from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
     DecontaminateStageConfig,
@@ -95,11 +95,10 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     if recipe.rlvr:
         nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
     rater = recipe.evaluate.judge
-    suite = EvaluateStageConfig(
-        evaluate=recipe.evaluate,
-        engine=_engine(recipe, rater.engine) if rater and rater.kind == "llm" else None,
-    )
-    nodes += [Node(f"evaluate-{m}", "evaluate", suite) for m in evaluated_models(recipe)]
+    engine = _engine(recipe, rater.engine) if rater and rater.kind == "llm" else None
+    for i, name in enumerate(evaluations(recipe)):
+        suite = recipe.evaluate.shard(i % recipe.evaluate.shards)
+        nodes.append(Node(name, "evaluate", EvaluateStageConfig(evaluate=suite, engine=engine)))
     nodes.append(Node("report", "report", recipe.report))
     return tuple(nodes)
 
@@ -108,6 +107,13 @@ def evaluated_models(recipe: Recipe) -> list[str]:
     """The models that the recipe makes, in the order in which it makes them."""
     made = {"dpo": recipe.dpo, "rlvr": recipe.rlvr}
     return [model for model in MODELS if made.get(model, True)]
+
+
+def evaluations(recipe: Recipe) -> list[str]:
+    """Names of the nodes that evaluate: model by model, and of each its shards."""
+    shards = recipe.evaluate.shards
+    parts = [f"-{i}" for i in range(1, shards + 1)] if shards > 1 else [""]
+    return [EVALUATE + model + part for model in evaluated_models(recipe) for part in parts]
 
 
 def find_node(recipe: Recipe, name: str) -> Node:

@@ -14,7 +14,7 @@ from kfp.dsl.base_component import BaseComponent
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe, RespondConfig
 from caravan_pipelines import components as c
-from caravan_pipelines.graph import Node, evaluated_models, stage_graph
+from caravan_pipelines.graph import Node, evaluations, stage_graph
 from caravan_pipelines.together import PREPARE, RATE, Prepared, chain, fits_one_pod
 
 Step = Callable[..., Any]
@@ -62,7 +62,7 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
     graph = stage_graph(recipe)
     by_name = {node.name: node for node in graph}
     answers = _answer_with_pool(recipe.respond, by_name, where) if recipe.respond else []
-    evaluate = _evaluate_models(evaluated_models(recipe), by_name, where)
+    evaluate = _evaluate_models(evaluations(recipe), by_name, where)
     prepare_nodes, rate_nodes = chain(graph, PREPARE), chain(graph, RATE)
 
     @dsl.pipeline(name=recipe.name, description=recipe.description or recipe.name)
@@ -105,12 +105,11 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **value_start)
             models["rlvr"] = out(trained)
 
-        evaluations = evaluate(run=run, **models).output
         step(
             c.report,
             "report",
-            models=evaluated_models(recipe),
-            evaluations=evaluations,
+            nodes=evaluations(recipe),
+            evaluations=evaluate(run=run, **models).output,
             card=data.card,
             evidence=data.evidence,
             mix=data.mix_report,
@@ -188,9 +187,9 @@ def _answer_with(
 def _evaluate_models(names: list[str], nodes: dict[str, Node], where: Placement) -> BaseComponent:
     @dsl.pipeline(name="evaluate")
     def evaluate(run: str, base: str, sft: str, dpo: str = "", rlvr: str = "") -> list[str]:
-        with dsl.ParallelFor(names, parallelism=where.at_once or None) as model:
-            task = c.evaluate(run=run, model=model, base=base, sft=sft, dpo=dpo, rlvr=rlvr)
-            where.place(task, [nodes[f"evaluate-{name}"] for name in names])
+        with dsl.ParallelFor(names, parallelism=where.at_once or None) as node:
+            task = c.evaluate(run=run, node=node, base=base, sft=sft, dpo=dpo, rlvr=rlvr)
+            where.place(task, [nodes[name] for name in names])
         return dsl.Collected(out(task))
 
     return evaluate

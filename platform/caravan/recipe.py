@@ -646,7 +646,24 @@ class EvaluateConfig(Config):
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: PositiveInt = 256
     """Sequences decoded at once."""
+    shards: PositiveInt = 1
+    """Parts that the tasks are divided into; each part of each model is a stage run of its own."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _shards_have_tasks(self) -> Self:
+        if self.shards > len(self.tasks):
+            raise ValueError(
+                f"shards={self.shards} leaves shards without a task; take at most the number of "
+                f"tasks, {len(self.tasks)}"
+            )
+        return self
+
+    def shard(self, number: int) -> Self:
+        """The part of the tasks with this number, from 0, in their order."""
+        count = len(self.tasks)
+        first, end = (count * i // self.shards for i in (number, number + 1))
+        return self.derive(tasks=self.tasks[first:end], shards=1)
 
 
 class ReportConfig(Config):

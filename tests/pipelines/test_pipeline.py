@@ -60,6 +60,26 @@ def test_a_stage_sees_only_its_own_part_of_the_recipe():
     assert [name for name in before if before[name] != after[name]] == ["rlvr"]
 
 
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_evaluations_are_divided_into_shards_by_task(shards, tmp_path):
+    recipe = load_recipe(RECIPES / "pocket.yaml", [f"evaluate.shards={shards}"])
+    nodes = {n.name: n.config.evaluate for n in stage_graph(recipe) if n.stage == "evaluate"}
+    assert list(nodes)[:shards] == [f"evaluate-base-{i}" for i in range(1, shards + 1)]
+    assert len(nodes) == 4 * shards
+    for model in ("base", "rlvr"):
+        parts = [nodes[f"evaluate-{model}-{i}"] for i in range(1, shards + 1)]
+        assert [task for part in parts for task in part.tasks] == list(recipe.evaluate.tasks)
+        assert all(part.tasks for part in parts)
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(build_pipeline(recipe), str(path))
+    assert f"evaluate-rlvr-{shards}" in path.read_text()
+
+
+def test_more_shards_than_tasks_are_refused():
+    with pytest.raises(RecipeError, match="shards=6 leaves shards without a task"):
+        load_recipe(RECIPES / "pocket.yaml", ["evaluate.shards=6"])
+
+
 def test_only_a_loss_with_a_reference_has_that_pass(tmp_path):
     for loss_type, passes in (("sigmoid_norm", 1), ("kto", 1), ("simpo", 0), ("orpo", 0)):
         recipe = load_recipe(RECIPES / "pocket.yaml", [f"dpo.loss_type={loss_type}"])

@@ -255,6 +255,26 @@ def test_report_has_the_same_bytes_twice(
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
+def test_a_report_does_not_show_how_an_evaluation_was_divided(
+    make_context: Callable[..., Any], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    divided = {name: path for name, path in inputs.items() if name != "evaluation-dpo"}
+    whole = inputs["evaluation-dpo"]
+    rows = list(read_rows(whole / "instances.jsonl", ScoredCompletion))
+    scores = json.loads((whole / "scores.json").read_text())
+    for number, task in enumerate(("math", "chat"), 1):
+        shard = tmp_path / task
+        shard.mkdir()
+        write_rows(shard / "instances.jsonl", [row for row in rows if row.task == task])
+        write_json(shard / "scores.json", [score for score in scores if score["task"] == task])
+        divided[f"evaluation-dpo-{number}"] = shard
+    result, of_shards = run_report(make_context, divided, "divided")
+    expected, at_once = run_report(make_context, inputs, "whole")
+    assert result == expected
+    for path in at_once.iterdir():
+        assert (of_shards / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 class Tags(HTMLParser):
     """The tags, attributes and text of a page, as a browser reads them."""
 

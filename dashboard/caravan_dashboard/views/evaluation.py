@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
 from caravan.registry import Registry, RunRow, ScoreRow
@@ -199,7 +200,7 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
     found = evaluation.matching(found, other, evaluation.FILTERS[which])
     page = ui.page_of(found, PAGE_SIZE, "instances")
     views = {
-        label: completions(by_label[label], rows, page["key"])
+        label: completions(by_label[label], task, rows, page["key"])
         for label, rows in tables.items()
         if rows is not None
     }
@@ -208,13 +209,16 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
             show_instance(key, {label: found.get(key) for label, found in views.items()})
 
 
-def evaluation_digest(column: Column) -> str | None:
-    stages = library.registry().stage_runs(column.run_id)
-    return library.output(stages, f"evaluate-{column.model}")
+def evaluation_digest(column: Column, task: str) -> str | None:
+    registry = library.registry()
+    for score in registry.scores(column.run_id):
+        if (model_of(score.node), score.task) == (column.model, task):
+            return library.output(registry.stage_runs(column.run_id), score.node)
+    return None
 
 
 def instances_of(column: Column, task: str) -> pd.DataFrame | None:
-    digest = evaluation_digest(column)
+    digest = evaluation_digest(column, task)
     if digest is None or not (library.artifact(digest) / INSTANCES).exists():
         return None
     table = library.index(digest, evaluation.instance_facts, evaluation.INSTANCE_FACTS, INSTANCES)
@@ -222,9 +226,9 @@ def instances_of(column: Column, task: str) -> pd.DataFrame | None:
 
 
 def completions(
-    column: Column, rows: pd.DataFrame, keys: Sequence[str]
+    column: Column, task: str, rows: pd.DataFrame, keys: Sequence[str]
 ) -> dict[str, ScoredCompletion]:
-    digest = evaluation_digest(column)
+    digest = evaluation_digest(column, task)
     assert digest is not None
     there = [key for key in keys if key in rows.index]
     path = library.artifact(digest) / INSTANCES

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.errors import CaravanError
+from caravan.evals.models import model_of
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
 from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
     comparisons_table,
-    model_of,
     runs_table,
     scores_table,
     stages_table,
@@ -101,7 +101,7 @@ def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
         ],
         "scores": [
             {
-                "stage": model_of(score),
+                "stage": model_of(score.node) or score.node,
                 "task": score.task,
                 "metric": score.metric,
                 "suite": score.suite,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from caravan.evals.models import in_order
+from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
 
 STATE_STYLE = {
@@ -32,11 +32,6 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def model_of(score: ScoreRow) -> str:
-    """The model that a score is of: `sft` for scores of the stage run `evaluate-sft`."""
-    return score.node.removeprefix("evaluate-")
 
 
 def runs_table(runs: Iterable[RunRow]) -> Table:
@@ -78,9 +73,9 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
     Shares are in per cent; a judge's mean rating is from 1 to 5.
     """
     scores = [score for score in scores if score.stage != "report"]
-    models = in_order(model_of(score) for score in scores)
     rows = list(dict.fromkeys((score.task, score.metric) for score in scores))
-    found = {(s.task, s.metric, model_of(s)): s for s in scores}
+    found = {(s.task, s.metric, model_of(s.node) or s.node): s for s in scores}
+    models = in_order(model for _, _, model in found)
     table = Table("task", "metric", *models, "n", title="Scores, 95 % intervals")
     for task, metric in rows:
         cells = [found.get((task, metric, model)) for model in models]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from caravan.data.io import read_rows
 from caravan.errors import DataError
-from caravan.evals.models import in_order
+from caravan.evals.models import EVALUATE, in_order, model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import (
     Difference,
@@ -108,12 +108,18 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
 
 def load_evaluations(inputs: Mapping[str, Path]) -> list[Evaluation]:
     """The evaluations among a stage's inputs, in the order in which a recipe makes the models."""
-    found = {
-        name.removeprefix("evaluation-"): path
-        for name, path in inputs.items()
-        if name.startswith("evaluation-")
-    }
-    return [load_evaluation(stage, found[stage]) for stage in in_order(found)]
+    found: dict[str, list[Evaluation]] = defaultdict(list)
+    for name in sorted(inputs, key=lambda name: (len(name), name)):  # shard 10 after shard 9
+        if model := model_of(name.replace("evaluation-", EVALUATE)):
+            found[model].append(load_evaluation(model, inputs[name]))
+    return [_whole(found[model]) for model in in_order(found)]
+
+
+def _whole(shards: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of one model whose tasks were divided into `shards`."""
+    scores = {task: score for shard in shards for task, score in shard.scores.items()}
+    rows = {key: row for shard in shards for key, row in shard.rows.items()}
+    return Evaluation(shards[0].stage, scores, rows)
 
 
 def transitions(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, Evaluation]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.errors import CaravanError
+from caravan.evals.models import model_of
 from caravan.registry import Registry, RunRow, ScoreRow, StageRunRow
 from caravan.store import Store
 
@@ -92,7 +93,7 @@ def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "")
     nodes = {edge.node for edge in made}
     stage = next(s for s in stages if digest in s.outputs.values() and s.node == own.node)
     reports = _Reports(store, {s.node: s.outputs for s in stages if s.node in nodes})
-    scores = [s for s in registry.scores(run.id) if s.node == f"evaluate-{stage.node}"]
+    scores = [s for s in registry.scores(run.id) if model_of(s.node) == stage.node]
     base = run.recipe.get("base_model", {})
     return ModelFacts(
         digest=digest, run=run, stage=stage,
