@@ -169,6 +169,11 @@ class Job:
         until(lambda: self.found() is not None)
         return thread
 
+    def make(self) -> dict:
+        return self._objects.create_namespaced_custom_object(
+            GROUP, VERSION, self._namespace, PLURAL, self.manifest
+        )
+
     def found(self) -> dict | None:
         try:
             return self._objects.get_namespaced_custom_object(
@@ -242,12 +247,9 @@ def test_a_job_is_followed_to_its_end_and_removed(cluster, trainer, namespace):
 
 
 def test_a_running_job_is_adopted_by_the_next_attempt(cluster, trainer, namespace):
-    first = Job(cluster, namespace)
-    first.wait()
-    made = first.found()
-    assert made is not None
+    made = Job(cluster, namespace).make()  # by an attempt whose pod is gone without a word
     second = Job(cluster, namespace)
-    thread = second.wait()  # the first one's pod is gone without a word
+    thread = second.wait()
     until(lambda: any("runs already" in line for line in second.lines))
 
     assert second.found()["metadata"]["uid"] == made["metadata"]["uid"]
