@@ -118,6 +118,24 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
     return pipeline
 
 
+def build_sweep(recipe: Recipe, placement: Placement | None = None) -> BaseComponent:
+    """The pipeline of several runs whose recipes differ from `recipe` in values only, with the
+    parameters `first` and `others` (ids of the runs).
+
+    The first one goes ahead, so that the others find made what they have in common with it.
+    """
+    member = build_pipeline(recipe, placement)
+    at_once = (placement or Here()).at_once
+
+    @dsl.pipeline(name=f"{recipe.name}-sweep")
+    def sweep(first: str, others: list[str]):  # type: ignore[no-untyped-def]  # KFP refuses None
+        ahead = member(run=first)
+        with dsl.ParallelFor(others, parallelism=at_once or None) as run:
+            member(run=run).after(ahead)
+
+    return sweep
+
+
 def out(task: Any) -> Any:
     """The reference that a component returns, beside its metrics."""
     return task.outputs["Output"]

@@ -89,7 +89,7 @@ def registry(tmp_path):
 def listed(monkeypatch) -> list[dict]:
     """The pods that the cluster's API would list."""
     pods: list[dict] = []
-    monkeypatch.setattr(pod_ends, "list_pods", lambda run_id, namespace: (None, pods))
+    monkeypatch.setattr(pod_ends, "list_pods", lambda *_: (None, pods))
     return pods
 
 

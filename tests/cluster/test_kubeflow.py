@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from caravan.settings import Settings
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import kubeflow
 from caravan_pipelines.launch.files import unpack_files
+from caravan_pipelines.sweep import sweep_members
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))}
@@ -467,6 +469,67 @@ def test_a_run_that_fails_says_why(new_stand_in, tmp_path):
     assert wait_for_end(run_id, settings) is State.FAILED
     with Registry(settings.resolved_registry_url) as registry:
         assert "dpo" in (registry.get_run(run_id).error or "")
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+def launched_sweep(settings: Settings, axis: str) -> kubeflow.Submitted:
+    members = sweep_members(MINI, [axis], [])
+    tags = [member.values for member in members]
+    return kubeflow.launch_together(
+        [member.recipe for member in members], settings, recipe_dir=MINI.parent, tags=tags
+    )
+
+
+def test_the_first_run_of_a_sweep_goes_ahead_and_the_others_follow(new_stand_in, tmp_path):
+    recorder = Recorder()
+    server = new_stand_in(recorder)
+    settings = settings_for(server, tmp_path)
+    submitted = launched_sweep(settings, "dpo.beta=1,2,5")
+
+    assert [wait_for_end(run, settings) for run in submitted.run_ids] == [State.SUCCEEDED] * 3
+    assert len(server.runs) == 1
+    with Registry(settings.resolved_registry_url) as registry:
+        runs = [registry.get_run(run_id) for run_id in submitted.run_ids]
+    assert [run.recipe["dpo"]["beta"] for run in runs] == [1, 2, 5]
+    assert [run.tags for run in runs] == [("dpo.beta=1",), ("dpo.beta=2",), ("dpo.beta=5",)]
+    assert {run.backend_run_id for run in runs} == {submitted.kfp_run_id}
+    given = [recorder.inputs(step.name)["run"] for step in recorder.steps]
+    alone = recorded(load_recipe(MINI), load_profile(settings), tmp_path)
+    assert Counter(given) == dict.fromkeys(submitted.run_ids, len(alone.steps))
+    first = submitted.run_ids[0]
+    assert set(given[: len(alone.steps)]) == {first}
+
+
+def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in, tmp_path):
+    executor = Waiting("for-loop-1.1.pocket-mini-2.sft")
+    settings = settings_for(new_stand_in(executor), tmp_path)
+    first, second, third = launched_sweep(settings, "dpo.beta=1,2,5").run_ids
+    assert executor.reached.wait(60)
+    with Registry(settings.resolved_registry_url) as registry:
+        done = registry.open_stage_run(first, "report", "report", "k")
+        registry.finish_stage_run(done.id, State.SUCCEEDED)
+        for _ in range(load_profile(settings).retries.count + 1):
+            failed = registry.open_stage_run(second, "dpo", "dpo", "k")
+            registry.finish_stage_run(failed.id, State.FAILED, error="too large")
+        for run_id in (first, second, third):
+            kubeflow.sync(registry.get_run(run_id), registry, settings)
+        states = [registry.get_run(run_id).state for run_id in (first, second, third)]
+        assert states == [State.SUCCEEDED, State.FAILED, State.RUNNING]
+        kubeflow.cancel(registry.get_run(third), settings)
+        assert registry.get_run(third).state is State.CANCELLED
+
+
+def test_recipes_that_need_other_pods_are_no_sweep(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path)
+    for axis in ("sft.resources.cpus=1,2", "evaluate.shards=1,2"):
+        with pytest.raises(CaravanError, match="same stages in the same pods"):
+            launched_sweep(settings, axis)
+    with pytest.raises(RecipeError, match=r"dpo.beta=1,1: write a field and different values"):
+        launched_sweep(settings, "dpo.beta=1,1")
+    assert not server.runs
 
 
 # --- all of it ----------------------------------------------------------------------------------

@@ -107,6 +107,24 @@ def launch(
 
 
 @app.command()
+def sweep(
+    recipe: File,
+    over: Annotated[
+        list[str], typer.Option("--over", metavar="PATH=V,V,...", help="Values of a field.")
+    ],
+    backend: Annotated[
+        Backend, typer.Option(help="Kubeflow Pipelines (CARAVAN_KFP_URL), or this machine.")
+    ] = Backend.local,
+    set_: Changes = [],  # noqa: B006  # typer copies it
+    tag: Tags = [],  # noqa: B006
+) -> None:
+    """Run a recipe with each combination of values: caravan sweep pocket --over dpo.beta=1,2,5"""
+    from caravan_pipelines.cli import sweep as command
+
+    command.sweep(recipe, over, set_, tuple(tag), on_cluster=backend is Backend.kubeflow)
+
+
+@app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="Digest of a model; with --stop, a server.")],
     name: Annotated[str, typer.Option(help="Name of the server.")] = "",

@@ -107,7 +107,9 @@ def logs(run: RunRow, settings: Settings) -> None:
     from caravan.cluster.logs import pod_logs
 
     found = False
-    for title, lines in pod_logs(run.id, load_profile(settings).namespace):
+    for title, lines in pod_logs(
+        run.id, load_profile(settings).namespace, run.backend_run_id or ""
+    ):
         found = True
         print(f"=== {title}")
         for line in lines:

@@ -35,7 +35,7 @@ def run(
         check(loaded, path.parent, settings, Console())
         return
     run_id = local.create_run(loaded, settings, recipe_dir=path.parent, tags=tags)
-    _execute(run_id, settings, detach=detach)
+    execute(run_id, settings, detach=detach)
 
 
 def resume(run_id: str) -> None:
@@ -45,7 +45,7 @@ def resume(run_id: str) -> None:
     if run.backend == "kubeflow":
         launch.resume(run, settings)
         return
-    _execute(run.id, settings, detach=False)
+    execute(run.id, settings, detach=False)
 
 
 def cancel(run_id: str) -> None:
@@ -70,7 +70,7 @@ def logs(run_id: str) -> None:
         shutil.copyfileobj(lines, sys.stdout)
 
 
-def _execute(run_id: str, settings: Settings, *, detach: bool) -> None:
+def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     """Start or continue a run, follow it to its end and show what came out."""
     console = Console()
     started = local.start(run_id, settings, detached=detach)

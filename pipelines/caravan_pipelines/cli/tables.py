@@ -63,7 +63,7 @@ def comparisons_table(scores: Sequence[ScoreRow]) -> Table:
     table = Table("comparison", "metric", "%, 95 % interval", "n", title="Stage against stage")
     for score in scores:
         if score.stage == "report":
-            table.add_row(Text(score.task), Text(score.metric), _cell(score), str(score.n))
+            table.add_row(Text(score.task), Text(score.metric), score_cell(score), str(score.n))
     return table
 
 
@@ -80,13 +80,13 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
     for task, metric in rows:
         cells = [found.get((task, metric, model)) for model in models]
         table.add_row(
-            Text(task), Text(metric), *(_cell(score) for score in cells),
+            Text(task), Text(metric), *(score_cell(score) for score in cells),
             str(next(score.n for score in cells if score)),
         )  # fmt: skip
     return table
 
 
-def _cell(score: ScoreRow | None) -> Text:
+def score_cell(score: ScoreRow | None) -> Text:
     if score is None:
         return Text("")
     scale, digits = (1, 2) if score.metric == "mean_rating" else (100, 1)

@@ -13,6 +13,7 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,16 @@ class KubeflowError(CaravanError):
 
 @dataclass(frozen=True)
 class Submitted:
-    run_id: str
+    run_ids: tuple[str, ...]
+    """One, but for a sweep."""
     kfp_run_id: str
     link: str
     seconds: float
     """To compile and submit."""
+
+    @property
+    def run_id(self) -> str:
+        return self.run_ids[0]
 
 
 def open_client(settings: Settings) -> Any:
@@ -160,18 +166,18 @@ def _in_words(settings: Settings) -> Any:
 def placement(
     recipe: Recipe, profile: ClusterProfile, settings: Settings, run_id: str, owner: str
 ) -> ClusterPlacement:
-    """What the pods of one run are asked for and labelled with."""
+    """What the pods of one run, or with an empty `run_id` of a sweep, are asked for and labelled
+    with."""
     from caravan_pipelines.pods import ClusterPlacement
 
+    labels = {
+        "caravan.dev/recipe": label_value(recipe.name),
+        "caravan.dev/owner": label_value(owner),
+    }
+    one = {RUN_LABEL: label_value(run_id)} if run_id else {}
+    digest = {"caravan.dev/recipe-digest": recipe_digest(recipe)} if run_id else {}
     return ClusterPlacement(
-        profile,
-        labels={
-            RUN_LABEL: label_value(run_id),
-            "caravan.dev/recipe": label_value(recipe.name),
-            "caravan.dev/owner": label_value(owner),
-        },
-        annotations={"caravan.dev/recipe-digest": recipe_digest(recipe)},
-        dashboard_url=settings.dashboard_url,
+        profile, labels=one | labels, annotations=digest, dashboard_url=settings.dashboard_url
     )
 
 
@@ -185,13 +191,15 @@ def plan(recipe: Recipe, profile: ClusterProfile, settings: Settings) -> list[Pl
     return sorted(where.placed, key=lambda task: order.index(task.nodes[0]))
 
 
-def compile_pipeline(recipe: Recipe, where: ClusterPlacement, path: Path, about: str) -> None:
+def compile_pipeline(
+    recipe: Recipe, where: ClusterPlacement, path: Path, about: str, *, sweep: bool = False
+) -> None:
     """Write the pipeline of `recipe` as Kubeflow Pipelines takes it: YAML with two documents."""
     from kfp import compiler
 
-    from caravan_pipelines.pipeline import build_pipeline
+    from caravan_pipelines.pipeline import build_pipeline, build_sweep
 
-    pipeline = build_pipeline(recipe, where)
+    pipeline = (build_sweep if sweep else build_pipeline)(recipe, where)
     pipeline.description = about
     pipeline.pipeline_spec.pipeline_info.description = about
     compiler.Compiler().compile(pipeline, str(path))
@@ -209,24 +217,50 @@ def launch(
     Raises:
         CaravanError: something that the run needs cannot be used; nothing is left running.
     """
+    return launch_together([recipe], settings, recipe_dir=recipe_dir, tags=[tags])
+
+
+def launch_together(
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    recipe_dir: Path,
+    tags: Sequence[tuple[str, ...]],
+) -> Submitted:
+    """Register a run of each recipe, with its tags, and submit them as one pipeline: several are
+    a sweep.
+
+    Raises:
+        CaravanError: the recipes differ in their stages or pods, or something that they need
+            cannot be used; nothing is left running.
+    """
     profile = load_profile(settings)
-    plan(recipe, profile, settings)  # what cannot be placed is refused before anything is made
+    # What cannot be placed is refused before anything is made.
+    plans = [plan(recipe, profile, settings) for recipe in recipes]
+    if any(other != plans[0] for other in plans):
+        raise CaravanError(
+            "the recipes of a sweep must have the same stages in the same pods; launch those that "
+            "differ in stages or resources one by one"
+        )
     client = open_client(settings)
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
+    runs = []
     with Registry(settings.resolved_registry_url) as registry:
-        check_budget(recipe, recipe_dir, settings, registry)
-        run_id = registry.create_run(
-            recipe.model_dump(mode="json"),
-            name=recipe.name,
-            seed=recipe.seed,
-            recipe_digest=recipe_digest(recipe),
-            owner=settings.owner,
-            recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
-            tags=project_tags(tags, settings),
-            backend="kubeflow",
-        )
-        return _submit(registry.get_run(run_id), client, profile, settings, registry)
+        for recipe, own in zip(recipes, tags, strict=True):
+            check_budget(recipe, recipe_dir, settings, registry)
+            run_id = registry.create_run(
+                recipe.model_dump(mode="json"),
+                name=recipe.name,
+                seed=recipe.seed,
+                recipe_digest=recipe_digest(recipe),
+                owner=settings.owner,
+                recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
+                tags=project_tags(own, settings),
+                backend="kubeflow",
+            )
+            runs.append(registry.get_run(run_id))
+        return _submit(runs, client, profile, settings, registry)
 
 
 def resume(run: RunRow, settings: Settings) -> Submitted:
@@ -243,39 +277,48 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
                 f"run {run.id} is {run.state} on Kubeflow Pipelines: follow it with "
                 f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
             )
-        return _submit(run, client, profile, settings, registry)
+        return _submit([run], client, profile, settings, registry)
 
 
 def _submit(
-    run: RunRow, client: Any, profile: ClusterProfile, settings: Settings, registry: Registry
+    runs: Sequence[RunRow],
+    client: Any,
+    profile: ClusterProfile,
+    settings: Settings,
+    registry: Registry,
 ) -> Submitted:
-    recipe = Recipe.model_validate(run.recipe)
+    first, others = runs[0], [run.id for run in runs[1:]]
+    recipe = Recipe.model_validate(first.recipe)
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as directory, _in_words(settings):
             path = Path(directory, "pipeline.yaml")
-            where = placement(recipe, profile, settings, run.id, run.owner)
-            compile_pipeline(recipe, where, path, describe(run, settings))
+            label = "" if others else first.id
+            where = placement(recipe, profile, settings, label, first.owner)
+            about = "; ".join(describe(run, settings) for run in runs)
+            compile_pipeline(recipe, where, path, about, sweep=bool(others))
             with contextlib.redirect_stdout(io.StringIO()):  # it prints links
                 experiment = client.create_experiment(
                     name=recipe.name, namespace=settings.kfp_namespace or None
                 )
                 submitted = client.run_pipeline(
                     experiment_id=experiment.experiment_id,
-                    job_name=run.id,
+                    job_name=first.id,
                     pipeline_package_path=str(path),
-                    params={"run": run.id},
+                    params={"first": first.id, "others": others} if others else {"run": first.id},
                     enable_caching=False,
                     service_account=profile.service_account or None,
                 )
     except CaravanError as error:
-        registry.update_run_state(run.id, State.FAILED, error=str(error))
+        for run in runs:
+            registry.update_run_state(run.id, State.FAILED, error=str(error))
         raise
-    registry.forgive_failures(run.id)
-    registry.set_backend_run(run.id, submitted.run_id)
-    registry.update_run_state(run.id, State.RUNNING)
+    for run in runs:
+        registry.forgive_failures(run.id)
+        registry.set_backend_run(run.id, submitted.run_id)
+        registry.update_run_state(run.id, State.RUNNING)
     return Submitted(
-        run.id,
+        tuple(run.id for run in runs),
         submitted.run_id,
         run_page(submitted.run_id, settings),
         time.perf_counter() - began,
@@ -302,7 +345,7 @@ def run_page(kfp_run_id: str, settings: Settings) -> str:
 
 
 def cancel(run: RunRow, settings: Settings) -> None:
-    """Stop a run; `resume` continues it.
+    """Stop a run, and with it the sweep it is in; `resume` continues it.
 
     Raises:
         KubeflowError: Kubeflow Pipelines refuses, or does not answer.
@@ -331,9 +374,13 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
     with _in_words(settings):
         found = client.get_run(run.backend_run_id)
     state = STATES.get(str(found.state), State.RUNNING)
+    if _complete(run, registry):  # though others of its sweep go on, or have failed
+        state = State.SUCCEEDED
     troubles = record_ends(run, registry, profile.namespace, state)
     if hopeless := _hopeless(run, registry, profile):
-        if state is State.RUNNING:  # else it would try again for hours, in vain
+        if state is State.RUNNING and _in_sweep(run, registry):
+            state, troubles = State.FAILED, hopeless
+        elif state is State.RUNNING:  # else it would try again for hours, in vain
             with _in_words(settings):
                 client.terminate_run(run.backend_run_id)
         elif state is State.CANCELLED:  # as we have asked
@@ -350,6 +397,17 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
     registry.update_run_state(run.id, state, error=error)
     if state is not State.SUCCEEDED:
         _remove_jobs(run, profile)
+
+
+def _complete(run: RunRow, registry: Registry) -> bool:
+    """Whether the last stage has been done, for which all others must have been."""
+    last = stage_graph(Recipe.model_validate(run.recipe))[-1].name
+    return any(s.node == last and s.state is State.SUCCEEDED for s in registry.stage_runs(run.id))
+
+
+def _in_sweep(run: RunRow, registry: Registry) -> bool:
+    others = registry.list_runs(limit=None, state=State.RUNNING)
+    return any(o.backend_run_id == run.backend_run_id and o.id != run.id for o in others)
 
 
 def _remove_jobs(run: RunRow, profile: ClusterProfile) -> None:

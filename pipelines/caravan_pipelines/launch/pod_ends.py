@@ -21,7 +21,7 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
         What a user should know of pods: why they failed (of a run that failed), or what they wait
         for (of one that runs).
     """
-    listed = list_pods(run.id, namespace)
+    listed = list_pods(run.id, namespace, run.backend_run_id or "")
     pods = listed[1] if listed else None
     by_name = {pod["metadata"]["name"]: pod for pod in pods or []}
     for stage in registry.stage_runs(run.id):

@@ -9,9 +9,14 @@ from caravan.cluster.api import as_dict, kubernetes_api
 from caravan.cluster.pod import NODE_LABEL, RUN_LABEL, label_value
 from caravan.errors import CaravanError
 
+KFP_RUN_LABEL = "pipeline/runid"
+"""Kubeflow Pipelines' own; the pods of a sweep, which several runs share, have it alone."""
 
-def list_pods(run_id: str, namespace: str) -> tuple[Any, list[dict[str, Any]]] | None:
-    """A client of the cluster and the pods of a run, oldest first.
+
+def list_pods(
+    run_id: str, namespace: str, kfp_run_id: str = ""
+) -> tuple[Any, list[dict[str, Any]]] | None:
+    """A client of the cluster and the pods of a run, or of the sweep it is in, oldest first.
 
     Pods are as the API writes them. None where the cluster's API is not open to us.
     """
@@ -22,23 +27,28 @@ def list_pods(run_id: str, namespace: str) -> tuple[Any, list[dict[str, Any]]] |
     from urllib3.exceptions import HTTPError
 
     core = client.CoreV1Api(api)
-    try:
-        found = core.list_namespaced_pod(
-            namespace, label_selector=f"{RUN_LABEL}={label_value(run_id)}", _request_timeout=10
-        )
-    except (client.ApiException, HTTPError):
-        return None
-    pods: list[dict[str, Any]] = as_dict(api, found.items)
+    selectors = [f"{RUN_LABEL}={label_value(run_id)}"]
+    selectors += [f"{KFP_RUN_LABEL}={kfp_run_id}"] if kfp_run_id else []
+    pods: list[dict[str, Any]] = []
+    for selector in selectors:
+        try:
+            found = core.list_namespaced_pod(
+                namespace, label_selector=selector, _request_timeout=10
+            )
+        except (client.ApiException, HTTPError):
+            return None
+        if pods := as_dict(api, found.items):
+            break
     return core, sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
-def pod_logs(run_id: str, namespace: str) -> Iterator[tuple[str, list[str]]]:
-    """Of each pod of a run: its name with the stage, and its lines.
+def pod_logs(run_id: str, namespace: str, kfp_run_id: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Of each pod of a run, or of the sweep it is in: its name with the stage, and its lines.
 
     Raises:
         CaravanError: the cluster's API is not open to us.
     """
-    listed = list_pods(run_id, namespace)
+    listed = list_pods(run_id, namespace, kfp_run_id)
     if listed is None:
         raise CaravanError(
             f"the pods of run {run_id} cannot be read: no kubeconfig that may list pods in "

@@ -1,0 +1,48 @@
+"""Sweeps: the runs of one recipe with every combination of some values."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from caravan.errors import RecipeError
+from caravan.recipe import Recipe
+from caravan.recipe_io import load_recipe
+
+TAG = "sweep:"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep."""
+
+    values: tuple[str, ...]
+    """What sets it apart: `dpo.beta=1`."""
+    recipe: Recipe
+
+
+def sweep_members(path: Path, axes: Sequence[str], overrides: Sequence[str]) -> list[Member]:
+    """The recipe in `path` with each combination of the values of `axes`, such as
+    `dpo.beta=1,2,5`.
+
+    Raises:
+        RecipeError: an axis has no values, or a recipe with one of them is not valid.
+    """
+    combinations = list(product(*(list(_values(axis)) for axis in axes)))
+    return [Member(values, load_recipe(path, [*overrides, *values])) for values in combinations]
+
+
+def _values(axis: str) -> Iterator[str]:
+    field, equals, values = axis.partition("=")
+    found = [value.strip() for value in values.split(",")]
+    if not equals or not all(found) or len(set(found)) != len(found):
+        raise RecipeError(f"--over {axis}: write a field and different values, dpo.beta=1,2,5")
+    return (f"{field.strip()}={value}" for value in found)
+
+
+def new_tag() -> str:
+    """A tag that the runs of a new sweep have in common."""
+    return f"{TAG}{uuid.uuid4().hex[:6]}"
