@@ -331,8 +331,9 @@ class TrainingConfig(Config):
         default=2048, validation_alias=AliasChoices("max_length", "max_seq_length")
     )
     """In tokens, prompt and response together."""
-    tokens_per_pass: PositiveInt = 16_384
-    """Tokens of one forward pass on one device, without padding; splits a step into passes."""
+    tokens_per_pass: PositiveInt | Literal["auto"] = 16_384
+    """Tokens of one forward pass on one device, without padding; splits a step into passes. `auto`
+    takes the most that should fit into the memory of the device that the stage finds itself on."""
     bf16: bool = True
     """Autocast to bfloat16; the weights and the optimiser stay in float32."""
     gradient_checkpointing: bool = False
@@ -349,6 +350,12 @@ class TrainingConfig(Config):
     quantization: Literal["nf4"] | None = None
     """Hold the frozen weights in 4 bits (QLoRA, arXiv:2305.14314); needs `lora` and a GPU."""
     resources: Resources = Resources()
+
+    @property
+    def pass_tokens(self) -> int:
+        """`tokens_per_pass` of a stage that has begun, which has put a number there."""
+        assert self.tokens_per_pass != "auto"
+        return self.tokens_per_pass
 
     @model_validator(mode="after")
     def _parallel_options_fit(self) -> Self:

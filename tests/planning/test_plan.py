@@ -92,6 +92,13 @@ def test_the_tokens_of_a_pass_that_are_proposed_fit(tulu):
     assert fits.passes_per_step > sft.passes_per_step
 
 
+def test_auto_plans_with_the_most_tokens_that_fit(tulu):
+    auto = tulu.sft.derive(tokens_per_pass="auto", sequences_per_step=100_000)
+    sft = stage(plan_of(tulu.derive(sft=auto)), "sft")
+    assert sft.tokens_per_pass == sft.fitting_tokens_per_pass > 4096
+    assert sft.problem == ""
+
+
 def test_node_labels_name_devices():
     named = Resources(gpus=8, gpu_type="NVIDIA-H100-80GB-HBM3")
     assert place(named).device.name == "h100"

@@ -74,6 +74,11 @@ class Placement:
         return self.count if self.device.name != "cpu" else self.nodes
 
     @property
+    def lanes(self) -> int:
+        """Passes side by side in one process: one on each core, where there is no GPU."""
+        return self.count // self.nodes if self.device.name == "cpu" else 1
+
+    @property
     def link(self) -> float:
         """Bytes per second that one rank exchanges with the others."""
         return self.device.link if self.nodes == 1 else min(self.device.link, NODE_LINK)

@@ -20,7 +20,14 @@ from caravan.errors import CaravanError
 from caravan.planning import work
 from caravan.planning.devices import GIB, Placement, place
 from caravan.planning.flow import Flow, Stream, flow_of
-from caravan.planning.memory import TrainingSetup, fitting_tokens, remedies
+from caravan.planning.memory import (
+    TrainingSetup,
+    fitting_tokens,
+    forward_setup,
+    pass_tokens,
+    remedies,
+    training_setup,
+)
 from caravan.planning.shapes import ModelShape, pretrained_shape, shape_of_model
 from caravan.planning.work import Rows, Work
 from caravan.recipe import (
@@ -96,7 +103,7 @@ class StagePlan:
     """Of one process: on its GPU, or of the machine where it has none."""
     device_memory_gib: float
     tokens_per_pass: int | None = None
-    """Of the recipe; None where nothing is trained."""
+    """Of the recipe, `auto` worked out; None where nothing is trained."""
     passes_per_step: int | None = None
     fitting_tokens_per_pass: int | None = None
     """The most that fit the device; None where not even one row fits."""
@@ -221,7 +228,7 @@ class _Planner:
         window = config.max_position_embeddings
         per_step = max(1, config.tokens_per_step // window)
         rows = Rows(config.max_steps * per_step, window, window)
-        setup = TrainingSetup(self.base[0], bf16=config.bf16, lanes=_lanes(placement))
+        setup = TrainingSetup(self.base[0], bf16=config.bf16, lanes=placement.lanes)
         found = work.training(
             setup, placement, rows, steps=config.max_steps, tokens_per_pass=config.tokens_per_step
         )
@@ -238,22 +245,20 @@ class _Planner:
         rows = _cut(drawn, mix, config.max_length)
         setup = self._setup(placement, config)
         steps = max(1, math.ceil(drawn / per_step))
-        found = work.training(
-            setup, placement, rows, steps=steps, tokens_per_pass=config.tokens_per_pass
-        )
         longest = int(min(config.max_length, mix.longest))
-        return self._trained(node, placement, setup, rows, found, config.tokens_per_pass,
-                             per_step, longest)  # fmt: skip
+        tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
+        found = work.training(setup, placement, rows, steps=steps, tokens_per_pass=tokens)
+        return self._trained(node, placement, setup, rows, found, tokens, per_step, longest)
 
     def _reference(
         self, node: Node, placement: Placement, config: ReferenceStageConfig
     ) -> StagePlan:
         pairs, shape = self._pair_count(), self.base[0]
         sides = _cut(2 * pairs, self.flow.prompts, config.max_length)
-        found = work.forward_passes(
-            TrainingSetup(shape, bf16=config.bf16), placement, sides,
-            tokens_per_pass=config.tokens_per_pass,
-        )  # fmt: skip
+        setup = forward_setup(shape, bf16=config.bf16)
+        longest = self._longest_pair(config.max_length)
+        tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
+        found = work.forward_passes(setup, placement, sides, tokens_per_pass=tokens)
         start = placement.device.start_seconds + _loading(shape, placement)
         memory = placement.device.base_gib + 4 * shape.parameters / GIB
         return StagePlan(
@@ -273,13 +278,15 @@ class _Planner:
         sides = _cut(2 * drawn, self.flow.prompts, config.max_length)
         setup = self._setup(placement, config)
         steps = max(1, math.ceil(drawn / per_step))
-        found = work.training(
-            setup, placement, sides, steps=steps, tokens_per_pass=config.tokens_per_pass
-        )
-        longest = 2 * int(min(config.max_length, self.flow.prompts.longest))  # both sides
-        plan = self._trained(node, placement, setup, sides, found, config.tokens_per_pass,
-                             2 * per_step, longest)  # fmt: skip
+        longest = self._longest_pair(config.max_length)
+        tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
+        found = work.training(setup, placement, sides, steps=steps, tokens_per_pass=tokens)
+        plan = self._trained(node, placement, setup, sides, found, tokens, 2 * per_step, longest)
         return replace(plan, rows=drawn)
+
+    def _longest_pair(self, max_length: int) -> int:
+        """Tokens of both its sides."""
+        return 2 * int(min(max_length, self.flow.prompts.longest))
 
     def _rlvr(self, node: Node, placement: Placement, config: RLVRConfig) -> StagePlan:
         algorithm = config.algorithm
@@ -287,10 +294,8 @@ class _Planner:
         reply = self._reply(config.sampling)
         prompt = min(self.flow.mix.prompt_tokens, config.max_length / 2)
         ppo = algorithm.kind == "ppo"
-        setup = replace(
-            self._setup(placement, config), trained=2 if ppo else 1,
-            frozen=1 if config.beta > 0 else 0,
-        )  # fmt: skip
+        setup = self._setup(placement, config)
+        tokens = pass_tokens(config.tokens_per_pass, setup, placement, config.max_length)
         one = replace(setup, trained=1)
         rows = Rows(rollouts, prompt + reply, reply)
         updates = config.num_epochs * config.num_mini_batches
@@ -300,10 +305,10 @@ class _Planner:
             continuous=False,
         )  # fmt: skip
         measured = (updates > 1) + (config.beta > 0) + ppo
-        forward = work.forward_passes(one, placement, rows, tokens_per_pass=config.tokens_per_pass)
+        forward = work.forward_passes(one, placement, rows, tokens_per_pass=tokens)
         trained = work.training(
             one, placement, replace(rows, count=rollouts * config.num_epochs), steps=updates,
-            tokens_per_pass=config.tokens_per_pass,
+            tokens_per_pass=tokens,
         )  # fmt: skip
         for _ in range(measured):
             batch += forward
@@ -311,23 +316,18 @@ class _Planner:
             batch += trained
         found = Work(batch.seconds * config.max_steps, batch.flops * config.max_steps)
         all_rows = replace(rows, count=rollouts * config.max_steps)
-        plan = self._trained(node, placement, setup, all_rows, found, config.tokens_per_pass,
+        plan = self._trained(node, placement, setup, all_rows, found, tokens,
                              rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
         cache = rollouts / setup.ranks * (prompt + config.sampling.max_completion_length)
         width = 2 if placement.device.name == "cpu" else 1  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
-        passing = setup.lanes * setup.token_bytes() * config.tokens_per_pass / GIB
+        passing = setup.lanes * setup.token_bytes() * tokens / GIB
         return replace(plan, memory_gib=plan.memory_gib + max(0.0, held - passing))
 
     def _setup(
         self, placement: Placement, config: SFTConfig | DPOConfig | RewardModelConfig | RLVRConfig
     ) -> TrainingSetup:
-        return TrainingSetup(
-            self.base[0], placement.ranks, config.zero_stage, config.bf16,
-            config.gradient_checkpointing, lora_rank=config.lora.rank if config.lora else 0,
-            nf4=config.quantization is not None, offload=config.zero_offload,
-            lanes=_lanes(placement),
-        )  # fmt: skip
+        return training_setup(config, self.base[0], ranks=placement.ranks, lanes=placement.lanes)
 
     def _trained(
         self,
@@ -557,11 +557,6 @@ def _cut(count: float, stream: Stream, max_length: int) -> Rows:
     """`count` rows of a stream, of which what is longer than `max_length` is cut off."""
     share = min(1.0, max_length / stream.tokens)
     return Rows(count, stream.tokens * share, stream.reply_tokens * share)
-
-
-def _lanes(placement: Placement) -> int:
-    """Passes side by side in one process: one on each core, where there is no GPU."""
-    return placement.count // placement.nodes if placement.device.name == "cpu" else 1
 
 
 def _loading(shape: ModelShape, placement: Placement) -> float:

@@ -7,9 +7,11 @@ Shapes: d hidden size, a attention width, i intermediate size, L layers, all of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from caravan.planning.devices import GIB, Placement
 from caravan.planning.shapes import ModelShape
+from caravan.recipe import RLVRConfig, TrainingConfig
 
 HEADROOM = 0.92
 """Share of a device's memory that is planned with; the rest goes to fragments and peaks."""
@@ -92,6 +94,44 @@ class TrainingSetup:
 
     def gib(self, tokens_per_pass: float) -> float:
         return (self.state_bytes() + self.lanes * self.token_bytes() * tokens_per_pass) / GIB
+
+
+def training_setup(
+    config: TrainingConfig, shape: ModelShape, *, ranks: int, lanes: int
+) -> TrainingSetup:
+    """What one process of a training stage holds, from the stage's part of the recipe."""
+    trained, frozen = 1, 0
+    if isinstance(config, RLVRConfig):
+        trained = 2 if config.algorithm.kind == "ppo" else 1
+        frozen = 1 if config.beta > 0 else 0
+    return TrainingSetup(
+        shape,
+        ranks,
+        config.zero_stage,
+        config.bf16,
+        config.gradient_checkpointing,
+        trained=trained,
+        frozen=frozen,
+        lora_rank=config.lora.rank if config.lora else 0,
+        nf4=config.quantization is not None,
+        lanes=lanes,
+        offload=config.zero_offload,
+    )
+
+
+def forward_setup(shape: ModelShape, *, bf16: bool) -> TrainingSetup:
+    """What one process holds that only reads a model."""
+    return TrainingSetup(shape, bf16=bf16, gradient_checkpointing=True, trained=0, frozen=1)
+
+
+def pass_tokens(
+    asked: int | Literal["auto"], setup: TrainingSetup, placement: Placement, longest: int
+) -> int:
+    """Tokens of a pass: as many as asked for, with `auto` as many as fit. That is at least one
+    row, which may turn out to fit where it was not expected to."""
+    if asked == "auto":
+        return fitting_tokens(setup, placement, longest) or longest
+    return asked
 
 
 def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> int | None:

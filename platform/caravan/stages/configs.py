@@ -6,7 +6,9 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import Literal, Self
+
+from pydantic import PositiveInt
 
 from caravan.recipe import (
     Config,
@@ -80,7 +82,7 @@ class ReferenceStageConfig(Config):
     """Of `dpo`, all that the log-probabilities of the reference policy depend on."""
 
     max_length: int
-    tokens_per_pass: int
+    tokens_per_pass: PositiveInt | Literal["auto"]
     bf16: bool
     resources: Resources = Resources()
 

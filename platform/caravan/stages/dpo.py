@@ -32,11 +32,13 @@ def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
     from caravan.training.adapters import add_adapters, load_base
     from caravan.training.dpo import dpo_job
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
+    from caravan.training.pairs import longest_pair
     from caravan.training.parallel.ranks import first_device
     from caravan.training.reference import NO_REFERENCE, load_reference
     from caravan.training.tokenize import check_length, tokenize_pairs
@@ -52,8 +54,9 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     reference = NO_REFERENCE
     if config.loss.needs_reference:
         reference = load_reference(inputs["reference"], data.rows)
+    config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
     add_adapters(model, config)
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
     metrics = fit(job, context, identity=of_run, config=config)
     save_trained(model, tokenizer, config, inputs["model"], context)
-    return StageResult({**data.counts, **metrics})
+    return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

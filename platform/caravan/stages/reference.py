@@ -25,7 +25,9 @@ def run(
     config: ReferenceStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.stages.passes import reference_pass_tokens
     from caravan.training.models import load_policy, place, prepare_torch
+    from caravan.training.pairs import longest_pair
     from caravan.training.reference import reference_logprobs, save_reference
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -33,10 +35,11 @@ def run(
     model, tokenizer = load_policy(inputs["model"])
     check_length(model, config.max_length)
     data = tokenize_pairs(read_rows(inputs["pairs"], Pair), tokenizer, config.max_length)
+    tokens = reference_pass_tokens(config, inputs["model"], longest_pair(data.rows))
     logprobs = reference_logprobs(
         place(model, device, gradient_checkpointing=False),
         data.rows,
-        tokens_per_pass=config.tokens_per_pass,
+        tokens_per_pass=tokens,
         bf16=config.bf16,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -48,10 +48,12 @@ def train(
 ) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
     from caravan.training.adapters import add_adapters
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch
+    from caravan.training.pairs import longest_pair
     from caravan.training.parallel.ranks import first_device
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
@@ -63,6 +65,7 @@ def train(
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
+    config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
     add_adapters(model, config)
     job = reward_model_job(
         model,
@@ -78,4 +81,4 @@ def train(
         config=config,
     )
     save_trained(model, tokenizer, config, inputs["model"], context)
-    return StageResult({**data.counts, **metrics})
+    return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

@@ -12,6 +12,7 @@ are reshuffled each pass. A stopped run goes on from its last checkpoint through
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from caravan.recipe import RLVRConfig
@@ -23,6 +24,9 @@ VERSION = 1
 
 def run(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.stages.passes import with_pass_tokens
     from caravan.training.rl.session import train_rlvr
 
-    return train_rlvr(config, inputs, context)
+    config = with_pass_tokens(config, inputs["policy"], config.max_length)
+    result = train_rlvr(config, inputs, context)
+    return replace(result, metrics={"tokens_per_pass": config.pass_tokens, **result.metrics})

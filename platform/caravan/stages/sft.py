@@ -30,6 +30,7 @@ def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) ->
 def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
+    from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
     from caravan.training.adapters import add_adapters, load_base
     from caravan.training.fit import fit, identity
@@ -45,6 +46,9 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     conversations = read_rows(inputs["dataset"], Conversation)
     data = tokenize_conversations(conversations, tokenizer, config.max_length)
+    config = with_pass_tokens(
+        config, inputs["model"], max((r.length for r in data.rows), default=0)
+    )
     add_adapters(model, config)
     job = sft_job(
         model,
@@ -60,4 +64,4 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
         config=config,
     )
     save_trained(model, tokenizer, config, inputs["model"], context)
-    return StageResult({**data.counts, **metrics})
+    return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

@@ -58,7 +58,7 @@ class Divergence:
         return row_logprobs(
             self._model,
             [self._rows[i] for i in taken],
-            tokens_per_pass=self._config.tokens_per_pass,
+            tokens_per_pass=self._config.pass_tokens,
             bf16=self._config.bf16,
             pad_token_id=self._pad,
         )

@@ -88,9 +88,7 @@ def dpo_job(
         seed=seed,
     )
     lanes = lanes_on(model.device, config.resources.cpus)
-    passes = partial(
-        pair_passes, rows, reference, config.tokens_per_pass, pad_token_id, lanes=lanes
-    )
+    passes = partial(pair_passes, rows, reference, config.pass_tokens, pad_token_id, lanes=lanes)
     if config.loss.needs_divergence:
         divergence = Divergence(model, rows, config, pad_token_id=pad_token_id)
         passes = partial(_with_divergence, passes, divergence)

@@ -80,7 +80,7 @@ def _steps(
             reference = reference_logprobs(
                 model,
                 pair_rows,
-                tokens_per_pass=dpo.tokens_per_pass,
+                tokens_per_pass=dpo.pass_tokens,
                 bf16=bf16,
                 pad_token_id=pad,
             )
@@ -95,6 +95,8 @@ def _steps(
 def _shrink(config: TrainingConfig, **changes: object) -> TrainingConfig:
     rows = "sequences_per_step" if isinstance(config, SFTConfig) else "pairs_per_step"
     cut = {rows: min(ROWS, getattr(config, rows)), "max_steps": STEPS}
+    if config.tokens_per_pass == "auto":
+        cut["tokens_per_pass"] = MAX_LENGTH
     return config.derive(max_length=min(config.max_length, MAX_LENGTH), **{**cut, **changes})
 
 

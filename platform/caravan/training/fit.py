@@ -198,13 +198,14 @@ def identity(
     """What a checkpoint belongs to: a digest of stage, settings, starting weights and rows.
 
     Of each weight file the size and the first MiB are read, of each row its id and length: enough
-    to tell mistakes apart, since `workdir` itself belongs to one stage key.
+    to tell mistakes apart, since `workdir` itself belongs to one stage key. How a step is cut into
+    passes may change on the way, with the device.
     """
     weights = []
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             start = hashlib.sha256(file.read(1 << 20)).hexdigest()
         weights.append((path.name, path.stat().st_size, start))
-    settings = config.model_dump_json(exclude={"resources", "save_steps"})
+    settings = config.model_dump_json(exclude={"resources", "save_steps", "tokens_per_pass"})
     described = [(row.id, row.length) for row in rows]
     return hashlib.sha256(repr((stage, settings, seed, weights, described)).encode()).hexdigest()

@@ -187,7 +187,7 @@ def _backward(
     except torch.OutOfMemoryError as error:
         raise CaravanError(
             f"a pass of {len(batch.row_ids)} rows and {batch.tokens} tokens does not fit into the "
-            "memory of the GPU; lower tokens_per_pass (losses stay the same), set "
+            "memory of the GPU; give tokens_per_pass a lower number (losses stay the same), set "
             "gradient_checkpointing, or raise zero_stage"
         ) from error
     numbers = {"loss": value, **others}

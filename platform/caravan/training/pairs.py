@@ -78,6 +78,11 @@ def _batch(
     return PairBatch(batch, cached, tuple(rows[i].id for i in taken), margins)
 
 
+def longest_pair(rows: Sequence[PairRow]) -> int:
+    """Tokens of the pair that takes most."""
+    return max(map(_computed_tokens, rows), default=0)
+
+
 def shared_tokens(row: PairRow) -> int:
     """Tokens that both sides begin with: the prompt, and where completions begin alike, more.
 
@@ -89,4 +94,5 @@ def shared_tokens(row: PairRow) -> int:
 
 
 def _computed_tokens(row: PairRow) -> int:
+    """Of both sides, what they begin with counted once."""
     return row.chosen.length + row.rejected.length - shared_tokens(row)

@@ -75,7 +75,7 @@ def reward_model_job(
             pair_passes,
             rows,
             torch.empty(0),
-            config.tokens_per_pass,
+            config.pass_tokens,
             pad_token_id,
             lanes=lanes,
         ),

@@ -54,7 +54,7 @@ def sft_job(
         objective=SFTObjective(mean=config.loss_reduction == "mean"),
         sampler=sampler,
         rows=rows,
-        passes=partial(token_passes, rows, config.tokens_per_pass, pad_token_id, lanes=lanes),
+        passes=partial(token_passes, rows, config.pass_tokens, pad_token_id, lanes=lanes),
         lanes=lanes,
     )
 

@@ -33,6 +33,7 @@ class Ranks:
     """The rank that logs and writes: the first one of the node whose launcher waits for it."""
     local_rank: int = 0
     """Among those of this node."""
+    local_count: int = 1
 
     @property
     def leads(self) -> bool:
@@ -139,7 +140,12 @@ def join() -> Ranks:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
     local_rank = int(os.environ["LOCAL_RANK"])
-    one = Ranks(dist.get_rank(), dist.get_world_size(), local_rank=local_rank)
+    one = Ranks(
+        dist.get_rank(),
+        dist.get_world_size(),
+        local_rank=local_rank,
+        local_count=int(os.environ["LOCAL_WORLD_SIZE"]),
+    )
     places = one.gather([int(os.environ.get(NODE_VARIABLE, 0)), local_rank])
     _current = replace(one, leader=places.index([0, 0]))
     return _current

@@ -459,7 +459,7 @@ class RLTrainer:
             passes(
                 rollouts.token_rows,
                 indices,
-                tokens_per_pass=self.config.tokens_per_pass,
+                tokens_per_pass=self.config.pass_tokens,
                 pad_token_id=self.models.tokenizer.pad_token_id,
                 lanes=len(self._lanes.models),
             )
