@@ -80,13 +80,15 @@ class Cluster:
 
     def set_extended_resource(self, name: str, count: int | None) -> None:
         """Say that the first node has so many of a device; None takes them away."""
-        node = self.core.list_node().items[0].metadata.name
+        node = self.core.list_node().items[0]
+        if count is None and name not in node.status.capacity:
+            return
         path = f"/status/capacity/{name.replace('/', '~1')}"
         change = {"op": "add", "path": path, "value": str(count)}
         if count is None:
             change = {"op": "remove", "path": path}
         self.api.call_api(
-            f"/api/v1/nodes/{node}/status", "PATCH", body=[change],
+            f"/api/v1/nodes/{node.metadata.name}/status", "PATCH", body=[change],
             header_params={"Content-Type": "application/json-patch+json"},
             auth_settings=["BearerToken"],
         )  # fmt: skip
@@ -113,6 +115,14 @@ class Cluster:
         log = self.log(namespace, name)
         assert phase == "Succeeded", f"pod {name} ended as {phase}:\n{log}"
         return log
+
+    def pod(self, namespace: str, name: str) -> client.V1Pod | None:
+        try:
+            return self.core.read_namespaced_pod(name, namespace)
+        except client.ApiException as error:
+            if error.status != 404:
+                raise
+            return None
 
     def wait_for_end(self, namespace: str, name: str) -> str:
         """The phase in which a pod ended."""

@@ -220,7 +220,9 @@ class Pipeline:
                 attempt=attempt,
                 image=_fill(container["image"], inputs),
                 command=[everything if w == "{{$}}" else _fill(w, inputs) for w in words],
-                env={e["name"]: _fill(e["value"], inputs) for e in container.get("env", [])},
+                env={
+                    e["name"]: _fill(e.get("value", ""), inputs) for e in container.get("env", [])
+                },
                 resources=json.loads(_fill(json.dumps(container.get("resources", {})), inputs)),
                 kubernetes=self._kubernetes.get(label, {}),
                 artifacts=tuple(artifacts),

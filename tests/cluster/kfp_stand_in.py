@@ -8,7 +8,7 @@ says what of the language is covered, `kfp_steps.py` runs each step as a process
     Client(host=server.url, namespace="ml", existing_token="tok")
 
 Covered: health, experiments (create, get, list by name), runs (create from a pipeline spec, get,
-list, terminate, delete), task details with states and pod names, a bearer token or a cookie.
+list, terminate, delete), task details with states and pod names, bearer tokens or a cookie.
 
 Not covered: uploaded pipelines and versions, recurring runs, multi-user mode, the artifacts and
 authorisation services, caching, the page, and everything that Kubeflow's own images do (driver,
@@ -123,11 +123,15 @@ class StandIn(http.server.ThreadingHTTPServer):
         *,
         token: str = "",
         cookie: str = "",
+        allows: Callable[[str], bool] | None = None,
         backoff: float = 0.0,
+        host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+        """`allows` decides on bearer tokens where no fixed `token` does."""
+        super().__init__((host, port), _Handler)
         self.new_executor, self.token, self.cookie = new_executor, token, cookie
+        self.allows = allows
         self.backoff = backoff
         self.experiments: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, Run] = {}
@@ -136,7 +140,11 @@ class StandIn(http.server.ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        host, port = self.server_address[:2]
+        return f"http://{host}:{port}"
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         for run in self.runs.values():
@@ -180,6 +188,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _handle
 
     def _may(self) -> bool:
+        if self.server.allows:
+            kind, _, token = self.headers.get("Authorization", "").partition(" ")
+            return kind == "Bearer" and self.server.allows(token)
         if self.server.token:
             return self.headers.get("Authorization") == f"Bearer {self.server.token}"
         return not self.server.cookie or self.headers.get("Cookie") == self.server.cookie

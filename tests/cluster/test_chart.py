@@ -1,8 +1,4 @@
-"""The chart's life on a real cluster: install, check, upgrade, roll back, uninstall, install again.
-
-The trial's PostgreSQL and S3 run from images made of Debian's and Python's packages, which stand in
-for the official ones through values.
-"""
+"""The chart on a real cluster: install, check, upgrade, roll back, uninstall, install again."""
 
 from __future__ import annotations
 
@@ -17,12 +13,10 @@ import pytest
 import restricted
 from cluster_client import Cluster
 from kubernetes import client
+from trial import CHART, SECONDS, trial_values
 
-CHART = Path(__file__).parents[2] / "helm" / "caravan"
 PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.1.0.tgz"
 RELEASE = "trial"
-SECONDS = 420
-"""For an install with its hooks, on a machine that does other things too."""
 
 RECORD = """
 from caravan.registry import Registry
@@ -41,27 +35,6 @@ else:
     store.verify(sys.argv[2])
     print([run.name for run in registry.list_runs()])
 """
-
-
-def values(cluster: Cluster) -> dict[str, Any]:
-    def reference(name: str) -> dict[str, str]:
-        repository, _, tag = cluster.image(name).rpartition(":")
-        return {"repository": repository, "tag": tag}
-
-    registry, _, _ = cluster.image("dashboard").rpartition("/dashboard:")
-    tag = cluster.image("dashboard").rpartition(":")[2]
-    return {
-        "images": {
-            "registry": registry,
-            **{name: {"tag": tag} for name in ("dashboard", "stageCpu", "stageGpu")},
-        },
-        "postgres": {"enabled": True, "image": reference("postgres"), "storage": {"size": "1Gi"}},
-        "s3": {
-            "enabled": True, "image": reference("seaweedfs"), "userId": 10001,
-            "storage": {"size": "1Gi"},
-        },
-        "backup": {"enabled": True, "storage": {"size": "1Gi"}},
-    }  # fmt: skip
 
 
 @pytest.fixture
@@ -102,8 +75,7 @@ class Release:
         ).strip()
 
     def password(self) -> str:
-        secret = self.cluster.core.read_namespaced_secret(f"{RELEASE}-postgres", self.namespace)
-        return str(secret.data["password"])
+        return self.cluster.secret(self.namespace, f"{RELEASE}-postgres")["password"]
 
     def left(self) -> dict[str, set[str]]:
         """Names of what the namespace holds, by kind, without what the cluster puts in each."""
@@ -134,7 +106,8 @@ class Release:
 
 def test_a_trial_from_install_to_install_again(cluster, home, helm):
     release = Release(cluster, home)
-    given = values(cluster)
+    backup = {"enabled": True, "storage": {"size": "1Gi"}}
+    given = trial_values(cluster) | {"backup": backup}
 
     # the version before, with something to keep
     helm.install(str(PREVIOUS), RELEASE, without_metrics(given), wait="watcher", timeout=SECONDS)
