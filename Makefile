@@ -38,8 +38,9 @@ test-tools: setup .venv-checkov/.installed
 
 # vLLM wants packages of its own, so it gets an environment of its own. It asks for torchvision,
 # torchaudio and torchcodec, which text models do not use and which have no CPU build everywhere.
-test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine, on the CPU
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/inference/test_vllm.py
+test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine and of exports, on the CPU
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/inference/test_vllm.py \
+		tests/release/test_export_vllm.py
 
 .venv-vllm/.installed: pyproject.toml
 	$(BIN)/python -m pip install -qq uv

@@ -1,5 +1,9 @@
 """vLLM for real, where it is installed; loading it takes half a minute."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -66,6 +70,28 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
             logits = ours.model(row).logits[0, len(ids) - 1 : -1] / 0.7
             chosen = logits.log_softmax(-1).gather(-1, row[0, len(ids) :, None])[:, 0]
             assert reply.logprobs == pytest.approx(chosen.tolist(), abs=1e-3)
+
+
+ENDS = """
+import sys, tempfile
+tempfile.TemporaryDirectory()  # finalizers then run after multiprocessing's wait for children
+from caravan.inference import load_engine
+from caravan.recipe import VLLMEngineConfig
+if __name__ == "__main__":
+    engine = load_engine(VLLMEngineConfig(model_name_or_path=sys.argv[1], max_model_len=128))
+    print("loaded")
+"""
+
+
+def test_a_process_that_still_has_its_engine_ends(directory, tmp_path):
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory)],
+        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}, timeout=500, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert "loaded" in done.stdout
 
 
 def test_a_directory_without_a_model_is_an_error(tmp_path):

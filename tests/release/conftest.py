@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from caravan.store import Store, open_store
 from caravan.training.bpe import train_tokenizer
 from caravan.training.models import save_model
 from caravan.training.pretrain import new_llama
+from caravan_pipelines.cli import main
 
 MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
 TEXTS = [f"The camel carries {i} bags of salt to the town of Orsa." for i in range(40)]
@@ -69,6 +71,31 @@ def finished(tmp_path: Path) -> Iterator[Finished]:
         _fill(made, tmp_path)
         registry.update_run_state(run_id, State.SUCCEEDED)
         yield made
+
+
+@pytest.fixture
+def caravan(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The command, in this process: gives what it prints."""
+    for name, value in finished.settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture
+def exported(caravan: Callable[..., str], tmp_path: Path) -> Path:
+    caravan("model", "export", "latest:dpo/model", str(tmp_path / "exported"))
+    return tmp_path / "exported"
 
 
 def _fill(made: Finished, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Exported models as transformers loads them, and their cards against the registry."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -12,32 +11,8 @@ from caravan.data.template import TEMPLATE, TEMPLATE_HASH
 from caravan.errors import CaravanError
 from caravan.recipe_io import recipe_digest
 from caravan.release.export import export_model
-from caravan_pipelines.cli import main
 
 CHAT = [{"role": "user", "content": "How many bags does the camel carry?"}]
-
-
-@pytest.fixture
-def caravan(finished, monkeypatch, capsys):
-    """The command, in this process: gives what it prints."""
-    for name, value in finished.settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed
-        return printed.out + printed.err
-
-    return call
-
-
-@pytest.fixture
-def exported(caravan, tmp_path):
-    caravan("model", "export", "latest:dpo/model", str(tmp_path / "exported"))
-    return tmp_path / "exported"
 
 
 def reply(directory) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +45,9 @@ class VLLMEngine:
                 f"vLLM cannot load {config.model_name_or_path!r}: {error}\nCheck the model "
                 "directory, max_model_len and gpu_memory_utilization of this engine"
             ) from error
+        # vLLM ends its processes when it is collected; at the end of this process, multiprocessing
+        # may wait for them before that.
+        atexit.register(_end, weakref.ref(self._llm.llm_engine.engine_core))
         self.tokenizer: Any = self._llm.get_tokenizer()
 
     def generate(
@@ -78,6 +83,11 @@ class VLLMEngine:
             skip_special_tokens=True,
             spaces_between_special_tokens=False,
         )
+
+
+def _end(engine_core: weakref.ref[Any]) -> None:
+    if (alive := engine_core()) is not None:
+        alive.shutdown()
 
 
 def _generation(output: Any) -> Generation:
