@@ -104,6 +104,8 @@ class Release:
         return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_trial_from_install_to_install_again(cluster, home, helm):
     release = Release(cluster, home)
     backup = {"enabled": True, "storage": {"size": "1Gi"}}
@@ -145,9 +147,10 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm):
 
     # uninstalled, it leaves its data volumes and nothing else
     helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
-    for pod in cluster.core.list_namespaced_pod(home).items:
+    for pod in release.pods():
         if pod.metadata.name.startswith(("inside-", "backup-now")):
             cluster.core.delete_namespaced_pod(pod.metadata.name, home)
+    cluster.wait(lambda: not cluster.core.list_namespaced_pod(home).items, lambda: "the last pod")
     assert release.left() == {
         "claims": {f"data-{RELEASE}-postgres-0", f"data-{RELEASE}-s3-0", f"{RELEASE}-backup"}
     }
