@@ -71,8 +71,11 @@ def tls_edge(upstream: str, certificate: Certificate) -> Iterator[int]:
         writer.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(carry(reader, back), carry(there, writer))
+        try:
+            there, back = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(carry(reader, back), carry(there, writer))
+        finally:
+            writer.close()
 
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(connect, "127.0.0.1", 0, ssl=context))
