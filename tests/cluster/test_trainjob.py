@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import restricted
 from kubeflow_trainer_api import models
 from kubernetes import client
 
@@ -27,6 +28,8 @@ from caravan.recipe import Resources
 from caravan.recipe_io import load_recipe, recipe_digest
 from caravan.registry import Registry, State
 from caravan.settings import Settings
+from caravan.store import open_store
+from caravan_command import MINI, Caravan
 
 PROFILE = ClusterProfile.model_validate(
     {
@@ -106,6 +109,85 @@ def test_two_nodes_train_one_model(undisturbed, mini, tmp_path):
     assert stage.state is State.SUCCEEDED
     assert set(stage.outputs) == {"model"}
     assert len({point.step for point in losses}) == len(losses) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_nodes_are_pods_and_one_that_is_lost_comes_back(
+    cluster, namespace, stage_environment, cluster_settings, undisturbed
+):
+    """What a TrainJob runs on each node, as pods that meet over the cluster's network."""
+    settings = cluster_settings
+    run_id, given = sft_on_two_nodes(undisturbed, settings)
+    cluster.core.create_namespaced_service(namespace, ranks_service())
+
+    def start(rank: int) -> None:
+        cluster.start(namespace, rank_pod(cluster, rank, stage_environment, run_id, given))
+
+    start(0)
+    start(1)
+    with Registry(settings.resolved_registry_url) as registry:
+
+        def steps() -> list[int]:
+            found = [m for stage in registry.stage_runs(run_id) for m in registry.metrics(stage.id)]
+            return [m.step for m in found if m.name == "loss"]
+
+        until(lambda: len(steps()) >= 3, 600)
+        cluster.core.delete_namespaced_pod("node-1", namespace, grace_period_seconds=0)
+        lost_at = max(steps())
+        until(lambda: cluster.pod(namespace, "node-1") is None)
+        start(1)
+        until(lambda: registry.stage_runs(run_id)[0].state.finished, 900)
+
+        (stage,) = registry.stage_runs(run_id)
+        assert stage.state is State.SUCCEEDED, stage.error
+        assert lost_at < max(steps()), "the pod was lost when all was done"
+        assert sorted(steps()) == list(range(1, max(steps()) + 1))
+    assert [cluster.wait_for_end(namespace, f"node-{rank}") for rank in (0, 1)] == ["Succeeded"] * 2
+
+
+def sft_on_two_nodes(source: Caravan, settings: Settings) -> tuple[str, dict[str, str]]:
+    """A run that has but its SFT before it, and what that reads, from another run's store."""
+    recipe = load_recipe(MINI, ["sft.resources.nodes=2", "sft.resources.cpus=1",
+                                "sft.save_steps=2", "sft.num_train_epochs=3"])  # fmt: skip
+    stages = {s["name"]: s["artifacts"] for s in source.show()["stages"]}
+    given = {"model": stages["base"]["model"], "dataset": stages["mix"]["dataset"]}
+    there, here = open_store(source.home / "store"), open_store(settings=settings)
+    with Registry(settings.resolved_registry_url) as registry:
+        for kind, digest in given.items():
+            artifact = here.put(there.fetch(digest), kind)
+            assert artifact.digest == digest
+            registry.add_artifact(artifact, here.uri(digest))
+        run_id = registry.create_run(
+            recipe.model_dump(mode="json"), name=recipe.name, seed=recipe.seed,
+            recipe_digest=recipe_digest(recipe),
+        )  # fmt: skip
+    return run_id, given
+
+
+def ranks_service() -> client.V1Service:
+    """Gives the pods names, as JobSet's does."""
+    return client.V1Service(
+        metadata=client.V1ObjectMeta(name="ranks"),
+        spec=client.V1ServiceSpec(
+            cluster_ip="None", selector={"ranks": "sft"}, publish_not_ready_addresses=True
+        ),
+    )
+
+
+def rank_pod(cluster, rank: int, environment: str, run_id: str, given: dict[str, str]) -> dict:
+    pod = restricted.pod(
+        f"node-{rank}", cluster.image("stage-cpu"),
+        ["python3", "-m", "caravan_pipelines.on_nodes", run_id, "sft", json.dumps(given)],
+        environment_secret=environment,
+        variables={
+            "PET_NNODES": "2", "PET_NODE_RANK": str(rank), "PET_NPROC_PER_NODE": "1",
+            "PET_MASTER_ADDR": "node-0.ranks", "PET_MASTER_PORT": "29400",
+        },
+    )  # fmt: skip
+    pod["metadata"]["labels"]["ranks"] = "sft"
+    pod["spec"] |= {"hostname": f"node-{rank}", "subdomain": "ranks"}
+    return pod
 
 
 def free_port() -> int:
