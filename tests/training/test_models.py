@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from caravan.data.records import Message
 from caravan.data.template import TEMPLATE, render
 from caravan.errors import DataError
-from caravan.recipe import ImportedBase
+from caravan.recipe import ImportedBase, SFTConfig
+from caravan.training.adapters import load_base
 from caravan.training.importing import find_model, import_model
 from caravan.training.models import (
     load_policy,
@@ -17,7 +20,10 @@ from caravan.training.models import (
     new_reward_model,
     save_model,
 )
+from caravan.training.parallel import ranks
+from caravan.training.pretrain import new_llama
 from caravan.training.rewards import end_token_rewards
+from tiny import SHAPE
 
 FILES = [
     "chat_template.jinja",
@@ -175,3 +181,30 @@ def test_the_tokenizer_splits_digits_and_gives_every_text_back(tokenizer):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert [tokenizer.decode(i) for i in tokenizer("1234")["input_ids"]] == ["1", "2", "3", "4"]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_ranks_of_zero_3_but_the_first_read_no_weights_and_take_no_memory_for_them(
+    tokenizer, tmp_path, monkeypatch
+):
+    shape = SHAPE.derive(hidden_size=512, intermediate_size=4096, num_hidden_layers=8)
+    whole = new_llama(shape, tokenizer)  # kept, or its memory would be taken again
+    save_model(whole, tokenizer, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nobody reads this")
+    monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank=1, count=2))
+    before = resident_bytes()
+    model, _ = load_base(tmp_path, SFTConfig(zero_stage=3))
+    taken = resident_bytes() - before
+    reward_model, _ = new_reward_model(tmp_path, weights=ranks.reads_weights(zero_stage=3))
+
+    assert taken < 0.2 * 4 * whole.num_parameters()
+    shapes = [(name, value.shape) for name, value in model.named_parameters()]
+    assert shapes == [(name, value.shape) for name, value in whole.named_parameters()]
+    for name, value in whole.named_buffers():  # DeepSpeed hands out weights alone
+        assert torch.equal(model.get_buffer(name), value)
+    assert reward_model.score.weight.shape == (1, 512)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_base(tmp_path, SFTConfig(zero_stage=2))

@@ -54,12 +54,13 @@ def train(
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch
     from caravan.training.pairs import longest_pair
-    from caravan.training.parallel.ranks import first_device
+    from caravan.training.parallel.ranks import first_device, reads_weights
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
     device = prepare_torch(config.resources.cpus, context.seed)
-    model, tokenizer = new_reward_model(inputs["model"])
+    weights = reads_weights(config.zero_stage)
+    model, tokenizer = new_reward_model(inputs["model"], weights=weights)
     check_length(model, config.max_length)
     device = first_device(device, config.zero_stage)
     model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from caravan.errors import CaravanError, DataError, require
 from caravan.recipe import TrainingConfig
 from caravan.training.models import Policy, load_policy
+from caravan.training.parallel.ranks import reads_weights
 
 ADAPTER = "default"
 HEADS = ("lm_head", "score")
@@ -25,13 +26,14 @@ HEADS = ("lm_head", "score")
 
 
 def load_base(directory: Path, config: TrainingConfig) -> Policy:
-    """The policy in `directory`, in 4 bits where the config says so.
+    """The policy in `directory`, in 4 bits where the config says so; without weights on ranks that
+    are given them later.
 
     Raises:
         CaravanError: 4 bits are asked for on a machine without a GPU.
     """
     if config.quantization is None:
-        return load_policy(directory)
+        return load_policy(directory, weights=reads_weights(config.zero_stage))
     if not torch.cuda.is_available():
         raise CaravanError(
             "quantization: nf4 needs a CUDA GPU, and this machine has none; leave it out to train "

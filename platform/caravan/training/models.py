@@ -14,13 +14,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from caravan.data.template import TEMPLATE
@@ -59,10 +62,11 @@ def place(
     return cast(PreTrainedModel, model.to(device).train())
 
 
-def load_policy(directory: Path, **options: Any) -> Policy:
+def load_policy(directory: Path, *, weights: bool = True, **options: Any) -> Policy:
     """A causal model in float32, in training mode, and its tokenizer.
 
     Args:
+        weights: False leaves them unread; see `empty`.
         options: further ones of `from_pretrained`.
 
     Raises:
@@ -70,7 +74,8 @@ def load_policy(directory: Path, **options: Any) -> Policy:
     """
     check_model_directory(directory)
     check_template(directory)
-    model = _load(partial(AutoModelForCausalLM.from_pretrained, **options), directory)
+    loader = AutoModelForCausalLM.from_pretrained if weights else _load_empty
+    model = _load(partial(loader, **options), directory)
     for name in HEAD_EXTRAS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise DataError(
@@ -100,9 +105,16 @@ def load_reward_model(directory: Path) -> Policy:
     return Policy(model.train(), load_tokenizer(directory))
 
 
-def new_reward_model(directory: Path) -> Policy:
-    """The policy in `directory` as a reward model, and its tokenizer; see `reward_model_from`."""
-    policy, tokenizer = load_policy(directory)
+def new_reward_model(directory: Path, *, weights: bool = True) -> Policy:
+    """The policy in `directory` as a reward model, and its tokenizer; see `reward_model_from`.
+
+    Args:
+        weights: False leaves them unread; see `empty`.
+    """
+    policy, tokenizer = load_policy(directory, weights=weights)
+    if not weights:
+        config = _reward_config(policy, tokenizer.pad_token_id)
+        return Policy(empty(AutoModelForSequenceClassification, config), tokenizer)
     return Policy(reward_model_from(policy, tokenizer.pad_token_id), tokenizer)
 
 
@@ -113,13 +125,31 @@ def reward_model_from(policy: PreTrainedModel, pad_token_id: int) -> PreTrainedM
     5.4), with torch's default generator. 1/sqrt(d + 1) is taken as the standard deviation, as in
     open-instruct.
     """
-    config = copy.deepcopy(policy.config)
-    config.num_labels = 1
-    config.pad_token_id = pad_token_id
+    config = _reward_config(policy, pad_token_id)
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     with torch.no_grad():
         model.score.weight.normal_(0.0, (config.hidden_size + 1) ** -0.5)
+    return cast(PreTrainedModel, model.train())
+
+
+def _reward_config(policy: PreTrainedModel, pad_token_id: int) -> PretrainedConfig:
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    config.pad_token_id = pad_token_id
+    return config
+
+
+def empty(kind: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """A model in float32 whose weights nobody has written yet: memory is taken when they are.
+
+    Args:
+        kind: one of transformers' `Auto` classes.
+        options: further ones of `from_config`.
+    """
+    with no_init_weights():
+        model = kind.from_config(config, **{"dtype": torch.float32, **options})
+    model.tie_weights()  # else a part of the initialisation that is left out
     return cast(PreTrainedModel, model.train())
 
 
@@ -201,6 +231,13 @@ def _load(loader: Callable[..., Any], directory: Path) -> PreTrainedModel:
         raise DataError(f"{directory}: the model cannot be loaded: {error}") from error
     model.config.use_cache = False
     return cast(PreTrainedModel, model)
+
+
+def _load_empty(directory: Path, *, use_safetensors: bool, **options: Any) -> PreTrainedModel:
+    """As `from_pretrained` with these options, but for the weights."""
+    local = {name: options.pop(name) for name in ("local_files_only", "trust_remote_code")}
+    config = AutoConfig.from_pretrained(directory, **local)
+    return empty(AutoModelForCausalLM, config, **options)
 
 
 def _keep_freed_memory() -> None:

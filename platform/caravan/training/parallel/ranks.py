@@ -123,6 +123,12 @@ def first_device(device: torch.device, zero_stage: int) -> torch.device:
     return torch.device("cpu") if zero_stage == 3 and current().count > 1 else device
 
 
+def reads_weights(zero_stage: int) -> bool:
+    """Whether this rank reads a model from disk. Under ZeRO-3 rank 0 alone does, and DeepSpeed
+    hands its weights out one by one: a host need not hold the whole model once for each GPU."""
+    return zero_stage != 3 or current().rank == 0
+
+
 _current = Ranks()
 
 

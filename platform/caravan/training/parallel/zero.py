@@ -17,7 +17,7 @@ from caravan.errors import require
 from caravan.recipe import TrainingConfig
 from caravan.training.checkpoint import MOMENTS, State, optimizer_key, own_tensors, tensor_key
 from caravan.training.optim import Schedule, Update, Updater, unusable_gradient
-from caravan.training.parallel.ranks import current
+from caravan.training.parallel.ranks import current, reads_weights
 
 BUCKET_ELEMENTS = 200_000_000
 """Gradients reduced, and weights fetched ahead, at once."""
@@ -137,9 +137,13 @@ class _ZeroState:
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         assert self._updater._engine is None, "a checkpoint is put before the first pass"
+        keeps = reads_weights(self._updater.config.zero_stage)
         with torch.no_grad():
             for path, value in own_tensors(self._updater.model).items():
-                value.copy_(tensors[tensor_key(POLICY, path)])
+                given = tensors[tensor_key(POLICY, path)]
+                # DeepSpeed hands out what the first rank has; to write it here too takes memory.
+                if keeps or not isinstance(value, nn.Parameter):
+                    value.copy_(given)
         zero = self._updater.engine.optimizer  # its own copies of the weights are made of these
         _make_moments(zero, self._updater.optimizer, tensors[optimizer_key(POLICY, 0, "step")])
         for value in own_tensors(self._updater.model).values():
