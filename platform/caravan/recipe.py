@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     NonNegativeFloat,
@@ -26,7 +27,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from caravan.config import Config as Config
-from caravan.recipe_checks import check_learning_rate, problems
+from caravan.recipe_checks import check_learning_rate, number_or_auto, problems
 from caravan.recipe_losses import flatten_schema, gather_options, without_options
 from caravan.training.losses.dpo import DPO
 from caravan.training.losses.hinge import Hinge
@@ -39,6 +40,7 @@ from caravan.training.losses.simpo import SimPO
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+PassTokens = Annotated[PositiveInt | Literal["auto"], BeforeValidator(number_or_auto)]
 LearningRate = Annotated[PositiveFloat, AfterValidator(check_learning_rate)]
 
 
@@ -331,7 +333,7 @@ class TrainingConfig(Config):
         default=2048, validation_alias=AliasChoices("max_length", "max_seq_length")
     )
     """In tokens, prompt and response together."""
-    tokens_per_pass: PositiveInt | Literal["auto"] = 16_384
+    tokens_per_pass: PassTokens = 16_384
     """Tokens of one forward pass on one device, without padding; splits a step into passes. `auto`
     takes the most that should fit into the memory of the device that the stage finds itself on."""
     bf16: bool = True

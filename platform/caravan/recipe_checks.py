@@ -30,6 +30,14 @@ MAX_LEARNING_RATE = 1.0
 """AdamW moves every weight by about the learning rate in each step; weights are below 1."""
 
 
+def number_or_auto(value: object) -> object:
+    """Of a field that takes one or the other: one sentence, where a union would give two."""
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value != "auto" and not number:
+        raise ValueError(f"expected a whole number above 0, or auto; got {value!r}")
+    return value
+
+
 def check_learning_rate(value: float) -> float:
     """`value`, if a model could survive it.
 

@@ -89,6 +89,10 @@ def test_max_seq_length_is_max_length() -> None:
         ("sft.learning_rate=fast", "sft.learning_rate: expected a number; got 'fast' (text)"),
         ("sft.learning_rate=yes", "sft.learning_rate: expected a number; got True (bool)"),
         ("sft.sequences_per_step=1.5", "expected a whole number; got 1.5 (a number)"),
+        (
+            "sft.tokens_per_pass=lots",
+            "sft.tokens_per_pass: expected a whole number above 0, or auto; got 'lots'",
+        ),
         ("sft.bf16=7", "sft.bf16: expected true or false; got 7 (a number)"),
         ("name=5", "name: expected text; got 5 (a number); put it in quotes"),
         ("sft=", "sft: expected a mapping; got nothing"),

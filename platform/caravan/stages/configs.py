@@ -6,9 +6,7 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Self
-
-from pydantic import PositiveInt
+from typing import Self
 
 from caravan.recipe import (
     Config,
@@ -18,6 +16,7 @@ from caravan.recipe import (
     EvalTask,
     EvaluateConfig,
     JudgeConfig,
+    PassTokens,
     PoolMember,
     Resources,
     Sampling,
@@ -82,7 +81,7 @@ class ReferenceStageConfig(Config):
     """Of `dpo`, all that the log-probabilities of the reference policy depend on."""
 
     max_length: int
-    tokens_per_pass: PositiveInt | Literal["auto"]
+    tokens_per_pass: PassTokens
     bf16: bool
     resources: Resources = Resources()
 
