@@ -6,6 +6,7 @@ touched; they are killed, signalled and waited for like any other.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -58,6 +59,7 @@ class Script:
 def _run(
     script: str, arguments: tuple[str, ...], environment: dict[str, str], directory: Path
 ) -> None:
+    gc.freeze()  # a collection would touch, and so copy, all memory that the processes share
     for number in (1, 2):
         os.dup2(os.open(directory / str(number), os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
