@@ -72,7 +72,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):
     process = caravan.start("run", str(mini))
     caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
 
     shown = caravan.show()
     assert process.returncode != 0

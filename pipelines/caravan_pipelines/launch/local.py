@@ -52,7 +52,7 @@ def create_run(
         CaravanError: the home, the registry or the store cannot be used, or the project's budget
             is spent.
     """
-    _make_directory(settings.home)
+    _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:
         check_budget(recipe, recipe_dir, settings, registry)
