@@ -80,7 +80,8 @@ images() {
 }
 
 run_tests() {
-  local kubeconfig was_running=no
+  local kubeconfig
+  was_running=no # read when the script ends
   if running; then was_running=yes; fi
   trap '[ $was_running = yes ] || [ -n "${KEEP:-}" ] || down' EXIT
   kubeconfig=$(up)
