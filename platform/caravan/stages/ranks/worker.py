@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from caravan.settings import load_settings
 from caravan.stages.context import ArtifactKind
 from caravan.stages.ranks.directory import RankDirectory, Spec
 from caravan.store.checkpoints import S3Checkpoints
-from caravan.training.parallel.ranks import Ranks, join, leave
+from caravan.training.parallel.ranks import Ranks, join
 
 
 class RankContext:
@@ -75,7 +76,6 @@ def run(spec: Spec, directory: RankDirectory) -> None:
     if ranks.leads:
         directory.finish({"metrics": dict(result.metrics), "kinds": context.kinds})
     ranks.wait()  # a rank that ends early looks to torchrun's peers like one that failed
-    leave()
 
 
 def main() -> None:
@@ -86,6 +86,10 @@ def main() -> None:
             run(Spec(**json.loads(path.read_text())), RankDirectory(path.parent.parent))
     except StageStopped:
         sys.exit(CONTINUE_EXIT_CODE)
+    # All is written. To unload torch and DeepSpeed, whose threads still run, aborts now and then.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -155,11 +155,3 @@ def join() -> Ranks:
     places = one.gather([int(os.environ.get(NODE_VARIABLE, 0)), local_rank])
     _current = replace(one, leader=places.index([0, 0]))
     return _current
-
-
-def leave() -> None:
-    """Part from the others."""
-    global _current
-    _current = Ranks()
-    if dist.is_initialized():
-        dist.destroy_process_group()
