@@ -24,6 +24,7 @@ from caravan.errors import CaravanError
 from caravan.training.lanes import Lanes
 from caravan.training.optim import NonFiniteError, Updater
 from caravan.training.parallel.ranks import current
+from caravan.training.precision import autocast
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _backward(
     batch = one.batch
 
     def run(model: PreTrainedModel) -> tuple[Tensor, Mapping[str, float]]:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(model.device.type, bf16):
             loss, others = objective(model, batch.to(model.device))
         return loss, others
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from caravan.errors import DataError
 from caravan.training.logprobs import sum_rows, token_logprobs
 from caravan.training.pairs import pair_passes
+from caravan.training.precision import autocast
 from caravan.training.tokenize import PairRow
 
 FILE = "reference.safetensors"
@@ -46,7 +47,7 @@ def reference_logprobs(
     # In place of reference log-probabilities, each pass is told where its own ones go.
     for batch in pair_passes(rows, places, tokens_per_pass, pad_token_id, range(len(rows))):
         sides = batch.sides.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device.type, bf16):
             values = token_logprobs(model, sides.input_ids, sides.loss_mask, sides.layout)
         total[batch.reference] = sum_rows(values, sides.loss_mask).cpu()
     model.train(training)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from caravan.training.batching import TokenRow, collate, split_passes
 from caravan.training.logprobs import sum_rows, token_logprobs
+from caravan.training.precision import autocast
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def row_logprobs(
     model.eval()
     for cut in split_passes([row.length for row in rows], tokens_per_pass):
         batch = collate([rows[i] for i in cut], pad_token_id).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device.type, bf16):
             values = token_logprobs(model, batch.input_ids, batch.loss_mask, batch.layout)
         total[cut] = sum_rows(values, batch.loss_mask).cpu()
     model.train(training)

@@ -29,6 +29,7 @@ from caravan.training.batching import epoch_order
 from caravan.training.checkpoint import TrainingState
 from caravan.training.lanes import Lanes, lanes_on
 from caravan.training.optim import NonFiniteError, Schedule, Updater
+from caravan.training.precision import autocast
 from caravan.training.rl.advantages import (
     generalized_advantages,
     group_advantages,
@@ -452,7 +453,7 @@ class RLTrainer:
 
     def _autocast(self) -> torch.autocast:
         device = self.models.policy.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.bf16)
+        return autocast(device, self.config.bf16)
 
     def _passes(self, rollouts: RolloutBatch, indices: Sequence[int]) -> list[Pass]:
         return list(
