@@ -13,9 +13,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from caravan.settings import Settings
+from caravan_pipelines.cli import main
+
 MINI = Path(__file__).resolve().parent / "recipes" / "pocket-mini.yaml"
 """The pocket recipe, shrunken: the same stages in about a minute."""
 CARAVAN = [sys.executable, "-c", "from caravan_pipelines.cli import main; main()"]
+
+
+def command_here(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The command, in this process: gives what it prints."""
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str, code: int = 0, **variables: str) -> str:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"CARAVAN_{name.upper()}", value)
+        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return printed.out + printed.err
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ from kfp_stand_in import StandIn
 from kfp_steps import Processes, pod_of
 
 from caravan.cluster.profile import ClusterProfile, load_profile
-from caravan.errors import CaravanError, RecipeError, SettingsError
+from caravan.errors import BudgetError, CaravanError, RecipeError, SettingsError
+from caravan.planning.estimate import plan_recipe
 from caravan.recipe import Recipe
 from caravan.recipe_io import load_recipe, recipe_digest
 from caravan.registry import Registry, State
 from caravan.settings import Settings
+from caravan_pipelines.budget import planned_cost
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import kubeflow
 from caravan_pipelines.launch.files import unpack_files
@@ -519,6 +521,22 @@ def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in,
         assert states == [State.SUCCEEDED, State.FAILED, State.RUNNING]
         kubeflow.cancel(registry.get_run(third), settings)
         assert registry.get_run(third).state is State.CANCELLED
+
+
+def test_a_sweep_that_its_project_cannot_pay_leaves_no_run_waiting(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder())
+    priced = settings_for(server, tmp_path, project="atlas", prices={"cpu": 1.0})
+    recipe = load_recipe(MINI)
+    one = planned_cost(plan_recipe(recipe, stage_graph(recipe), MINI.parent), priced)
+    settings = priced.model_copy(update={"budgets": {"atlas": 1.5 * one}})
+    with pytest.raises(BudgetError, match="promised to runs that are not finished"):
+        launched_sweep(settings, "dpo.beta=1,2,5")
+
+    assert not server.runs
+    with Registry(settings.resolved_registry_url) as registry:
+        (run,) = registry.list_runs()
+    assert run.state is State.FAILED
+    assert "atlas" in (run.error or "")
 
 
 def test_recipes_that_need_other_pods_are_no_sweep(new_stand_in, tmp_path):

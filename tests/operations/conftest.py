@@ -9,9 +9,8 @@ from caravan.recipe_io import load_recipe, recipe_digest
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings
-from caravan_pipelines.cli import main
+from caravan_command import MINI, command_here
 
-MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
 sys.path.append(str(Path(__file__).parent))  # for the stage `points`
 
 
@@ -70,18 +69,4 @@ def stage(registry):
 
 @pytest.fixture
 def caravan(settings, monkeypatch, capsys):
-    """The command, in this process: gives what it prints."""
-    for name, value in settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, code: int = 0, **variables: str) -> str:
-        for name, value in variables.items():
-            monkeypatch.setenv(f"CARAVAN_{name.upper()}", value)
-        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed
-        return printed.out + printed.err
-
-    return call
+    return command_here(settings, monkeypatch, capsys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,8 @@ from caravan.store import Store, open_store
 from caravan.training.bpe import train_tokenizer
 from caravan.training.models import save_model
 from caravan.training.pretrain import new_llama
-from caravan_pipelines.cli import main
+from caravan_command import MINI, command_here
 
-MINI = Path(__file__).resolve().parents[1] / "recipes" / "pocket-mini.yaml"
 TEXTS = [f"The camel carries {i} bags of salt to the town of Orsa." for i in range(40)]
 SHAPE = PretrainedBase(
     vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
@@ -77,19 +75,7 @@ def finished(tmp_path: Path) -> Iterator[Finished]:
 def caravan(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """The command, in this process: gives what it prints."""
-    for name, value in finished.settings.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def call(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["caravan", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed
-        return printed.out + printed.err
-
-    return call
+    return command_here(finished.settings, monkeypatch, capsys)
 
 
 @pytest.fixture

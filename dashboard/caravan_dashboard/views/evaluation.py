@@ -188,7 +188,8 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
     beside = third.selectbox("Beside", [NOTHING, *labels], key="beside", bind="query-params",
                              index=len(labels) - 1, on_change=ui.first_page)  # fmt: skip
     shown = [label for label in dict.fromkeys((beside, model)) if label != NOTHING]
-    tables = {label: instances_of(by_label[label], task) for label in shown}
+    digests = {label: evaluation_digest(scores, by_label[label], task) for label in shown}
+    tables = {label: instances_of(digest, task) for label, digest in digests.items()}
     found = tables[model]
     if found is None:
         ui.empty(f"No instances are stored for {model}.")
@@ -200,25 +201,24 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
     found = evaluation.matching(found, other, evaluation.FILTERS[which])
     page = ui.page_of(found, PAGE_SIZE, "instances")
     views = {
-        label: completions(by_label[label], task, rows, page["key"])
-        for label, rows in tables.items()
-        if rows is not None
+        label: completions(digest, rows, page["key"])
+        for label, digest in digests.items()
+        if digest is not None and (rows := tables[label]) is not None
     }
     for key in page["key"]:
         with st.container(border=True):
             show_instance(key, {label: found.get(key) for label, found in views.items()})
 
 
-def evaluation_digest(column: Column, task: str) -> str | None:
-    registry = library.registry()
-    for score in registry.scores(column.run_id):
-        if (model_of(score.node), score.task) == (column.model, task):
-            return library.output(registry.stage_runs(column.run_id), score.node)
+def evaluation_digest(scores: Sequence[ScoreRow], column: Column, task: str) -> str | None:
+    wanted = (column.run_id, column.model, task)
+    for score in scores:
+        if (score.run_id, model_of(score.node), score.task) == wanted:
+            return library.output(library.registry().stage_runs(column.run_id), score.node)
     return None
 
 
-def instances_of(column: Column, task: str) -> pd.DataFrame | None:
-    digest = evaluation_digest(column, task)
+def instances_of(digest: str | None, task: str) -> pd.DataFrame | None:
     if digest is None or not (library.artifact(digest) / INSTANCES).exists():
         return None
     table = library.index(digest, evaluation.instance_facts, evaluation.INSTANCE_FACTS, INSTANCES)
@@ -226,10 +226,8 @@ def instances_of(column: Column, task: str) -> pd.DataFrame | None:
 
 
 def completions(
-    column: Column, task: str, rows: pd.DataFrame, keys: Sequence[str]
+    digest: str, rows: pd.DataFrame, keys: Sequence[str]
 ) -> dict[str, ScoredCompletion]:
-    digest = evaluation_digest(column, task)
-    assert digest is not None
     there = [key for key in keys if key in rows.index]
     path = library.artifact(digest) / INSTANCES
     return dict(

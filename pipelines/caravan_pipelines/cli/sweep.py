@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.evals.models import in_order, model_of
-from caravan.registry import Registry
+from caravan.registry import Registry, ScoreRow
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.run import execute
@@ -31,12 +31,12 @@ def sweep(
             tags=[(*tags, *member.values) for member in members],
         )  # fmt: skip
         for run_id, member in zip(submitted.run_ids, members, strict=True):
-            console.print(f"run {run_id}  {'  '.join(member.values)}", highlight=False)
+            console.print(Text("  ".join((f"run {run_id}", *member.values))))
         console.print(f"Kubeflow Pipelines: {submitted.link}", highlight=False, soft_wrap=True)
         return
     run_ids = []
     for member in members:
-        console.print(f"[bold]{'  '.join(member.values)}[/bold]", highlight=False)
+        console.print(Text("  ".join(member.values), style="bold"))
         run_ids.append(_run(member, path.parent, (*tags, *member.values), settings))
     with open_registry(settings) as registry:
         console.print(sweep_table(members, run_ids, registry))
@@ -55,9 +55,11 @@ def sweep_table(members: Sequence[Member], run_ids: Sequence[str], registry: Reg
     for member, run_id in zip(members, run_ids, strict=True):
         scores = [s for s in registry.scores(run_id) if model_of(s.node)]
         last = in_order(model_of(s.node) or "" for s in scores)[-1:]
-        of_last = [s for s in scores if model_of(s.node) in last]
-        first = {s.task: s for s in reversed(of_last)}
-        rows.append((run_id, member, {s.task: first[s.task] for s in of_last}))
+        first: dict[str, ScoreRow] = {}
+        for score in scores:
+            if model_of(score.node) in last:
+                first.setdefault(score.task, score)
+        rows.append((run_id, member, first))
     tasks = list(dict.fromkeys(task for _, _, found in rows for task in found))
     for task in tasks:
         table.add_column(task)

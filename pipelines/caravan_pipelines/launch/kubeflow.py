@@ -13,7 +13,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,11 +174,11 @@ def placement(
         "caravan.dev/recipe": label_value(recipe.name),
         "caravan.dev/owner": label_value(owner),
     }
-    one = {RUN_LABEL: label_value(run_id)} if run_id else {}
-    digest = {"caravan.dev/recipe-digest": recipe_digest(recipe)} if run_id else {}
-    return ClusterPlacement(
-        profile, labels=one | labels, annotations=digest, dashboard_url=settings.dashboard_url
-    )
+    annotations = {}
+    if run_id:
+        labels[RUN_LABEL] = label_value(run_id)
+        annotations["caravan.dev/recipe-digest"] = recipe_digest(recipe)
+    return ClusterPlacement(profile, labels, annotations, settings.dashboard_url)
 
 
 def plan(recipe: Recipe, profile: ClusterProfile, settings: Settings) -> list[Placed]:
@@ -245,8 +245,8 @@ def launch_together(
     client = open_client(settings)
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
-    runs = []
-    with Registry(settings.resolved_registry_url) as registry:
+    runs: list[RunRow] = []
+    with Registry(settings.resolved_registry_url) as registry, _failing(runs, registry):
         for recipe, own in zip(recipes, tags, strict=True):
             check_budget(recipe, recipe_dir, settings, registry)
             run_id = registry.create_run(
@@ -263,6 +263,17 @@ def launch_together(
         return _submit(runs, client, profile, settings, registry)
 
 
+@contextlib.contextmanager
+def _failing(runs: Sequence[RunRow], registry: Registry) -> Iterator[None]:
+    """Let what is not submitted, for an error, be known as failed."""
+    try:
+        yield
+    except CaravanError as error:
+        for run in runs:
+            registry.update_run_state(run.id, State.FAILED, error=str(error))
+        raise
+
+
 def resume(run: RunRow, settings: Settings) -> Submitted:
     """Submit the pipeline of a stopped run again.
 
@@ -277,7 +288,8 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
                 f"run {run.id} is {run.state} on Kubeflow Pipelines: follow it with "
                 f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
             )
-        return _submit([run], client, profile, settings, registry)
+        with _failing([run], registry):
+            return _submit([run], client, profile, settings, registry)
 
 
 def _submit(
@@ -290,29 +302,24 @@ def _submit(
     first, others = runs[0], [run.id for run in runs[1:]]
     recipe = Recipe.model_validate(first.recipe)
     began = time.perf_counter()
-    try:
-        with tempfile.TemporaryDirectory() as directory, _in_words(settings):
-            path = Path(directory, "pipeline.yaml")
-            label = "" if others else first.id
-            where = placement(recipe, profile, settings, label, first.owner)
-            about = "; ".join(describe(run, settings) for run in runs)
-            compile_pipeline(recipe, where, path, about, sweep=bool(others))
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints links
-                experiment = client.create_experiment(
-                    name=recipe.name, namespace=settings.kfp_namespace or None
-                )
-                submitted = client.run_pipeline(
-                    experiment_id=experiment.experiment_id,
-                    job_name=first.id,
-                    pipeline_package_path=str(path),
-                    params={"first": first.id, "others": others} if others else {"run": first.id},
-                    enable_caching=False,
-                    service_account=profile.service_account or None,
-                )
-    except CaravanError as error:
-        for run in runs:
-            registry.update_run_state(run.id, State.FAILED, error=str(error))
-        raise
+    with tempfile.TemporaryDirectory() as directory, _in_words(settings):
+        path = Path(directory, "pipeline.yaml")
+        label = "" if others else first.id
+        where = placement(recipe, profile, settings, label, first.owner)
+        about = "; ".join(describe(run, settings) for run in runs)
+        compile_pipeline(recipe, where, path, about, sweep=bool(others))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints links
+            experiment = client.create_experiment(
+                name=recipe.name, namespace=settings.kfp_namespace or None
+            )
+            submitted = client.run_pipeline(
+                experiment_id=experiment.experiment_id,
+                job_name=first.id,
+                pipeline_package_path=str(path),
+                params={"first": first.id, "others": others} if others else {"run": first.id},
+                enable_caching=False,
+                service_account=profile.service_account or None,
+            )
     for run in runs:
         registry.forgive_failures(run.id)
         registry.set_backend_run(run.id, submitted.run_id)
