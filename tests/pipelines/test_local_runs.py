@@ -22,9 +22,10 @@ from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.launch import local
 from caravan_pipelines.launch.lock import acquire, holder
 
-HOLD = "import sys, time; from pathlib import Path; " \
-    "from caravan_pipelines.launch.lock import acquire; " \
-    "acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"  # fmt: skip
+HOLD = "import os, sys, time; from pathlib import Path; " \
+    "from caravan_pipelines.launch.lock import acquire, name_holder; " \
+    "name_holder(acquire(Path(sys.argv[1])), os.getpid()); " \
+    "print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 
 @pytest.fixture
@@ -121,6 +122,18 @@ def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path):
     threading.Timer(0.3, os.close, [asking]).start()
     os.close(acquire(path))
     assert holder(path) is None
+
+
+def test_a_run_can_be_stopped_from_its_first_moment(run_id, settings):
+    started = local.start(run_id, settings, detached=True)
+    local.cancel(run_id, settings)
+
+    assert started.process.wait(timeout=120) == 1
+    with Registry(settings.resolved_registry_url) as registry:
+        assert registry.get_run(run_id).state is State.CANCELLED
+        assert all(stage.state.finished for stage in registry.stage_runs(run_id))
+    with pytest.raises(CaravanError, match="not being executed"):
+        local.cancel(run_id, settings)
 
 
 def test_a_home_that_cannot_be_written_to_is_told_before_a_run_is_registered(tmp_path, mini):

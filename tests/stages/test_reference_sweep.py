@@ -16,7 +16,7 @@ from tiny import ONE_CORE, write_inputs
 
 BETAS = (0.5, 1.0, 2.5, 5.0, 10.0)
 CONFIG = DPOConfig(
-    learning_rate=1e-3, max_length=64, tokens_per_pass=256, pairs_per_step=10, max_steps=1,
+    learning_rate=1e-3, max_length=64, tokens_per_pass=256, pairs_per_step=10, max_steps=2,
     resources=ONE_CORE,
 )  # fmt: skip
 

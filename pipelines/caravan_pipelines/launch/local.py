@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import Store, open_store
 from caravan_pipelines.budget import check_budget, project_tags
-from caravan_pipelines.launch.lock import holder
+from caravan_pipelines.launch.lock import acquire, holder, name_holder
+
+STOP = signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class LocalRun:
     def stop(self) -> None:
         """Ask every step to stop, and wait until all have."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
+            os.killpg(self.process.pid, STOP)
         self.process.wait()
 
 
@@ -79,16 +83,22 @@ def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRu
     _make_directory(directory)
     refuse_executed(run_id, settings)
     log = directory / "log.txt"
-    command = [sys.executable, "-m", "caravan_pipelines.launch.runner", run_id]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command + (["--detached"] if detached else []),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=_environment(settings) | ({} if detached else launcher_environment()),
-        )
+    lock = acquire(directory / "lock")
+    command = [sys.executable, "-m", "caravan_pipelines.launch.runner", run_id, f"--lock={lock}"]
+    try:
+        with log.open("ab") as output, _held_back(STOP):
+            process = subprocess.Popen(
+                command + (["--detached"] if detached else []),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lock],
+                env=_environment(settings) | ({} if detached else launcher_environment()),
+            )
+        name_holder(lock, process.pid)
+    finally:
+        os.close(lock)
     return LocalRun(run_id, process, log)
 
 
@@ -115,7 +125,7 @@ def cancel(run_id: str, settings: Settings | None = None) -> None:
     pid = holder(run_dir(settings, run_id) / "lock")
     if pid is None:
         raise CaravanError(f"run {run_id} is not being executed on this machine")
-    os.killpg(pid, signal.SIGTERM)
+    os.killpg(pid, STOP)
 
 
 def close_open_stages(run_id: str, registry: Registry, state: State) -> None:
@@ -154,6 +164,16 @@ def _make_directory(directory: Path) -> None:
             f"{directory}: {error.strerror}; make it a directory that can be written to "
             "(CARAVAN_HOME names another place)"
         ) from error
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Block a signal; a process that is started meanwhile gets it when it unblocks it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment(settings: Settings) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""A lock that a process holds for as long as it lives, and that tells which process it is."""
+"""A lock that a process holds for as long as it lives, and that tells which process it is.
+
+The one who starts that process takes the lock and hands the descriptor down, so that the process
+can be found from its first moment, before it has imported anything.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ PAUSE_SECONDS = 0.05
 
 
 def acquire(path: Path) -> int:
-    """Take the lock; it is given back when this process ends.
+    """Take the lock; it is given back when no process has the descriptor open any more.
 
     One that is held only for a moment, as by somebody who asks for its holder, is waited for.
 
     Returns:
-        The open descriptor; close it to give the lock back earlier.
+        The open descriptor; `name_holder` says whose it is.
 
     Raises:
         CaravanError: another process holds it.
@@ -32,8 +36,11 @@ def acquire(path: Path) -> int:
             raise CaravanError(f"{path} is held by process {holder(path)}")
         time.sleep(PAUSE_SECONDS)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def name_holder(descriptor: int, pid: int) -> None:
+    os.pwrite(descriptor, str(pid).encode(), 0)
 
 
 def holder(path: Path) -> int | None:
@@ -49,7 +56,7 @@ def holder(path: Path) -> int | None:
     deadline = time.monotonic() + TRY_SECONDS
     try:
         while not _taken(descriptor, fcntl.LOCK_SH):
-            # Whoever has just taken it writes its id next: until then there is none, or an old one.
+            # Whoever has just taken it names its holder next: until then, nobody or an old one.
             pid = int(os.pread(descriptor, 20, 0) or b"0")
             if pid and _lives(pid):
                 return pid

@@ -1,6 +1,7 @@
-"""The process that executes one run with `kfp.local`: python -m caravan_pipelines.launch.runner RUN
+"""The process that executes one run with `kfp.local`; `launch.local.start` starts it.
 
-Its output is the run's log. It holds the run's lock, so a run is executed by one process at a time.
+Its output is the run's log. It inherits the run's lock, so a run is executed by one process at a
+time, and a stop that is held back until it can be obeyed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import die_with_parent, launcher_environment, patiently
-from caravan_pipelines.launch.local import close_open_stages, run_dir
-from caravan_pipelines.launch.lock import acquire
+from caravan_pipelines.launch.local import STOP, close_open_stages, run_dir
 
 STOP_AGAIN_SECONDS = 0.5
 
@@ -36,9 +36,8 @@ def execute_run(run_id: str, settings: Settings) -> State:
             stopped.set()
             threading.Thread(target=_stop_steps, daemon=True).start()
 
-    signal.signal(signal.SIGTERM, stop)
-    directory = run_dir(settings, run_id)
-    acquire(directory / "lock")
+    signal.signal(STOP, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})
     patience = settings.patience_seconds
     with patiently(lambda: Registry(settings.resolved_registry_url), patience) as registry:
         run = patiently(lambda: registry.get_run(run_id), patience)
@@ -76,7 +75,7 @@ def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
 def _stop_steps() -> None:
     """Ask the steps to stop until the pipeline ends: it still starts those that depend on none."""
     while True:
-        os.killpg(os.getpgrp(), signal.SIGTERM)  # ours: the launcher made this process its leader
+        os.killpg(os.getpgrp(), STOP)  # ours: the launcher made this process its leader
         time.sleep(STOP_AGAIN_SECONDS)
 
 
@@ -93,8 +92,10 @@ def _heartbeat(run_id: str, settings: Settings, stopped: threading.Event) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(prog="caravan_pipelines.launch.runner")
     parser.add_argument("run")
+    parser.add_argument("--lock", type=int, required=True, help="descriptor of the run's lock")
     parser.add_argument("--detached", action="store_true", help="outlive the launching process")
     arguments = parser.parse_args()
+    os.set_inheritable(arguments.lock, False)
     if not arguments.detached:
         die_with_parent()
     state = execute_run(arguments.run, load_settings())
