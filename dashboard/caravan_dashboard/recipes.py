@@ -10,8 +10,8 @@ from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe_io import ABSENT, Difference, InvalidRecipeError, diff, parse_recipe
-from caravan.recipe_problems import Problem
+from caravan.recipe.io import ABSENT, Difference, InvalidRecipeError, diff, parse_recipe
+from caravan.recipe.problems import Problem
 from caravan_pipelines.graph import Node
 
 FILE = "line"

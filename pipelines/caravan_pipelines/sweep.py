@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 
 TAG = "sweep:"
 

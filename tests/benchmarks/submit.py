@@ -24,7 +24,7 @@ def main() -> None:
     from kfp_pipeline import End, Step
     from kfp_stand_in import StandIn
 
-    from caravan.recipe_io import load_recipe
+    from caravan.recipe.io import load_recipe
     from caravan.settings import Settings
     from caravan_pipelines.launch import kubeflow
 

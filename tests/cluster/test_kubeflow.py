@@ -26,7 +26,7 @@ from caravan.cluster.profile import ClusterProfile, load_profile
 from caravan.errors import BudgetError, CaravanError, RecipeError, SettingsError
 from caravan.planning.estimate import plan_recipe
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan_pipelines.budget import planned_cost

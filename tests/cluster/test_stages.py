@@ -8,7 +8,7 @@ import sys
 
 import restricted
 
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow, State
 from caravan.settings import Settings
 from caravan.store import open_store

@@ -25,7 +25,7 @@ from caravan.cluster.profile import ClusterProfile
 from caravan.cluster.trainjob import GROUP, PLURAL, VERSION, TrainJobs, job_name, train_job
 from caravan.errors import StageError
 from caravan.recipe import Resources
-from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.store import open_store

@@ -24,7 +24,7 @@ from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Message, Pair, RolloutGroup
 from caravan.evals.scoring import ScoredCompletion
 from caravan.recipe import Recipe
-from caravan.recipe_io import parse_recipe, recipe_digest
+from caravan.recipe.io import parse_recipe, recipe_digest
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.stages.context import Score

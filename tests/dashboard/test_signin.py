@@ -20,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 from caravan.access import Role, User
 from caravan.errors import AccessError, SettingsError
 from caravan.identity import load_identity
-from caravan.recipe_io import parse_recipe
+from caravan.recipe.io import parse_recipe
 from caravan.registry import State
 from caravan.settings import load_settings
 from caravan_dashboard.launch import APP, command, write_secrets

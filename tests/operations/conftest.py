@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings

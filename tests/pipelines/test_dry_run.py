@@ -14,7 +14,7 @@ from rich.console import Console
 from caravan.data.io import write_rows
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
 from caravan_pipelines.dry_run import dry_run
 from tiny import conversations, write_inputs

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan_pipelines.graph import evaluated_models, stage_graph
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from caravan.errors import CaravanError, RegistryUnavailableError
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan_pipelines.cli import run as command

@@ -13,7 +13,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan_pipelines.graph import find_node, stage_graph
 from caravan_pipelines.pipeline import build_pipeline
 

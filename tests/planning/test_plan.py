@@ -9,7 +9,7 @@ import pytest
 from caravan.planning.devices import place
 from caravan.planning.estimate import Plan, StagePlan, plan_recipe
 from caravan.recipe import Recipe, Resources
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
 from caravan_pipelines.graph import stage_graph
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from caravan.errors import RecipeError
 from caravan.recipe import DPOConfig, DPOLoss, SimPO
-from caravan.recipe_io import canonical_json, json_schema, load_recipe, parse_recipe
+from caravan.recipe.io import canonical_json, json_schema, load_recipe, parse_recipe
 
 RECIPE = """\
 name: small

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.stages.configs import RespondStageConfig
 from caravan_pipelines.graph import stage_graph
 

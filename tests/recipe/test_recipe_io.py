@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from caravan.errors import RecipeError
 from caravan.recipe import GRPOConfig, PPOConfig, Recipe
-from caravan.recipe_io import (
+from caravan.recipe.io import (
     ABSENT,
     InvalidRecipeError,
     canonical_json,
@@ -341,7 +341,7 @@ def test_every_documented_field_is_described_in_the_schema() -> None:
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:
     program = (
-        "import sys, caravan.recipe_io\n"
+        "import sys, caravan.recipe.io\n"
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'sqlalchemy', 'kfp', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

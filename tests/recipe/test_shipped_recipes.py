@@ -8,7 +8,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from caravan.recipe import ImportedBase, PPOConfig, Recipe
-from caravan.recipe_io import SCHEMA_FILE, diff, json_schema, load_recipe, schema_text
+from caravan.recipe.io import SCHEMA_FILE, diff, json_schema, load_recipe, schema_text
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))

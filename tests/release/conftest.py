@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from caravan.recipe import PretrainedBase, Recipe
-from caravan.recipe_io import load_recipe, recipe_digest
+from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from caravan.data.template import TEMPLATE, TEMPLATE_HASH
 from caravan.errors import CaravanError
-from caravan.recipe_io import recipe_digest
+from caravan.recipe.io import recipe_digest
 from caravan.release.export import export_model
 
 CHAT = [{"role": "user", "content": "How many bags does the camel carry?"}]

@@ -14,7 +14,7 @@ from rich.text import Text
 from caravan.data.io import ROWS, read_rows
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
-from caravan.recipe_checks import suggest
+from caravan.recipe.checks import suggest
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.artifacts import find

@@ -13,7 +13,7 @@ from rich.table import Table
 from caravan.cluster.profile import load_profile
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry

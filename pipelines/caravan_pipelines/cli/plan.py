@@ -14,7 +14,7 @@ from rich.text import Text
 
 from caravan.planning.compare import Comparison, compare
 from caravan.planning.estimate import Plan, StagePlan, plan_recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow
 from caravan.settings import load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry

@@ -15,7 +15,7 @@ File = Annotated[Path, typer.Argument(help="Recipe file, or the name of a shippe
 @recipe.command()
 def validate(file: File) -> None:
     """Check a recipe; exit code 2 says what is wrong."""
-    from caravan.recipe_io import load_recipe, recipe_digest
+    from caravan.recipe.io import load_recipe, recipe_digest
     from caravan_pipelines.cli.common import find_recipe
     from caravan_pipelines.graph import stage_graph
 
@@ -30,7 +30,7 @@ def show(file: File) -> None:
     """Print a recipe with every default filled in."""
     import yaml
 
-    from caravan.recipe_io import load_recipe
+    from caravan.recipe.io import load_recipe
     from caravan_pipelines.cli.common import find_recipe
 
     loaded = load_recipe(find_recipe(file))
@@ -44,8 +44,8 @@ def diff(old: File, new: File) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from caravan.recipe_io import diff as recipe_diff
-    from caravan.recipe_io import load_recipe
+    from caravan.recipe.io import diff as recipe_diff
+    from caravan.recipe.io import load_recipe
     from caravan_pipelines.cli.common import find_recipe
 
     differences = recipe_diff(load_recipe(find_recipe(old)), load_recipe(find_recipe(new)))
@@ -61,6 +61,6 @@ def diff(old: File, new: File) -> None:
 @recipe.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
-    from caravan.recipe_io import schema_text
+    from caravan.recipe.io import schema_text
 
     print(schema_text(), end="")

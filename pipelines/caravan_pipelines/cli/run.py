@@ -10,7 +10,7 @@ from rich.console import Console
 
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan.recipe_io import load_recipe
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import patiently

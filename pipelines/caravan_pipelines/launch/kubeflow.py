@@ -24,7 +24,7 @@ from caravan.cluster.profile import ClusterProfile, load_profile
 from caravan.cluster.trainjob import TrainJobs
 from caravan.errors import CaravanError, SettingsError, require
 from caravan.recipe import Recipe
-from caravan.recipe_io import recipe_digest
+from caravan.recipe.io import recipe_digest
 from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings

@@ -16,7 +16,7 @@ from typing import Any
 from caravan.errors import CaravanError
 from caravan.orphans import launcher_environment
 from caravan.recipe import Recipe
-from caravan.recipe_io import recipe_digest
+from caravan.recipe.io import recipe_digest
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings

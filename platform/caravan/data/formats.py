@@ -26,7 +26,7 @@ from caravan.data.io import describe
 from caravan.data.records import Conversation, Message, Role
 from caravan.errors import DataError, require
 from caravan.recipe import HubSource
-from caravan.recipe_checks import suggest
+from caravan.recipe.checks import suggest
 
 ROLES: Mapping[str, Role] = {
     "system": "system",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from caravan.errors import RecipeError
 from caravan.recipe import Resources
-from caravan.recipe_checks import suggest
+from caravan.recipe.checks import suggest
 
 GIB = 2**30
 

@@ -22,7 +22,7 @@ from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
 from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source
-from caravan.recipe_checks import suggest
+from caravan.recipe.checks import suggest
 from caravan.stages.context import StageContext, StageResult
 from caravan.verifiers import VERIFIERS
 

@@ -16,7 +16,7 @@ from caravan.data.mixing import count_rows, group_by_source, mix_rows
 from caravan.data.records import Conversation
 from caravan.errors import DataError
 from caravan.recipe import MixComponent, MixConfig
-from caravan.recipe_checks import suggest
+from caravan.recipe.checks import suggest
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "mix"

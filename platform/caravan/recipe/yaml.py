@@ -17,7 +17,7 @@ from yaml.reader import ReaderError
 
 from caravan.errors import RecipeError
 from caravan.recipe import DPOLoss
-from caravan.recipe_losses import TAG, without_options
+from caravan.recipe.losses import TAG, without_options
 
 FieldPath = tuple[str | int, ...]
 """Where a value is: keys and list positions from the top."""

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe_checks import doubts
-from caravan.recipe_problems import Problem, misread_booleans, problems_of
-from caravan.recipe_yaml import Document, apply_override, parse_document, read_document
+from caravan.recipe.checks import doubts
+from caravan.recipe.problems import Problem, misread_booleans, problems_of
+from caravan.recipe.yaml import Document, apply_override, parse_document, read_document
 
 logger = logging.getLogger(__name__)
 

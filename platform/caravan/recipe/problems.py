@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from caravan.recipe import DPOLoss, Recipe
-from caravan.recipe_checks import suggest
-from caravan.recipe_losses import TAG, foreign_option, options, tags
-from caravan.recipe_yaml import Document, FieldPath, dotted
+from caravan.recipe.checks import suggest
+from caravan.recipe.losses import TAG, foreign_option, options, tags
+from caravan.recipe.yaml import Document, FieldPath, dotted
 
 
 class Problem(NamedTuple):
@@ -123,7 +123,7 @@ def _shown(value: object) -> str:
 
 
 def _with_path(line: str, document: Document) -> Problem:
-    """A line of `recipe_checks.problems`: `dotted[0].path: message`."""
+    """A line of `checks.problems`: `dotted[0].path: message`."""
     path_text, _, message = line.partition(": ")
     parts = path_text.replace("[", ".").replace("]", "").split(".")
     path = tuple(int(part) if part.isdecimal() else part for part in parts)

@@ -1,0 +1,56 @@
+"""What several stages of a recipe have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from caravan.config import Config
+from caravan.recipe.checks import check_learning_rate, number_or_auto
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+PassTokens = Annotated[PositiveInt | Literal["auto"], BeforeValidator(number_or_auto)]
+LearningRate = Annotated[PositiveFloat, AfterValidator(check_learning_rate)]
+
+
+class Resources(Config):
+    """What one stage needs, on a cluster and on a laptop."""
+
+    cpus: PositiveInt = 2
+    """CPU cores; also the number of threads, which fixes the order of floating-point sums."""
+    memory_gib: PositiveFloat = 4.0
+    gpus: NonNegativeInt = 0
+    """GPUs on each node."""
+    gpu_type: str = ""
+    """Node label value of the GPU, such as `h100`; empty for any."""
+    nodes: PositiveInt = 1
+    processes: PositiveInt = 1
+    """Training processes on each node that has no GPU; with GPUs there is one for each."""
+    disk_gib: PositiveFloat | None = None
+    """Local disk for work in progress; None sets no limit."""
+    shared_memory_gib: PositiveFloat | None = None
+    """Size of /dev/shm; None takes the cluster's default."""
+    deadline_hours: PositiveFloat | None = None
+    """Ends the stage after this time; None never does."""
+    queue: str = ""
+    """Kueue queue that admits the stage; empty takes the cluster's."""
+
+
+class Sampling(Config):
+    """How completions are drawn."""
+
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_completion_length: PositiveInt = 1024
+    """In tokens."""

@@ -1,0 +1,63 @@
+"""The evaluation suite and the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from caravan.config import Config
+from caravan.recipe.common import Name, Resources, Sampling
+from caravan.recipe.preferences import JudgeEngine
+
+
+class EvalTask(Config):
+    """One task of the suite."""
+
+    name: Name
+    task: Name
+    """A name in `caravan.evals.tasks.TASKS`."""
+    suite: Literal["dev", "unseen"] = "dev"
+    limit: PositiveInt | None = None
+    """Instances to take; None takes all."""
+    group: Name | None = None
+    """Tasks of one group count as one row of the suite's average: by their mean."""
+    num_fewshot: NonNegativeInt = 0
+    path: str | None = None
+    """File with the instances, for tasks that read one."""
+    num_generations: PositiveInt = 1
+    """Completions per instance; pass@k of code tasks needs more than one."""
+    sampling: Sampling = Sampling(temperature=0.0, max_completion_length=1024)
+
+
+class EvaluateConfig(Config):
+    tasks: Annotated[tuple[EvalTask, ...], Field(min_length=1)]
+    judge: JudgeEngine | None = None
+    """Judge of the `win_rate` metric of tasks without a verifier."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    batch_size: PositiveInt = 256
+    """Sequences decoded at once."""
+    shards: PositiveInt = 1
+    """Parts that the tasks are divided into; each part of each model is a stage run of its own."""
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _shards_have_tasks(self) -> Self:
+        if self.shards > len(self.tasks):
+            raise ValueError(
+                f"shards={self.shards} leaves shards without a task; take at most the number of "
+                f"tasks, {len(self.tasks)}"
+            )
+        return self
+
+    def shard(self, number: int) -> Self:
+        """The part of the tasks with this number, from 0, in their order."""
+        count = len(self.tasks)
+        first, end = (count * i // self.shards for i in (number, number + 1))
+        return self.derive(tasks=self.tasks[first:end], shards=1)
+
+
+class ReportConfig(Config):
+    bootstrap_samples: PositiveInt = 2000
+    """Paired bootstrap resamples behind every stage-to-stage difference."""
+    resources: Resources = Resources()

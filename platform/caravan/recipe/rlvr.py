@@ -1,0 +1,68 @@
+"""Reinforcement learning with verifiable rewards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from caravan.config import Config
+from caravan.recipe.common import Fraction, LearningRate, Name, Sampling
+from caravan.recipe.training import TrainingConfig
+
+
+class PPOConfig(Config):
+    """Tülu 3, table 21."""
+
+    kind: Literal["ppo"] = "ppo"
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    epsilon: PositiveFloat = 0.2
+    """Clip range of the policy ratio."""
+    value_epsilon: PositiveFloat = 0.2
+    """Clip range of the value."""
+    value_coefficient: NonNegativeFloat = 0.1
+    value_learning_rate: LearningRate | None = None
+    """Of the value model; None takes the policy's."""
+    num_generations: PositiveInt = 1
+    """Completions per prompt."""
+
+
+class GRPOConfig(Config):
+    """DeepSeekMath (arXiv:2402.03300); the settings of Tülu 3.1."""
+
+    kind: Literal["grpo"] = "grpo"
+    epsilon: PositiveFloat = 0.2
+    epsilon_high: PositiveFloat | None = None
+    """Upper clip range (DAPO, arXiv:2503.14476); None takes `epsilon`."""
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    """Completions per prompt: the group."""
+    scale_rewards: bool = True
+    """Divide advantages by the group's standard deviation; False is Dr. GRPO (arXiv:2503.20783)."""
+
+
+class RLVRConfig(TrainingConfig):
+    learning_rate: LearningRate = 3e-7
+    adam_epsilon: PositiveFloat = 1e-5
+    algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
+    max_steps: PositiveInt = 400
+    """Rollout batches; each gives `num_epochs` x `num_mini_batches` optimiser steps."""
+    prompts_per_step: PositiveInt = 224
+    num_epochs: PositiveInt = 1
+    """Passes over one rollout batch (K in the paper)."""
+    num_mini_batches: PositiveInt = 1
+    beta: NonNegativeFloat = 0.05
+    """KL penalty towards the reference policy."""
+    verification_reward: PositiveFloat = 10.0
+    """Reward of a verified completion (alpha in the paper)."""
+    missing_eos_reward: float | None = -10.0
+    """Replaces the reward of a completion without an end token; None leaves it."""
+    sampling: Sampling = Sampling(temperature=1.0, max_completion_length=2048)
+    skills: tuple[Name, ...] = ()
+    """Skills whose verifiable prompts are trained on; empty takes all."""
+
+    @model_validator(mode="after")
+    def _one_process_and_all_weights(self) -> Self:
+        if self.lora is not None or self.quantization is not None:
+            raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
+        return self

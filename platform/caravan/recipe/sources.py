@@ -1,0 +1,72 @@
+"""Where prompts come from, and how they are curated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from caravan.config import Config
+from caravan.recipe.common import Fraction, Name, Resources
+
+
+class FileSource(Config):
+    """JSONL, JSON or Parquet files (optionally gzipped), in any format of docs/data-formats.md."""
+
+    kind: Literal["files"] = "files"
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or globs, relative to the recipe's directory."""
+
+
+class HubSource(Config):
+    """A dataset on the Hugging Face hub."""
+
+    kind: Literal["hub"] = "hub"
+    dataset_name: str
+    config_name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    where: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # pydantic copies it
+    """Takes only the rows whose column (the key) has one of the values."""
+
+
+class GeneratedSource(Config):
+    """Rows made by code of this project (the pocket recipe)."""
+
+    kind: Literal["generated"] = "generated"
+    generator: Name
+    """A name in `caravan.pocket.sources.GENERATORS`."""
+    count: PositiveInt
+
+
+SourceOrigin = Annotated[FileSource | HubSource | GeneratedSource, Field(discriminator="kind")]
+
+
+class Source(Config):
+    """One source of prompts, with where it came from and what may be done with it."""
+
+    name: Name
+    origin: SourceOrigin
+    license: str
+    """SPDX identifier, or `unknown`, which `curate.allowed_licenses` must then allow."""
+    provenance: str = ""
+    """Who wrote it: a paper, a person, a program."""
+    skill: Name
+    rows: PositiveInt | None = None
+    """Rows that the source is known to hold; a difference is an error."""
+    reported_rows: PositiveInt | None = None
+    """Prompts that the provenance reports; for plans and tables, not enforced."""
+    verifier: str | None = None
+    """Verifier of rows that name none themselves."""
+
+
+class CurateConfig(Config):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    allowed_licenses: tuple[str, ...] = ()
+    """Empty allows every licence."""
+    drop_exact_duplicates: bool = True
+    near_duplicate_threshold: Fraction | None = 0.9
+    """Jaccard similarity of word 5-grams (MinHash) above which a prompt is a near duplicate."""
+    forbidden_phrases: tuple[str, ...] = ()
+    """Rows whose assistant turns contain one are dropped: other models' and developers' names."""
+    resources: Resources = Resources()

@@ -1,0 +1,189 @@
+"""What every training stage has; SFT, DPO and the reward model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    Field,
+    GetJsonSchemaHandler,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from caravan.config import Config
+from caravan.recipe.common import Fraction, LearningRate, PassTokens, Resources
+from caravan.recipe.losses import flatten_schema, gather_options, without_options
+from caravan.training.losses.dpo import DPO
+from caravan.training.losses.hinge import Hinge
+from caravan.training.losses.ipo import IPO
+from caravan.training.losses.kto import KTO
+from caravan.training.losses.length_normalised_dpo import LengthNormalisedDPO
+from caravan.training.losses.orpo import ORPO
+from caravan.training.losses.robust_dpo import RobustDPO
+from caravan.training.losses.simpo import SimPO
+
+
+class LoRAConfig(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), merged into the weights at the end."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of linear layers, such as `q_proj`; empty takes all but the head."""
+
+
+class TrainingConfig(Config):
+    """What every training stage has. Defaults are Tülu 3's where it has one."""
+
+    learning_rate: LearningRate
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    num_train_epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    """Overrides `num_train_epochs`."""
+    max_length: PositiveInt = Field(
+        default=2048, validation_alias=AliasChoices("max_length", "max_seq_length")
+    )
+    """In tokens, prompt and response together."""
+    tokens_per_pass: PassTokens = 16_384
+    """Tokens of one forward pass on one device, without padding; splits a step into passes. `auto`
+    takes the most that should fit into the memory of the device that the stage finds itself on."""
+    bf16: bool = True
+    """Autocast to bfloat16; the weights and the optimiser stay in float32."""
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt = 200
+    """Optimiser steps between checkpoints."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage, used when more than one process trains; 0 replicates the model."""
+    zero_offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the host's memory: the optimiser's state, or (stage 3) weights too."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or a gradient is not finite; a run skips a few steps at most."""
+    lora: LoRAConfig | None = None
+    """Train adapters on frozen weights; None trains all weights."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights in 4 bits (QLoRA, arXiv:2305.14314); needs `lora` and a GPU."""
+    resources: Resources = Resources()
+
+    @property
+    def pass_tokens(self) -> int:
+        """`tokens_per_pass` of a stage that has begun, which has put a number there."""
+        assert self.tokens_per_pass != "auto"
+        return self.tokens_per_pass
+
+    @model_validator(mode="after")
+    def _parallel_options_fit(self) -> Self:
+        if self.zero_offload != "none" and self.zero_stage == 0:
+            raise ValueError("zero_offload needs zero_stage 1, 2 or 3")
+        if self.zero_offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                "zero_offload: all moves weights too, which needs zero_stage 3; say optimizer"
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("quantized weights cannot be trained themselves: set lora too")
+        if self.quantization is not None and self.zero_stage == 3:
+            raise ValueError(
+                "4-bit weights cannot be spread over ranks: use zero_stage 2, or no quantization"
+            )
+        return self
+
+
+class SFTConfig(TrainingConfig):
+    learning_rate: LearningRate = 5e-6
+    warmup_ratio: Fraction = 0.03
+    num_train_epochs: PositiveFloat = 2.0
+    max_length: PositiveInt = Field(
+        default=4096, validation_alias=AliasChoices("max_length", "max_seq_length")
+    )
+    sequences_per_step: PositiveInt = 128
+    """Conversations per optimiser step, over all ranks."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """`mean` divides by the supervised tokens of the whole optimiser step; `sum` does not."""
+
+
+DPOLoss = Annotated[
+    LengthNormalisedDPO | DPO | RobustDPO | Hinge | IPO | SimPO | KTO | ORPO,
+    Field(discriminator="loss_type"),
+]
+"""What a preference stage minimises. Each has options of its own; see docs/training.md."""
+
+
+class DPOConfig(TrainingConfig):
+    """Preference optimisation. The loss and its options are written flat, beside the rest:
+
+    dpo: {loss_type: simpo, beta: 2.5, simpo_gamma: 1.4, learning_rate: 5e-7}
+    """
+
+    learning_rate: LearningRate = 5e-7
+    warmup_ratio: Fraction = 0.1
+    loss: DPOLoss = LengthNormalisedDPO()
+    """`loss_type` and its options."""
+    pairs_per_step: PositiveInt = 128
+    """Preference pairs per optimiser step, over all ranks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_loss(cls, data: Any) -> Any:
+        return gather_options(data, DPOLoss) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _ranks_stay_in_step(self) -> Self:
+        if self.loss.needs_divergence and self.zero_stage == 3:
+            raise ValueError(
+                f"loss_type {self.loss.loss_type} measures a divergence on passes of its own, "
+                "whose number differs between ranks, and zero_stage 3 needs equal ones; use "
+                "zero_stage 2"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_flat(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        loss: dict[str, Any] = data.pop("loss", {})
+        return data | loss
+
+    def derive(self, **changes: object) -> Self:
+        """As of every config; the options of another loss do not carry over."""
+        loss_type = changes.get("loss_type", self.loss.loss_type)
+        kept = without_options(self.model_dump(), loss_type, DPOLoss)
+        return type(self).model_validate(kept | changes)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        described = handler(schema)
+        flatten_schema(handler.resolve_ref_schema(described), DPOLoss)
+        return described
+
+
+class RewardModelConfig(TrainingConfig):
+    """Tülu 3, table 36."""
+
+    learning_rate: LearningRate = 3e-6
+    pairs_per_step: PositiveInt = 256
+    center_rewards_coefficient: NonNegativeFloat = 0.0
+    """Weight of a term that draws the mean reward to 0, which the preferences leave free."""
+    rating_margin: NonNegativeFloat = 0.0
+    """Margin of the rewards that is asked for, per point of difference between the ratings."""
+    model_name_or_path: str | None = None
+    """A reward model that exists, taken as it is; None trains one from the run's SFT model."""
+
+    @model_validator(mode="after")
+    def _full_precision(self) -> Self:
+        if self.quantization is not None:
+            raise ValueError("a reward model is trained from weights in full precision, or on lora")
+        return self
