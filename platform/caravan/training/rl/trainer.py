@@ -33,8 +33,6 @@ from caravan.training.precision import autocast
 from caravan.training.rl.advantages import (
     generalized_advantages,
     group_advantages,
-    kl_k1,
-    kl_k3,
     token_rewards,
     whiten,
 )
@@ -47,12 +45,9 @@ from caravan.training.rl.forward import (
     values_before,
 )
 from caravan.training.rl.grpo import grpo_loss
+from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_metrics
 from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
-from caravan.training.rl.rollout import Outcome, RLPrompt, RolloutBatch, collect
-
-Sums = defaultdict[str, float]
-_MAXIMA = ("mismatch/logprob_abs_max",)
-"""Not summed up: the largest counts."""
+from caravan.training.rl.rollout import RLPrompt, RolloutBatch, collect
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,7 @@ class RLTrainer:
         else:
             targets = self._grpo_targets(rollouts, self.config.algorithm, sums, metrics)
         self._update(step, rollouts, targets, sums, metrics)
-        metrics |= _means(sums)
+        metrics |= means_of(sums)
         finished = time.perf_counter()
         metrics |= {
             "episodes": float((step + 1) * len(rollouts.rollouts)),
@@ -286,7 +281,7 @@ class RLTrainer:
                     scatter(values, mask, part.indices, values_before(models.value, batch))
             if not policy:
                 return Sums(float)
-            return _described(
+            return described(
                 rollouts,
                 part,
                 seen.logprobs.cpu(),
@@ -295,7 +290,7 @@ class RLTrainer:
             )
 
         for of_pass in self._lanes.map(measure, self._passes(rollouts, kept)):
-            _add(sums, of_pass)
+            add(sums, of_pass)
         if self.models.reference is None:
             reference = logprobs
         return _Measured(logprobs, reference, values)
@@ -340,11 +335,11 @@ class RLTrainer:
             sums = self._policy_pass(models.policy, update, rollouts, targets, part, tokens)
             if models.value is not None:
                 value_pass = self._value_pass(models.value, update, rollouts, targets, part, tokens)
-                _add(sums, value_pass)
+                add(sums, value_pass)
             return sums
 
         for of_pass in self._lanes.map(backward, self._passes(rollouts, indices)):
-            _add(sums, of_pass)
+            add(sums, of_pass)
         self._lanes.gather()
         result = self._policy.step(update)
         metrics |= {"learning_rate": result.learning_rate, "grad_norm": result.grad_norm}
@@ -384,14 +379,14 @@ class RLTrainer:
             },
         )
         if targets.old_logprobs is None:
-            described = _described(
+            as_sampled = described(
                 rollouts,
                 part,
                 seen.logprobs.detach().cpu(),
                 seen.entropies.cpu(),
                 self._reference_of(targets.reference, rollouts, part),
             )
-            _add(sums, described)
+            add(sums, as_sampled)
         return sums
 
     def _policy_loss(
@@ -478,84 +473,6 @@ def derived_seed(seed: int, purpose: str, step: int) -> int:
     """A seed in [0, 2^63) for one purpose in one step."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
-    """What can be said of a rollout batch without the models.
-
-    Rewards are over the completions whose reward is known; lengths are in tokens, over all.
-    """
-    known = rollouts.rewards[rollouts.counts]
-    lengths = rollouts.lengths.float()
-    ended = [r.sequence.finish_reason == "stop" for r in rollouts.rollouts]
-    metrics = {
-        "reward": float(known.mean()),
-        "reward_std": float(known.std(correction=0)),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": 1.0 - sum(ended) / len(ended),
-        "verifier/failures": float((~rollouts.counts).sum()),
-    }
-    by_verifier: dict[str, list[tuple[float, bool]]] = {}
-    for rollout in rollouts.rollouts:
-        if rollout.reward is not None:
-            name = rollout.prompt.row.verifier or ""
-            verified = rollout.outcome is Outcome.VERIFIED
-            by_verifier.setdefault(name, []).append((rollout.reward, verified))
-    for name, seen in sorted(by_verifier.items()):
-        metrics[f"rewards/{name}/mean"] = sum(reward for reward, _ in seen) / len(seen)
-        metrics[f"verifier/{name}/accuracy"] = sum(verified for _, verified in seen) / len(seen)
-    everything = [verified for seen in by_verifier.values() for _, verified in seen]
-    metrics["objective/verified"] = sum(everything) / len(everything)
-    return metrics
-
-
-def _add(sums: Sums, numbers: Mapping[str, float]) -> None:
-    for name, number in numbers.items():
-        sums[name] = max(sums[name], number) if name in _MAXIMA else sums[name] + number
-
-
-def _described(
-    rollouts: RolloutBatch,
-    part: Pass,
-    logprobs: Tensor,
-    entropies: Tensor,
-    reference: Tensor | None,
-) -> Sums:
-    """The policy's numbers of one pass, as it was when it sampled."""
-    gap = logprobs - gather(rollouts.sampler_logprobs, rollouts.mask, part.indices)
-    sums = Sums(
-        float,
-        {
-            "tokens": len(logprobs),
-            "completions": len(part.indices),
-            "entropy": entropies.sum().item(),
-            "mismatch/logprob_abs_mean": gap.abs().sum().item(),
-            # KL(sampler || trainer), which is 0 where they are the same program.
-            "mismatch/kl": (torch.expm1(gap) - gap).sum().item(),
-            "mismatch/logprob_abs_max": gap.abs().max().item(),
-        },
-    )
-    if reference is not None:
-        sums["kl"] = kl_k3(logprobs, reference).sum().item()
-        sums["objective/kl"] = kl_k1(logprobs, reference).sum().item()
-    return sums
-
-
-def _means(sums: Sums) -> dict[str, float]:
-    """Sums over tokens as means; `objective/kl` per completion, as open-instruct reports it."""
-    per_token = ("entropy", "kl", "mismatch/logprob_abs_mean", "mismatch/kl")
-    per_update_token = (
-        "loss/policy", "loss/value", "clip_ratio", "value/clip_ratio", "policy/approx_kl"
-    )  # fmt: skip
-    means: dict[str, float] = {}
-    for names, unit in (
-        (per_token, "tokens"),
-        (per_update_token, "update_tokens"),
-        (("objective/kl",), "completions"),
-    ):
-        means |= {name: sums[name] / sums[unit] for name in names if name in sums}
-    return means | {name: sums[name] for name in _MAXIMA if name in sums}
 
 
 def _check_finite(update: int, what: str, loss: Tensor, rollouts: RolloutBatch, part: Pass) -> None:
