@@ -9,7 +9,8 @@ from pathlib import Path
 
 from caravan.errors import BudgetError
 from caravan.operations.costs import CPU, StageCost, project_tag, run_costs, total
-from caravan.planning.estimate import Plan, plan_recipe
+from caravan.planning.estimate import plan_recipe
+from caravan.planning.plan import Plan
 from caravan.recipe import Recipe
 from caravan.registry import Registry, RunRow
 from caravan.settings import Settings

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from caravan.planning.devices import place
-from caravan.planning.estimate import Plan, StagePlan, plan_recipe
+from caravan.planning.estimate import plan_recipe
+from caravan.planning.plan import Plan, StagePlan
 from caravan.recipe import Recipe, Resources
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.planning.compare import Comparison, compare
-from caravan.planning.estimate import Plan, StagePlan, plan_recipe
+from caravan.planning.estimate import plan_recipe
+from caravan.planning.plan import Plan, StagePlan
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow
 from caravan.settings import load_settings

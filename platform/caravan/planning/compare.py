@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from caravan.planning.estimate import Plan
+from caravan.planning.plan import Plan
 from caravan.registry import StageRunRow, State
 from caravan.stages.usage import PEAK_GPU_MEMORY, PEAK_MEMORY
 
