@@ -24,6 +24,14 @@ def ended(**terminated: object) -> dict:
     return failed(containerStatuses=[sidecar, main])
 
 
+def disrupted(status: str = "True", **terminated: object) -> dict:
+    condition = {"type": "DisruptionTarget", "status": status, "reason": "PreemptionByScheduler",
+                 "message": "preempted by the scheduler"}  # fmt: skip
+    pod = ended(**terminated)
+    pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}, condition]
+    return pod
+
+
 @pytest.mark.parametrize(
     ("pod", "words"),
     [
@@ -37,7 +45,11 @@ def ended(**terminated: object) -> dict:
         ),
         (failed(reason="DeadlineExceeded"), "longer than its deadline of 60 s"),
         (failed(reason="Evicted", message="low on resource: memory."), "low on resource: memory."),
-        (failed(reason="NodeLost", message="node gone"), "NodeLost node gone"),
+        (failed(reason="NodeLost", message="node gone"), "lost with its node: node gone"),
+        (failed(reason="Terminated", message="node shutdown"), "shut down: node shutdown"),
+        (failed(reason="Preempting"), "for a pod of higher priority: no reason given"),
+        (disrupted(exitCode=137, reason="Error"), "taken off its node: preempted by the scheduler"),
+        (failed(reason="StartError", message="no such file"), "failed: StartError no such file"),
     ],
 )
 def test_why_a_pod_failed(pod, words):
@@ -57,7 +69,21 @@ def test_a_pod_that_was_asked_to_stop_did_not_fail(code):
 def test_memory_and_errors_are_failures_and_evictions_are_not():
     assert not was_interrupted(ended(exitCode=137, reason="OOMKilled"))
     assert not was_interrupted(ended(exitCode=1, reason="Error"))
+    assert not was_interrupted(failed(reason="DeadlineExceeded"))
     assert was_interrupted(failed(reason="Evicted"))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["Terminated", "NodeShutdown", "NodeLost", "Preempting", "UnexpectedAdmissionError"],
+)
+def test_a_pod_that_its_node_or_the_scheduler_ended_did_not_fail(reason):
+    assert was_interrupted(failed(reason=reason))
+
+
+def test_a_pod_that_kubernetes_says_to_have_disrupted_did_not_fail():
+    assert was_interrupted(disrupted(exitCode=137, reason="Error"))
+    assert not was_interrupted(disrupted("False", exitCode=137, reason="Error"))
 
 
 def waiting(reason: str, message: str = "") -> dict:

@@ -13,6 +13,15 @@ STOPPED = "stopped: the run was cancelled, or its node drained"
 SIGNALS = {137: "killed (SIGKILL)", 143: STOPPED, CONTINUE: STOPPED}
 ASKED = (CONTINUE, 143)
 """Exit codes of a stage that was asked to stop."""
+TAKEN = {
+    "Evicted": "evicted from its node",
+    "Preempting": "evicted for a pod of higher priority",
+    "Terminated": "ended with its node, which was shut down",
+    "NodeShutdown": "ended with its node, which was shut down",
+    "NodeLost": "lost with its node",
+    "UnexpectedAdmissionError": "refused by its node, which had too little for it after all",
+}
+"""Reasons of pods that the cluster has ended, not their stage."""
 MAIN = "main"
 """Kubeflow Pipelines' name of the container that runs the step."""
 
@@ -26,11 +35,14 @@ def why_ended(pod: dict[str, Any]) -> str | None:
     if status.get("phase") != "Failed":
         return None
     message = status.get("message", "").strip()
-    if status.get("reason") == "Evicted":
-        return f"evicted from its node: {message or 'no reason given'}"
+    if words := TAKEN.get(status.get("reason", "")):
+        return f"{words}: {message or 'no reason given'}"
     if status.get("reason") == "DeadlineExceeded":
         seconds = pod["spec"].get("activeDeadlineSeconds")
         return f"ran longer than its deadline of {seconds} s; raise resources.deadline_hours"
+    if disruption := _disruption(status):
+        why = disruption.get("message") or disruption.get("reason") or "no reason given"
+        return f"taken off its node: {why}"
     for container in _containers(status):
         ended = container.get("state", {}).get("terminated")
         if ended and ended.get("reason") == "OOMKilled":
@@ -45,10 +57,20 @@ def why_ended(pod: dict[str, Any]) -> str | None:
 
 
 def was_interrupted(pod: dict[str, Any]) -> bool:
-    """Whether a pod ended through no fault of its stage: evicted, or asked to stop."""
+    """Whether a pod ended through no fault of its stage: taken by the cluster, or asked to stop."""
     status = pod.get("status", {})
     ended = [c.get("state", {}).get("terminated") or {} for c in _containers(status)]
-    return status.get("reason") == "Evicted" or any(e.get("exitCode") in ASKED for e in ended)
+    asked = any(e.get("exitCode") in ASKED for e in ended)
+    return asked or status.get("reason") in TAKEN or _disruption(status) is not None
+
+
+def _disruption(status: dict[str, Any]) -> dict[str, Any] | None:
+    """The condition by which Kubernetes tells that it takes a pod away."""
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            found: dict[str, Any] = condition
+            return found
+    return None
 
 
 def why_waiting(pod: dict[str, Any]) -> str | None:
