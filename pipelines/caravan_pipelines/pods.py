@@ -25,6 +25,10 @@ from caravan.recipe import Resources
 from caravan_pipelines.graph import Node
 from caravan_pipelines.on_nodes import TRAINER_TOKEN_DIR
 
+RETRY_WINDOW = "8760h"
+"""How long after its first attempt began a step may be tried again, and the last attempt may run:
+that is what Argo Workflows makes of `backoff_max_duration`. A year stands for no limit."""
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -158,8 +162,8 @@ def _set_retries(task: Any, profile: ClusterProfile) -> None:
         task.set_retry(
             num_retries=retries,
             backoff_duration=f"{profile.retries.backoff_seconds}s",
-            backoff_factor=profile.retries.backoff_factor,
-            backoff_max_duration=f"{profile.retries.max_backoff_seconds}s",
+            backoff_factor=1,  # a growing pause would have no upper bound
+            backoff_max_duration=RETRY_WINDOW,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +19,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
 from cluster_client import Cluster
+from kfp_pipeline import Executor
+from kfp_stand_in import StandIn
 from services import Services, start_services
 
 from caravan.registry import upgrade
@@ -37,6 +39,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
     items[:] = filter(runs, items)
+
+
+@pytest.fixture
+def new_stand_in() -> Iterator[Callable[..., StandIn]]:
+    """Starts a stand-in of Kubeflow Pipelines whose steps an executor runs."""
+    made: list[StandIn] = []
+
+    def new(executor: Executor, **options: object) -> StandIn:
+        made.append(StandIn(lambda run, account: executor, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for server in made:
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,8 @@ class End:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     """Text of the output artifacts that are files."""
     why: str = ""
+    lost: bool = False
+    """Its pod is gone: an error to Argo Workflows, whose default is to retry failures only."""
 
 
 class Executor(Protocol):
@@ -210,9 +212,14 @@ class Pipeline:
         everything = json.dumps(_executor_input(own, parameters, artifacts))
         words = [*container.get("command", []), *container.get("args", [])]
         retry = task.get("retryPolicy", {})
+        elapsed = 0.0
         for attempt in range(int(retry.get("maxRetryCount", 0)) + 1):
             if attempt:
-                self._pause(_backoff_seconds(retry, attempt))
+                pause = _backoff_seconds(retry, attempt)
+                if elapsed + pause > _seconds(retry, "backoffMaxDuration", 3600):
+                    raise StepFailed(f"{path.rstrip('.')}: Backoff would exceed max duration limit")
+                self._pause(pause)
+                elapsed += pause
             if self.stop.is_set():
                 raise Stopped(path)
             step = Step(
@@ -232,8 +239,11 @@ class Pipeline:
             end = self._executor.run(step, self.stop)
             detail.end, detail.ended = end, time.time()
             detail.state = "FAILED" if end.exit_code else "SUCCEEDED"
+            elapsed += detail.ended - detail.started
             if self.stop.is_set():
                 raise Stopped(path)
+            if end.lost:
+                break
             if not end.exit_code:
                 values = end.outputs.get("parameterValues", {})
                 if missing := [name for name in parameters if name not in values]:
@@ -340,8 +350,10 @@ def _executor_input(
 
 
 def _backoff_seconds(retry: Mapping[str, Any], attempt: int) -> float:
-    def seconds(name: str, default: float) -> float:
-        return float(str(retry.get(name, f"{default}s")).rstrip("s"))
+    """Argo Workflows' pause before a retry; it has no bound but the window of all attempts."""
+    factor = float(retry.get("backoffFactor", 1))
+    return _seconds(retry, "backoffDuration", 0) * factor ** (attempt - 1)
 
-    wanted = seconds("backoffDuration", 0) * float(retry.get("backoffFactor", 1)) ** (attempt - 1)
-    return min(wanted, seconds("backoffMaxDuration", 3600))
+
+def _seconds(retry: Mapping[str, Any], name: str, default: float) -> float:
+    return float(str(retry.get(name, f"{default}s")).rstrip("s"))

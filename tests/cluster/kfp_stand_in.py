@@ -11,8 +11,9 @@ Covered: health, experiments (create, get, list by name), runs (create from a pi
 list, terminate, delete), task details with states and pod names, bearer tokens or a cookie.
 
 Not covered: uploaded pipelines and versions, recurring runs, multi-user mode, the artifacts and
-authorisation services, caching, the page, and everything that Kubeflow's own images do (driver,
-launcher, workflow controller). No product code depends on this.
+authorisation services, caching, the page, an end to attempts that outlast the window of retries,
+and everything that Kubeflow's own images do (driver, launcher, workflow controller). No product
+code depends on this.
 """
 
 from __future__ import annotations

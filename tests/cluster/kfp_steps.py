@@ -248,9 +248,9 @@ class Pods:
             except client.ApiException as error:
                 if error.status != 404:
                     raise
-                return End(1, why="pod deleted")
+                return End(1, why="pod deleted", lost=True)
             if found.metadata.deletion_timestamp:
-                return End(1, why="pod deleted")
+                return End(1, why="pod deleted", lost=True)
             if found.status.phase in ("Succeeded", "Failed"):
                 return self._end(name, found)
             time.sleep(POLL_SECONDS * 2)

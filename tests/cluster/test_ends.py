@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
@@ -144,6 +146,25 @@ def test_what_a_pod_died_of_reaches_its_stage_once(registry, listed):
     pod_ends.record_ends(run, registry, "ns", State.RUNNING)
     (stage,) = registry.stage_runs(run_id)
     assert (stage.state, stage.failures) == (State.PENDING, 1)
+
+
+def test_only_what_worked_lately_tells_of_an_interruption(registry, listed):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    run = registry.get_run(run_id)
+    start(registry, run_id, "p1")
+
+    def interruptions(since: datetime) -> list[str]:
+        return pod_ends.interruptions(run, registry, "ns", since)
+
+    assert interruptions(run.created_at) == [f"sft: {pod_ends.LOST}"]
+    assert interruptions(datetime.now(UTC)) == []
+    listed.append(named(failed(reason="Evicted", message="disk"), "p1"))
+    assert interruptions(run.created_at) == ["sft: evicted from its node: disk"]
+    (stage,) = registry.stage_runs(run_id)
+    assert (stage.state, stage.failures) == (State.RUNNING, 0)
+
+    registry.finish_stage_run(stage.id, State.SUCCEEDED)
+    assert interruptions(run.created_at) == []
 
 
 @pytest.mark.parametrize("pod", [failed(reason="Evicted"), ended(exitCode=75), None])

@@ -1,5 +1,7 @@
 """Recipes on Kubeflow Pipelines: what is submitted, and how it ends.
 
+What happens to runs whose pods are lost is in `test_interruptions.py`.
+
 The backend is the stand-in of `kfp_stand_in.py` behind the real `kfp.Client`.
 """
 
@@ -9,13 +11,18 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from kfp_pipeline import End, Executor, Step
+from kfp_launching import (
+    MINI,
+    Waiting,
+    launched,
+    launched_sweep,
+    settings_for,
+    wait_for_end,
+)
+from kfp_pipeline import End, Step
 from kfp_recorder import Recorder, recorded
-from kfp_stand_in import StandIn
 from kfp_steps import Processes
 
 from caravan.cluster.profile import ClusterProfile, load_profile
@@ -23,57 +30,13 @@ from caravan.errors import BudgetError, CaravanError, RecipeError
 from caravan.planning.estimate import plan_recipe
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe, recipe_digest
-from caravan.registry import Registry, State
+from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan_pipelines.budget import planned_cost
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import kubeflow
 from caravan_pipelines.launch.files import unpack_files
-from caravan_pipelines.sweep import sweep_members
-
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / "tests" / "recipes" / "pocket-mini.yaml"
-
-NewStandIn = Callable[..., StandIn]
-
-
-@pytest.fixture
-def new_stand_in() -> Iterator[NewStandIn]:
-    made: list[StandIn] = []
-
-    def new(executor: Executor, **options: object) -> StandIn:
-        made.append(StandIn(lambda run, account: executor, **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield new
-    for server in made:
-        server.close()
-
-
-def settings_for(server: StandIn, directory: Path, **more: object) -> Settings:
-    given = {"home": directory, "kfp_url": server.url, "owner": "ann", "patience_seconds": 1.0}
-    return Settings.model_validate(given | more)
-
-
-def launched(settings: Settings, recipe: Recipe | None = None, **options: object) -> str:
-    submitted = kubeflow.launch(
-        recipe or load_recipe(MINI),
-        settings,
-        recipe_dir=MINI.parent,
-        **options,  # type: ignore[arg-type]
-    )
-    return submitted.run_id
-
-
-def wait_for_end(run_id: str, settings: Settings, seconds: float = 60) -> State:
-    deadline = time.monotonic() + seconds
-    with Registry(settings.resolved_registry_url) as registry:
-        while True:
-            kubeflow.sync(registry.get_run(run_id), registry, settings)
-            state = registry.get_run(run_id).state
-            if state.finished or time.monotonic() > deadline:
-                return state
-            time.sleep(0.2)
+from caravan_pipelines.launch.kubeflow import KubeflowError
 
 
 def test_the_two_runs_know_each_other(new_stand_in, tmp_path):
@@ -155,21 +118,6 @@ def test_files_that_a_recipe_names_go_along(new_stand_in, tmp_path):
         kubeflow.launch(recipe, settings, recipe_dir=tmp_path)
 
 
-class Waiting(Recorder):
-    """Steps of one stage wait until they are stopped."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__()
-        self.stage, self.reached = stage, threading.Event()
-
-    def run(self, step: Step, stop: threading.Event) -> End:
-        if step.name == self.stage:
-            self.reached.set()
-            stop.wait(60)
-            return End(143)
-        return super().run(step, stop)
-
-
 def test_a_cancelled_run_is_continued_by_another_of_the_same_name(new_stand_in, tmp_path):
     executor = Waiting("sft")
     server = new_stand_in(executor)
@@ -205,13 +153,16 @@ class Failing(Recorder):
         return end
 
 
-def test_a_pod_that_is_lost_is_tried_again(new_stand_in, tmp_path):
-    executor = Failing("sft", 3)
+def test_a_pod_that_fails_is_tried_again_as_often_as_the_profile_says(new_stand_in, tmp_path):
+    """Also after long pauses: Argo Workflows counts them into the window of all attempts."""
+    retries = ClusterProfile().retries
+    executor = Failing("sft", retries.count + retries.interruptions)
     settings = settings_for(new_stand_in(executor), tmp_path)
     run_id = launched(settings)
 
     assert wait_for_end(run_id, settings) is State.SUCCEEDED
-    assert [s.attempt for s in executor.steps if s.name == "sft"] == [0, 1, 2, 3]
+    attempts = [step.attempt for step in executor.steps if step.name == "sft"]
+    assert attempts == list(range(retries.count + retries.interruptions + 1))
 
 
 def test_a_run_that_fails_says_why(new_stand_in, tmp_path):
@@ -223,15 +174,45 @@ def test_a_run_that_fails_says_why(new_stand_in, tmp_path):
         assert "dpo" in (registry.get_run(run_id).error or "")
 
 
+def test_a_run_that_somebody_deleted_there_fails_and_stops_no_other(new_stand_in, tmp_path):
+    server = new_stand_in(Waiting("sft"))
+    settings = settings_for(server, tmp_path)
+    gone, stays = launched(settings), launched(settings)
+    with Registry(settings.resolved_registry_url) as registry:
+        deleted = server.runs.pop(registry.get_run(gone).backend_run_id)
+        deleted.stop.set()
+        server.runs[registry.get_run(stays).backend_run_id].terminate()
+        deadline = time.monotonic() + 60
+        while not registry.get_run(stays).state.finished and time.monotonic() < deadline:
+            assert kubeflow.sync_all(settings) == []
+            time.sleep(0.2)
+
+        assert registry.get_run(stays).state is State.CANCELLED
+        run = registry.get_run(gone)
+        assert run.state is State.FAILED
+        assert run.error == (
+            f"Kubeflow Pipelines no longer has it; `caravan resume {gone}` submits it again"
+        )
+        kubeflow.resume(run, settings)
+        assert registry.get_run(gone).state is State.RUNNING
+
+
+def test_trouble_with_one_run_is_told_and_stops_no_other(new_stand_in, tmp_path, monkeypatch):
+    settings = settings_for(new_stand_in(Waiting("sft")), tmp_path)
+    bad, good = launched(settings), launched(settings)
+    asked = []
+
+    def keep_up(run: RunRow, *_: object) -> None:
+        asked.append(run.id)
+        if run.id == bad:
+            raise KubeflowError("500 Internal Server Error")
+
+    monkeypatch.setattr(kubeflow, "keep_up", keep_up)
+    assert kubeflow.sync_all(settings) == [f"run {bad}: 500 Internal Server Error"]
+    assert set(asked) == {bad, good}
+
+
 # --- sweeps -------------------------------------------------------------------------------------
-
-
-def launched_sweep(settings: Settings, axis: str) -> kubeflow.Submitted:
-    members = sweep_members(MINI, [axis], [])
-    tags = [member.values for member in members]
-    return kubeflow.launch_together(
-        [member.recipe for member in members], settings, recipe_dir=MINI.parent, tags=tags
-    )
 
 
 def test_the_first_run_of_a_sweep_goes_ahead_and_the_others_follow(new_stand_in, tmp_path):

@@ -23,6 +23,17 @@ def test_a_run_and_its_backend_know_each_other(tmp_path):
         assert registry.get_run(there).state is State.RUNNING
 
 
+def test_one_of_those_that_take_a_run_from_its_backend_has_it(tmp_path):
+    with Registry(f"sqlite:///{tmp_path / 'r.db'}") as registry:
+        run_id = registry.create_run({}, name="b", seed=1, recipe_digest="d", backend="kubeflow")
+        registry.set_backend_run(run_id, "3f1c")
+
+        assert not registry.take_backend_run(run_id, "another")
+        assert registry.take_backend_run(run_id, "3f1c")
+        assert not registry.take_backend_run(run_id, "3f1c")
+        assert registry.get_run(run_id).backend_run_id == ""
+
+
 def test_runs_of_an_older_registry_are_local(tmp_path):
     from alembic import command
 

@@ -62,7 +62,7 @@ def follow(run_id: str, settings: Settings, console: Console) -> None:
     waits = None
     with open_registry(settings) as registry:
         while True:
-            kubeflow.sync(run := registry.get_run(run_id), registry, settings)
+            kubeflow.keep_up(registry.get_run(run_id), registry, settings)
             run = registry.get_run(run_id)
             for stage in registry.stage_runs(run_id):
                 if stage.state.finished and (stage.id, stage.attempt) not in told:
@@ -123,15 +123,16 @@ def logs(run: RunRow, settings: Settings) -> None:
 
 def watch(interval_seconds: float) -> None:
     """Keep the registry in step with Kubeflow Pipelines, until this process is stopped."""
-    settings, said = load_settings(), ""
+    settings, said = load_settings(), list[str]()
     while True:
         try:
-            kubeflow.sync_all(settings)
-            said = ""
-        except CaravanError as error:  # away for a while: said once, asked again
-            if str(error) != said:
+            errors = kubeflow.sync_all(settings)
+        except CaravanError as away:
+            errors = [str(away)]
+        for error in errors:
+            if error not in said:  # said once, asked again
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            said = str(error)
+        said = errors
         time.sleep(interval_seconds)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
 from caravan_pipelines.launch.local import check_writable
+from caravan_pipelines.launch.pod_ends import interruptions, record_ends
 from caravan_pipelines.page import run_link
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ STATES = {
 }
 """How a run of Kubeflow Pipelines may end."""
 CANCEL_SECONDS = 30.0
+CANCEL_POLL_SECONDS = 0.5
 
 
 logger = logging.getLogger(__name__)
@@ -282,12 +286,15 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
     """
     client, profile = open_client(settings), load_profile(settings)
     with Registry(settings.resolved_registry_url) as registry:
-        sync(run, registry, settings, client)
-        if not (run := registry.get_run(run.id)).state.finished:
+        given_up = sync(run, registry, settings, client)
+        run = registry.get_run(run.id)
+        free = given_up and registry.take_backend_run(run.id, run.backend_run_id)
+        if run.state in (State.PENDING, State.RUNNING) and not free:
             raise CaravanError(
                 f"run {run.id} is {run.state} on Kubeflow Pipelines: follow it with "
                 f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
             )
+        registry.forgive_failures(run.id)
         with _failing([run], registry):
             return _submit([run], client, profile, settings, registry)
 
@@ -298,7 +305,10 @@ def _submit(
     profile: ClusterProfile,
     settings: Settings,
     registry: Registry,
+    *,
+    again: int = 0,
 ) -> Submitted:
+    """`again` counts the times that runs were submitted again after interruptions."""
     first, others = runs[0], [run.id for run in runs[1:]]
     recipe = Recipe.model_validate(first.recipe)
     began = time.perf_counter()
@@ -314,14 +324,13 @@ def _submit(
             )
             submitted = client.run_pipeline(
                 experiment_id=experiment.experiment_id,
-                job_name=first.id,
+                job_name=f"{first.id}-again-{again}" if again else first.id,
                 pipeline_package_path=str(path),
                 params={"first": first.id, "others": others} if others else {"run": first.id},
                 enable_caching=False,
                 service_account=profile.service_account or None,
             )
     for run in runs:
-        registry.forgive_failures(run.id)
         registry.set_backend_run(run.id, submitted.run_id)
         registry.update_run_state(run.id, State.RUNNING)
     return Submitted(
@@ -359,33 +368,53 @@ def cancel(run: RunRow, settings: Settings) -> None:
     """
     if not run.backend_run_id:
         raise KubeflowError(f"run {run.id} never reached Kubeflow Pipelines: nothing to stop")
-    client = open_client(settings)
-    with _in_words(settings):
-        client.terminate_run(run.backend_run_id)
+    client, stopped = open_client(settings), ""
     deadline = time.monotonic() + CANCEL_SECONDS
     with Registry(settings.resolved_registry_url) as registry:
         while time.monotonic() < deadline:
-            sync(run, registry, settings, client)
-            if registry.get_run(run.id).state.finished:
+            if sync(run, registry, settings, client):
+                _end_given_up(run, registry, load_profile(settings))
+            if (run := registry.get_run(run.id)).state.finished:
                 return
-            time.sleep(1)
+            if run.backend_run_id not in ("", stopped):  # also one submitted again meanwhile
+                stopped = run.backend_run_id
+                with _in_words(settings):
+                    client.terminate_run(stopped)
+            time.sleep(CANCEL_POLL_SECONDS)
 
 
-def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None = None) -> None:
-    """Bring the registry's run and its stages to what Kubeflow Pipelines and the pods say."""
-    from caravan_pipelines.launch.pod_ends import record_ends
+def _end_given_up(run: RunRow, registry: Registry, profile: ClusterProfile) -> None:
+    """Cancel a run that Kubeflow Pipelines does not execute any more, unless somebody else has
+    just taken it to submit it again."""
+    if registry.take_backend_run(run.id, run.backend_run_id):
+        record_ends(run, registry, profile.namespace, State.CANCELLED)
+        registry.update_run_state(run.id, State.CANCELLED)
+        registry.set_backend_run(run.id, run.backend_run_id)
+        _remove_jobs(run, profile)
 
+
+def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None = None) -> int:
+    """Bring the registry's run and its stages to what Kubeflow Pipelines and the pods say.
+
+    Returns:
+        0, or where Kubeflow Pipelines has given the run up for an interruption, the number that
+        `submit_again` takes. Such a run stays open.
+    """
     if run.state.finished or not run.backend_run_id:
-        return
+        return 0
     client, profile = client or open_client(settings), load_profile(settings)
-    with _in_words(settings):
-        found = client.get_run(run.backend_run_id)
-    state = STATES.get(str(found.state), State.RUNNING)
+    found = _find(run, client, settings)
+    state = STATES.get(str(found.state), State.RUNNING) if found else State.FAILED
     if _complete(run, registry):  # though others of its sweep go on, or have failed
         state = State.SUCCEEDED
+    if found and state is State.FAILED and (why := _interruptions(run, found, registry, profile)):
+        _tell(
+            run, registry, f"interrupted; `caravan watch` or `caravan resume` continues it: {why}"
+        )
+        return _times(found) + 1
     troubles = record_ends(run, registry, profile.namespace, state)
     if hopeless := _hopeless(run, registry, profile):
-        if state is State.RUNNING and _in_sweep(run, registry):
+        if state is State.RUNNING and _others_of_sweep(run, registry):
             state, troubles = State.FAILED, hopeless
         elif state is State.RUNNING:  # else it would try again for hours, in vain
             with _in_words(settings):
@@ -393,17 +422,88 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
         elif state is State.CANCELLED:  # as we have asked
             state, troubles = State.FAILED, hopeless
     if state is State.RUNNING:
-        waiting = "; ".join(troubles) or None
-        if waiting != run.error:
-            registry.update_run_state(run.id, State.RUNNING, error=waiting)
-        return
+        _tell(run, registry, "; ".join(troubles) or None)
+        return 0
     error = None
-    if state is State.FAILED:
-        said = getattr(found.error, "message", None) if found.error else None
+    if state is State.FAILED and found is None:
+        error = f"Kubeflow Pipelines no longer has it; `caravan resume {run.id}` submits it again"
+    elif state is State.FAILED:
+        said = getattr(getattr(found, "error", None), "message", None)
         error = "; ".join(troubles) or said or "Kubeflow Pipelines gives no reason"
     registry.update_run_state(run.id, state, error=error)
     if state is not State.SUCCEEDED:
         _remove_jobs(run, profile)
+    return 0
+
+
+def _find(run: RunRow, client: Any, settings: Settings) -> Any | None:
+    """What Kubeflow Pipelines says of the run; None where somebody has deleted it there."""
+    from kfp_server_api import ApiException
+
+    with _in_words(settings):
+        try:
+            return client.get_run(run.backend_run_id)
+        except ApiException as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+    return None
+
+
+def _tell(run: RunRow, registry: Registry, waiting: str | None) -> None:
+    """Record what an unfinished run waits for."""
+    if waiting != run.error:
+        registry.update_run_state(run.id, State.RUNNING, error=waiting)
+
+
+# --- interruptions ------------------------------------------------------------------------------
+# Kubeflow Pipelines tries a step again whose pod has failed, but not one whose pod is gone: Argo
+# Workflows calls that an error, and its default is to retry failures only. The whole run fails.
+
+
+def keep_up(run: RunRow, registry: Registry, settings: Settings, client: Any | None = None) -> None:
+    """`sync`, and submit a run again that Kubeflow Pipelines has given up for an interruption."""
+    client = client or open_client(settings)
+    if again := sync(run, registry, settings, client):
+        submit_again(run, again, registry, settings, client)
+
+
+def submit_again(
+    run: RunRow, again: int, registry: Registry, settings: Settings, client: Any
+) -> None:
+    """Submit the pipeline of an interrupted run, or what is left of the sweep it is in, unless
+    another process does so."""
+    members = [run, *_others_of_sweep(run, registry)]
+    taken = [r for r in members if registry.take_backend_run(r.id, run.backend_run_id)]
+    if not taken:
+        return
+    try:
+        _submit(taken, client, load_profile(settings), settings, registry, again=again)
+    except CaravanError:
+        for member in taken:  # for the next attempt
+            registry.set_backend_run(member.id, run.backend_run_id)
+        raise
+    names = ", ".join(member.id for member in taken)
+    logger.warning("submitted again after an interruption: %s (%d)", names, again)
+
+
+def _interruptions(run: RunRow, found: Any, registry: Registry, profile: ClusterProfile) -> str:
+    """Why a run that Kubeflow Pipelines calls failed has not failed but was interrupted; empty
+    where it has failed, or was interrupted too often."""
+    if _times(found) >= profile.retries.interruptions:
+        return ""
+    said = [
+        why
+        for member in (run, *_others_of_sweep(run, registry))
+        for why in interruptions(member, registry, profile.namespace, found.created_at)
+        if not _hopeless(member, registry, profile)
+    ]
+    return "" if _hopeless(run, registry, profile) else "; ".join(said)
+
+
+def _times(found: Any) -> int:
+    """How often a run has been submitted again after interruptions: its name there says so."""
+    again = re.search(r"-again-(\d+)$", found.display_name)
+    return int(again[1]) if again else 0
 
 
 def _complete(run: RunRow, registry: Registry) -> bool:
@@ -412,9 +512,11 @@ def _complete(run: RunRow, registry: Registry) -> bool:
     return any(s.node == last and s.state is State.SUCCEEDED for s in registry.stage_runs(run.id))
 
 
-def _in_sweep(run: RunRow, registry: Registry) -> bool:
-    others = registry.list_runs(limit=None, state=State.RUNNING)
-    return any(o.backend_run_id == run.backend_run_id and o.id != run.id for o in others)
+def _others_of_sweep(run: RunRow, registry: Registry) -> list[RunRow]:
+    """The other unfinished runs that were submitted together with this one."""
+    live = registry.list_runs(limit=None, state=State.RUNNING)
+    others = [o for o in live if o.backend_run_id == run.backend_run_id and o.id != run.id]
+    return sorted(others, key=lambda other: other.id)
 
 
 def _remove_jobs(run: RunRow, profile: ClusterProfile) -> None:
@@ -442,18 +544,21 @@ def _hopeless(run: RunRow, registry: Registry, profile: ClusterProfile) -> list[
     ]
 
 
-def sync_all(settings: Settings | None = None) -> int:
-    """Bring every unfinished run on Kubeflow Pipelines up to date; returns how many there are."""
-    settings = settings or load_settings()
+def sync_all(settings: Settings | None = None) -> list[str]:
+    """Bring every unfinished run on Kubeflow Pipelines up to date, and submit those again that
+    were interrupted; returns what went wrong with single runs."""
+    settings, errors = settings or load_settings(), []
     with Registry(settings.resolved_registry_url) as registry:
         live = [
-            run
+            run.id
             for state in (State.PENDING, State.RUNNING)
             for run in registry.list_runs(limit=None, state=state)
             if run.backend == "kubeflow" and run.backend_run_id
         ]
-        if live:
-            client = open_client(settings)
-            for run in live:
-                sync(run, registry, settings, client)
-    return len(live)
+        client = open_client(settings) if live else None
+        for run_id in live:
+            try:  # as it is now: it may have been submitted again with another
+                keep_up(registry.get_run(run_id), registry, settings, client)
+            except CaravanError as error:
+                errors.append(f"run {run_id}: {error}")
+    return errors

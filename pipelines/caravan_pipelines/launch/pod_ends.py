@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
@@ -39,6 +40,29 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
     if state is State.RUNNING:
         return [_named(pod, why) for pod in pods or [] if (why := why_waiting(pod))]
     return []
+
+
+def interruptions(run: RunRow, registry: Registry, namespace: str, since: datetime) -> list[str]:
+    """What has interrupted the stages that worked `since` a time and have not succeeded, of a run
+    whose backend has given it up. Those whose pods failed are closed, the others stay open.
+
+    None, where pods cannot be read: one that was lost is then like one that was killed for memory.
+    """
+    listed = list_pods(run.id, namespace, run.backend_run_id or "")
+    if listed is None:
+        return []
+    record_ends(run, registry, namespace, State.RUNNING)
+    pods = {pod["metadata"]["name"]: pod for pod in listed[1]}
+    found = []
+    for stage in registry.stage_runs(run.id):
+        if stage.state is State.SUCCEEDED or (stage.heartbeat_at or stage.created_at) < since:
+            continue
+        if stage.state.finished:
+            why = (stage.error or stage.state).splitlines()[0]
+        else:
+            why = f"{stage.node}: {why_ended(pods.get(stage.pod, {})) or LOST}"
+        found.append(why)
+    return found
 
 
 def _end_of(

@@ -81,9 +81,8 @@ class Retries(Config):
     interruptions: NonNegativeInt = 10
     """After pods that were lost, drained or evicted and those that asked to be continued; these
     are not failures."""
-    backoff_seconds: PositiveInt = 30
-    backoff_factor: PositiveInt = 2
-    max_backoff_seconds: PositiveInt = 600
+    backoff_seconds: PositiveInt = 60
+    """Pause before each retry."""
 
 
 class Trainer(Config):

@@ -138,6 +138,12 @@ class Registry:
         with self._write() as session:
             writes.set_backend_run(session, run_id, backend_run_id)
 
+    def take_backend_run(self, run_id: str, backend_run_id: str) -> bool:
+        """Take the run from its backend, to give it to another run there; of several processes
+        that try, one is told that it has it."""
+        with self._write() as session:
+            return writes.take_backend_run(session, run_id, backend_run_id)
+
     def forgive_failures(self, run_id: str) -> None:
         """Let every stage of a run be tried again as often as at its launch."""
         with self._write() as session:

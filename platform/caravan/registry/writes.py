@@ -67,6 +67,14 @@ def set_backend_run(session: Session, run_id: str, backend_run_id: str) -> None:
     session.execute(update(m.Run).where(m.Run.id == run_id).values(backend_run_id=backend_run_id))
 
 
+def take_backend_run(session: Session, run_id: str, backend_run_id: str) -> bool:
+    """Whether the run was the backend's of that id; it is nobody's now."""
+    mine = (m.Run.id == run_id) & (m.Run.backend_run_id == backend_run_id)
+    values = {"backend_run_id": "", "heartbeat_at": m.now()}
+    found = session.execute(update(m.Run).where(mine).values(values).returning(m.Run.id))
+    return found.first() is not None
+
+
 def forgive_failures(session: Session, run_id: str) -> None:
     session.execute(update(m.StageRun).where(m.StageRun.run_id == run_id).values(failures=0))
 
