@@ -45,6 +45,9 @@ class Identity(BaseSettings):
     """JSON list of the groups that may also launch."""
     admin_groups: tuple[str, ...] = ()
     """JSON list of the groups that may change everyone's runs."""
+    trust_email: bool = False
+    """Name users by their e-mail address also where the provider does not tell whether it is
+    verified (no claim `email_verified`): for one whose users cannot choose their address."""
     session_hours: PositiveFloat = 12.0
     """Hours after which a user signs in again, so that changed groups take effect."""
 
@@ -71,7 +74,14 @@ class Identity(BaseSettings):
     def user(self, claims: Mapping[str, Any]) -> User | None:
         """The user whom the provider's claims describe; None where no group gives them a role."""
         role = self.role(claims)
-        return User(name_of(claims), role) if role else None
+        return User(self.name(claims), role) if role else None
+
+    def name(self, claims: Mapping[str, Any]) -> str:
+        """The e-mail address if the provider says that it is verified, else the subject: with an
+        address that anybody may claim, runs of others would be theirs."""
+        email, verified = claims.get("email"), claims.get("email_verified")
+        trusted = verified in (True, "true") or (verified is None and self.trust_email)
+        return email if isinstance(email, str) and email and trusted else str(claims["sub"])
 
     def role(self, claims: Mapping[str, Any]) -> Role | None:
         """The highest role that the claimed groups give."""
@@ -92,14 +102,6 @@ class Identity(BaseSettings):
         if not isinstance(issued, int | float):
             return True
         return (time.time() if now is None else now) - issued > self.session_hours * 3600
-
-
-def name_of(claims: Mapping[str, Any]) -> str:
-    """The e-mail address, unless the provider says it is not verified; else the subject."""
-    email = claims.get("email")
-    if isinstance(email, str) and email and claims.get("email_verified", True) is not False:
-        return email
-    return str(claims.get("sub", "unknown"))
 
 
 def load_identity(environment: Mapping[str, str] | None = None) -> Identity | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from caravan.access import Role
 from caravan.errors import SettingsError
-from caravan.identity import Identity, load_identity, name_of
+from caravan.identity import Identity, load_identity
 
 GOOD = {
     "ISSUER": "https://login.example.com/realms/ml",
@@ -105,13 +105,25 @@ def test_no_group_gives_a_role_that_is_not_listed(groups):
     assert identity.role({"groups": groups}) == (Role.LAUNCHER if "ml" in groups else None)
 
 
-def test_users_go_by_their_address_unless_it_is_not_verified():
-    claims = {"sub": "4711", "email": "ann@example.com"}
+@pytest.mark.parametrize(
+    ("claims", "name", "trusting"),
+    [
+        ({"email_verified": True}, "ann@example.com", "ann@example.com"),
+        ({"email_verified": "true"}, "ann@example.com", "ann@example.com"),
+        ({}, "4711", "ann@example.com"),
+        ({"email_verified": False}, "4711", "4711"),
+        ({"email_verified": "false"}, "4711", "4711"),
+        ({"email_verified": ""}, "4711", "4711"),
+        ({"email_verified": True, "email": ""}, "4711", "4711"),
+        ({"email_verified": True, "email": ["ann@example.com"]}, "4711", "4711"),
+    ],
+)
+def test_users_go_by_their_address_if_it_is_verified(provider, claims, name, trusting):
+    """Where the provider does not tell, a setting decides."""
+    all_claims = {"sub": "4711", "email": "ann@example.com"} | claims
 
-    assert name_of(claims) == "ann@example.com"
-    assert name_of(claims | {"email_verified": True}) == "ann@example.com"
-    assert name_of(claims | {"email_verified": False}) == "4711"
-    assert name_of({"sub": "4711", "email": ""}) == "4711"
+    assert provider().name(all_claims) == name
+    assert provider(TRUST_EMAIL="true").name(all_claims) == trusting
 
 
 def test_a_session_ends(provider):

@@ -83,9 +83,10 @@ def platform(cluster, tmp_path) -> Iterator[Platform]:
     address = cluster.address_of_this_machine()
     certificate = make_certificate(tmp_path, HOST, address)
     users = [
-        User(sub="ann", claims={"email": "ann@example.com", "groups": ["ml"]}),
-        User(sub="vic", claims={"email": "vic@example.com", "groups": ["staff"]}),
-    ]
+        User(sub=name, claims={"email": f"{name}@example.com", "email_verified": True,
+                               "groups": [group]})
+        for name, group in (("ann", "ml"), ("vic", "staff"))
+    ]  # fmt: skip
     with (
         cluster.new_namespace("caravan-platform", restricted=True) as namespace,
         identity_provider(address, certificate, users) as issuer,

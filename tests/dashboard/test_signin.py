@@ -61,11 +61,11 @@ def visit(page: str, claims: dict[str, object] | None, **parameters: str) -> App
 
 def ann(*groups: str) -> dict[str, object]:
     """The owner of the runs of the fixtures."""
-    return {"email": "ann", "groups": list(groups)}
+    return {"email": "ann", "email_verified": True, "groups": list(groups)}
 
 
 def bob(*groups: str) -> dict[str, object]:
-    return {"email": "bob@example.com", "groups": list(groups)}
+    return {"email": "bob@example.com", "email_verified": True, "groups": list(groups)}
 
 
 def labels(app: AppTest) -> list[str]:
@@ -232,7 +232,9 @@ def test_secrets_go_to_a_file_that_nobody_else_reads(provider, tmp_path):
 def address(home: Path, start_dashboard: Callable[..., str]) -> Iterator[str]:
     """A dashboard that signs people in, at the address that browsers reach it by."""
     claims = [
-        oidc_provider_mock.User(sub=name, claims={"email": email, "groups": groups})
+        oidc_provider_mock.User(
+            sub=name, claims={"email": email, "email_verified": True, "groups": groups}
+        )
         for name, email, groups in (
             ("ann", "ann", ["staff", "ml"]),
             ("vic", "vic@example.com", ["staff"]),
