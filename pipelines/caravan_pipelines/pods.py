@@ -96,13 +96,15 @@ class ClusterPlacement:
             )
 
     def _own(self, resources: Resources) -> Resources:
-        """What the task's own pod needs: little, where it only waits for a job on many nodes."""
+        """What the task's own pod needs: little, where it only waits for a job on many nodes. The
+        deadline is the job's, which may stand in a queue before."""
         if resources.nodes == 1:
             return resources
         trainer = self.profile.trainer
         return resources.derive(
-            nodes=1, gpus=0, gpu_type="", cpus=trainer.cpus, memory_gib=trainer.memory_gib
-        )
+            nodes=1, gpus=0, gpu_type="", cpus=trainer.cpus, memory_gib=trainer.memory_gib,
+            deadline_hours=None,
+        )  # fmt: skip
 
 
 def _set_resources(task: Any, pod: Pod) -> None:

@@ -185,6 +185,17 @@ def test_a_stage_on_many_nodes_waits_in_a_small_pod_that_may_create_the_job(big)
     assert "trainer" not in json.dumps([other["spec"]["volumes"] for other in others])
 
 
+def test_the_deadline_of_a_stage_on_many_nodes_is_the_jobs(tmp_path):
+    """Which may stand in a queue before."""
+    recipe = load_recipe(
+        RECIPES["pocket"], ["sft.resources.nodes=2", "sft.resources.deadline_hours=1"]
+    )
+    pod = pod_of(
+        recorded(recipe, ClusterProfile(), tmp_path).step("sft"), run_id="r", service_account=""
+    )
+    assert "activeDeadlineSeconds" not in pod["spec"]
+
+
 def test_short_stages_share_a_pod_only_if_one_suits_them_all(tmp_path):
     alike = recorded(load_recipe(RECIPES["pocket"]), ClusterProfile(), tmp_path)
     apart = recorded(

@@ -306,7 +306,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
 def test_a_cluster_without_the_trainer_is_told_what_to_install(cluster, namespace):
     job = Job(cluster, namespace)
     jobs = TrainJobs(cluster.api, namespace)
-    with pytest.raises(StageError, match="install Kubeflow Trainer v2"):
+    with pytest.raises(StageError, match=r"install Kubeflow Trainer 2\.2 or later"):
         jobs.run(job.manifest, print)
 
 

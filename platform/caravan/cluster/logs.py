@@ -70,7 +70,7 @@ def pod_logs(run_id: str, namespace: str, kfp_run_id: str = "") -> Iterator[tupl
 def read_log(core: Any, pod: str, namespace: str, container: str) -> str:
     """What a container has written, as it is: the client would parse one line of JSON."""
     answer = core.read_namespaced_pod_log(
-        pod, namespace, container=container, _preload_content=False
+        pod, namespace, container=container, _preload_content=False, _request_timeout=30
     )
     return str(answer.data.decode(errors="replace"))
 

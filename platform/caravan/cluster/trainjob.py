@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from caravan.cluster.api import as_dict
 from caravan.cluster.ends import why_ended, why_waiting
@@ -31,16 +31,26 @@ from caravan.cluster.pod import (
     pod_of,
 )
 from caravan.cluster.profile import ClusterProfile
-from caravan.errors import StageError
+from caravan.errors import CaravanError, StageError
 from caravan.recipe import Resources
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "caravan.dev/launcher"
+ENDS = ("Complete", "Failed")
+"""Conditions of a job that has ended."""
 STEP, CONTAINER = "node", "node"
 """Of the runtime: the replicated job of the trainer, and its container."""
 POLL_SECONDS = 5.0
 AWAY_SECONDS = 600.0
 """How long the cluster's API may be away before the wait is given up."""
+ANSWER_SECONDS = 30.0
+"""How long one answer of it may take."""
+
+T = TypeVar("T")
+
+
+class ApiAwayError(CaravanError):
+    """The cluster's API has not answered for long; the job goes on without us."""
 
 
 # --- the job as an object -----------------------------------------------------------------------
@@ -163,10 +173,11 @@ class TrainJobs:
 
     def __init__(self, api: Any, namespace: str) -> None:
         from kubernetes import client
+        from urllib3.exceptions import HTTPError
 
         self._api, self._namespace = api, namespace
         self._objects, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
-        self._errors: type[Exception] = client.ApiException
+        self._errors: tuple[type[Exception], ...] = (client.ApiException, HTTPError)
 
     def run(
         self,
@@ -182,28 +193,22 @@ class TrainJobs:
 
         Raises:
             StageError: it failed, or somebody removed it.
+            ApiAwayError: the API is away; the job stays.
         """
         name = job["metadata"]["name"]
-        self._start(name, job, tell)
-        logs, said, answered = PodLogs(self._core, self._namespace, name), "", time.monotonic()
+        self._patiently(name, lambda: self._start(name, job, tell), poll_seconds)
+        logs, said = PodLogs(self._core, self._namespace, name), ""
         while True:
-            try:
-                found, pods = self._find(name), self._pods(name)
-                answered = time.monotonic()
-            except self._errors as error:
-                if getattr(error, "status", 0) in (401, 403):
-                    raise StageError(_refused(name, error)) from error
-                if time.monotonic() - answered > AWAY_SECONDS:
-                    raise
-                time.sleep(poll_seconds)
-                continue
+            found, pods = self._patiently(
+                name, lambda: (self._find(name), self._pods(name)), poll_seconds
+            )
             logs.tell(pods, tell)
             if found is None:
                 raise StageError(f"TrainJob {name} is gone: somebody has deleted it")
             state, message = job_state(found)
-            if state in ("Complete", "Failed"):
+            if state in ENDS:
                 reasons = [why for pod in pods if (why := why_ended(pod))]
-                self.delete(name)
+                self._patiently(name, lambda: self.delete(name), poll_seconds)
                 if state == "Failed":
                     raise StageError(
                         f"TrainJob {name} failed: {'; '.join(dict.fromkeys(reasons)) or message}"
@@ -216,12 +221,34 @@ class TrainJobs:
                 said = now
             time.sleep(poll_seconds)
 
+    def runs(self, name: str) -> bool:
+        """Whether there is a job of that name that has not ended."""
+        found = self._patiently(name, lambda: self._find(name), POLL_SECONDS)
+        return found is not None and job_state(found)[0] not in ENDS
+
+    def _patiently(self, name: str, ask: Callable[[], T], pause: float) -> T:
+        """Ask the API, again and again while it is away."""
+        deadline = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return ask()
+            except self._errors as error:
+                if getattr(error, "status", 0) in (401, 403):
+                    raise StageError(_refused(name, error)) from error
+                if time.monotonic() > deadline:
+                    raise ApiAwayError(
+                        f"the cluster's API has not answered for {AWAY_SECONDS:.0f} s, and nobody "
+                        f"waits for TrainJob {name} until this step is tried again: {error}"
+                    ) from error
+            time.sleep(pause)
+
     def delete(self, name: str) -> None:
         """Remove a job and its pods; one that is not there is no error."""
         try:
             self._objects.delete_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, PLURAL, name, propagation_policy="Background"
-            )
+                GROUP, VERSION, self._namespace, PLURAL, name, propagation_policy="Background",
+                _request_timeout=ANSWER_SECONDS,
+            )  # fmt: skip
         except self._errors as error:
             if getattr(error, "status", 0) != 404:
                 raise
@@ -230,7 +257,7 @@ class TrainJobs:
         """Remove the jobs of a run that was cancelled; returns their names."""
         found = self._objects.list_namespaced_custom_object(
             GROUP, VERSION, self._namespace, PLURAL,
-            label_selector=f"{RUN_LABEL}={label_value(run_id)}",
+            label_selector=f"{RUN_LABEL}={label_value(run_id)}", _request_timeout=ANSWER_SECONDS,
         )  # fmt: skip
         names = [job["metadata"]["name"] for job in found["items"]]
         for name in names:
@@ -239,35 +266,47 @@ class TrainJobs:
 
     def _start(self, name: str, job: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         found = self._find(name)
-        if found is not None and job_state(found)[0] in ("Complete", "Failed"):
+        if found is not None and job_state(found)[0] in ENDS:
             self.delete(name)  # left by an attempt that ended before it could do so
             while self._find(name) is not None:
                 time.sleep(0.5)
             found = None
-        if found is not None:
-            tell(f"TrainJob {name} runs already: waiting for it")
-            return
-        try:
-            self._objects.create_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, PLURAL, dict(job)
+        made = found or self._create(name, job)
+        if not made["spec"].get("runtimePatches"):  # an older API drops the field in silence
+            self.delete(name)
+            raise StageError(
+                "this cluster's TrainJobs have no runtimePatches, without which their pods have "
+                "no volumes and no service account: install Kubeflow Trainer 2.2 or later, or "
+                "give the stage one node (resources.nodes: 1)"
             )
+        tell(f"TrainJob {name} {'runs already: waiting for it' if found else 'created'}")
+
+    def _create(self, name: str, job: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            made: dict[str, Any] = self._objects.create_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, dict(job),
+                _request_timeout=ANSWER_SECONDS,
+            )  # fmt: skip
         except self._errors as error:
-            status = getattr(error, "status", 0)
+            status = getattr(error, "status", 0) or 0
+            if status == 0 or status >= 500:  # away
+                raise
             if status == 404:
                 raise StageError(
-                    "this cluster knows no TrainJob: install Kubeflow Trainer v2, or give the "
-                    "stage one node (resources.nodes: 1)"
+                    "this cluster knows no TrainJob: install Kubeflow Trainer 2.2 or "
+                    "later, or give the stage one node (resources.nodes: 1)"
                 ) from error
             if status in (401, 403):
                 raise StageError(_refused(name, error)) from error
             if status != 409:
                 raise StageError(f"TrainJob {name} is refused: {_body(error)}") from error
-        tell(f"TrainJob {name} created")
+            return self._find(name) or job  # by a request whose answer we did not get
+        return made
 
     def _find(self, name: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = self._objects.get_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, PLURAL, name
+                GROUP, VERSION, self._namespace, PLURAL, name, _request_timeout=ANSWER_SECONDS
             )
         except self._errors as error:
             if getattr(error, "status", 0) == 404:
@@ -278,8 +317,9 @@ class TrainJobs:
     def _pods(self, name: str) -> list[dict[str, Any]]:
         try:
             found = self._core.list_namespaced_pod(
-                self._namespace, label_selector=f"jobset.sigs.k8s.io/jobset-name={name}"
-            )
+                self._namespace, label_selector=f"jobset.sigs.k8s.io/jobset-name={name}",
+                _request_timeout=ANSWER_SECONDS,
+            )  # fmt: skip
         except self._errors as error:
             if getattr(error, "status", 0) == 403:
                 return []  # what the pods say is a help, not a need
@@ -313,10 +353,11 @@ class PodLogs:
 
     def _new_lines(self, pod: str) -> Iterator[str]:
         from kubernetes import client
+        from urllib3.exceptions import HTTPError
 
         try:
             text = read_log(self._core, pod, self._namespace, CONTAINER)
-        except client.ApiException:  # not started, or gone
+        except (client.ApiException, HTTPError):  # not started, gone, or the API is away
             return
         whole = text[: text.rfind("\n") + 1]
         yield from whole[self._told.get(pod, 0) :].splitlines()
