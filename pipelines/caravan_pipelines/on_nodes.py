@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -18,8 +17,9 @@ from pathlib import Path
 
 from caravan.cluster.api import kubernetes_api
 from caravan.cluster.profile import load_profile
-from caravan.cluster.trainjob import POLL_SECONDS, TrainJobs, train_job
+from caravan.cluster.trainjob import POLL_SECONDS, ApiAwayError, TrainJobs, train_job
 from caravan.errors import CaravanError, StageError
+from caravan.operations.logs import configure_logging
 from caravan.registry import Registry, State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import execute, stage_key, stage_seed
@@ -28,8 +28,6 @@ from caravan.store import open_store
 from caravan_pipelines.graph import Node, find_node
 from caravan_pipelines.launch.files import unpack_files
 from caravan_pipelines.run_data import recipe_of, run_of
-
-logger = logging.getLogger(__name__)
 
 TRAINER_TOKEN_DIR = Path("/var/run/secrets/caravan-trainer")
 """Where a pod that makes TrainJobs finds the token of the account that may."""
@@ -49,7 +47,10 @@ def wait_for_job(
         StageError: the job failed, or cannot be made.
     """
     recipe_dir = unpack_files(run_of(run).recipe_dir, settings)
-    if _is_done(node, run, inputs, settings, recipe_dir):  # then `execute` takes what was made
+    module = import_module(f"caravan.stages.{node.stage}")
+    seed = stage_seed(run_of(run).seed, node.name)
+    key = stage_key(module, node.config, inputs, seed, recipe_dir=recipe_dir)
+    if _is_done(key, settings):  # then `execute` takes what was made
         return execute(
             node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir
         )
@@ -61,17 +62,20 @@ def wait_for_job(
     job = train_job(
         run, node.name, command, node.resources, profile, dashboard_url=settings.dashboard_url
     )
-    ended = threading.Event()
+    jobs, ended = TrainJobs(api, profile.namespace), threading.Event()
     with Registry(settings.resolved_registry_url) as registry:
-        opened = registry.stage_runs(run)
-        if node.name not in {stage.node for stage in opened}:
-            registry.open_stage_run(run, node.name, node.stage, "")
+        opened = {stage.node for stage in registry.stage_runs(run)}
+        # The books of a job that runs already are its first node's.
+        if node.name not in opened or not jobs.runs(job["metadata"]["name"]):
+            registry.open_stage_run(run, node.name, node.stage, key)
         waiting = threading.Thread(
             target=_beat, args=(registry, run, node.name, settings, ended), daemon=True
         )
         waiting.start()
         try:
-            TrainJobs(api, profile.namespace).run(job, _tell, poll_seconds=poll_seconds)
+            jobs.run(job, _tell, poll_seconds=poll_seconds)
+        except ApiAwayError:  # which says nothing of the job
+            raise
         except CaravanError as error:
             _close(registry, run, node, str(error))
             raise
@@ -87,13 +91,8 @@ def wait_for_job(
     return dict(done.outputs)
 
 
-def _is_done(
-    node: Node, run: str, inputs: Mapping[str, str], settings: Settings, recipe_dir: Path
-) -> bool:
+def _is_done(key: str, settings: Settings) -> bool:
     """Whether a stage run with the same key has succeeded, and the store has what it made."""
-    module = import_module(f"caravan.stages.{node.stage}")
-    seed = stage_seed(run_of(run).seed, node.name)
-    key = stage_key(module, node.config, inputs, seed, recipe_dir=recipe_dir)
     with Registry(settings.resolved_registry_url) as registry:
         origin = registry.find_finished(key)
     if origin is None:
@@ -118,9 +117,10 @@ def _beat(
 
 
 def _close(registry: Registry, run: str, node: Node, why: str) -> None:
-    """Record why the job failed, unless its first node could say so itself."""
+    """Record why the job failed, unless its first node has failed and said so itself. One that
+    was only stopped has not: another node took the job down."""
     stage = next(s for s in registry.stage_runs(run) if s.node == node.name)
-    if not stage.state.finished:
+    if stage.state is not State.FAILED:
         registry.finish_stage_run(stage.id, State.FAILED, error=why)
 
 
@@ -146,11 +146,11 @@ def main() -> None:
     for name in ("run", "node", "inputs"):
         parser.add_argument(name)
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    run, node = arguments.run, arguments.node
     try:
-        train_here(arguments.run, arguments.node, json.loads(arguments.inputs), load_settings())
+        settings = load_settings()
+        configure_logging(settings.log_format, run=run, stage=node)
+        train_here(run, node, json.loads(arguments.inputs), settings)
     except CaravanError as error:
         raise SystemExit(f"error: {error}") from None
 
