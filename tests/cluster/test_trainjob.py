@@ -50,6 +50,7 @@ def test_the_job_is_one_that_the_trainer_knows():
     assert parsed is not None
     written = parsed.to_dict()
     assert written == job, "the trainer's models do not know a field"
+    assert written["spec"]["runtimeRef"]["kind"] == "TrainingRuntime"  # of this namespace only
     trainer = parsed.spec.trainer
     assert (trainer.num_nodes, trainer.num_proc_per_node) == (4, 8)
     limits = {k: v.to_dict() for k, v in trainer.resources_per_node.limits.items()}

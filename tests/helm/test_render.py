@@ -19,7 +19,7 @@ FORMER = {
     "autoscaling/v2beta2": "autoscaling/v2",
 }
 """Versions older than the oldest schemas; the fields that we set are the same."""
-CUSTOM = {"HTTPRoute", "ServiceMonitor", "ClusterTrainingRuntime"}
+CUSTOM = {"HTTPRoute", "ServiceMonitor", "TrainingRuntime"}
 every_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 
 
@@ -81,9 +81,7 @@ def test_names_are_unique_and_belong_to_the_release(render, path):
     assert all(name.startswith(values.get("fullnameOverride", "caravan")) for _, name in names)
     for object_ in rendered.objects:
         assert object_["metadata"]["labels"]["app.kubernetes.io/instance"] == "caravan"
-        assert object_["kind"] == "ClusterTrainingRuntime" or (
-            object_["metadata"]["namespace"] == "ml"
-        )
+        assert object_["metadata"]["namespace"] == "ml"
 
 
 @every_variant
@@ -172,11 +170,11 @@ def test_values_of_the_previous_version_still_render(render, path):
 
 
 def test_the_training_runtime_is_one_to_kubeflow_trainer(render, values):
-    from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime as Runtime
+    from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as Runtime
 
     from caravan.cluster.trainjob import CONTAINER, STEP
 
-    (given,) = render(values("production")).all("ClusterTrainingRuntime")
+    (given,) = render(values("production")).all("TrainingRuntime")
     runtime = Runtime.from_dict(given)
 
     assert runtime is not None

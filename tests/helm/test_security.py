@@ -16,6 +16,7 @@ from chart import VARIANTS
 from caravan.cluster.profile import ClusterProfile
 from caravan.identity import Identity
 from caravan.settings import Settings
+from caravan_pipelines.doctor.cluster import JOB_PERMISSIONS, PERMISSIONS
 
 every_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def test_every_pod_keeps_to_the_restricted_profile(render, path):
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                 "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]},
             }, name  # fmt: skip
-            if not name.startswith("ClusterTrainingRuntime"):  # the TrainJob says its resources
+            if not name.startswith("TrainingRuntime"):  # the TrainJob says its resources
                 assert container["resources"]["limits"]["memory"], name
                 assert container["resources"]["requests"]["cpu"], name
 
@@ -93,12 +94,14 @@ def test_permissions_are_exactly_these(render, values):
         }
         for role in rendered.all("Role")
     }
-    kfp = "pipelines.kubeflow.org"
+    kfp, trainer = "pipelines.kubeflow.org", "trainer.kubeflow.org"
     pods = {("", "pods", "get"), ("", "pods", "list"), ("", "pods/log", "get")}
     assert allowed == {
         "caravan-dashboard": pods
         | {(kfp, "runs", verb) for verb in ("create", "get", "list", "terminate")}
-        | {(kfp, "experiments", verb) for verb in ("create", "get", "list")},
+        | {(kfp, "experiments", verb) for verb in ("create", "get", "list")}
+        | {(trainer, "trainjobs", "list"), (trainer, "trainjobs", "delete"),
+           (trainer, "trainingruntimes", "list")},
         "caravan-stage": {
             ("argoproj.io", "workflowtaskresults", "create"),
             ("argoproj.io", "workflowtaskresults", "patch"),
@@ -107,12 +110,23 @@ def test_permissions_are_exactly_these(render, values):
         },
         "caravan-trainer": pods
         | {("", "pods", "watch")}
-        | {("trainer.kubeflow.org", "trainjobs", verb)
+        | {(trainer, "trainjobs", verb)
            for verb in ("create", "get", "list", "watch", "delete")},
     }  # fmt: skip
     for binding in rendered.all("RoleBinding"):
         assert binding["roleRef"]["name"] == binding["metadata"]["name"]
         assert [s["name"] for s in binding["subjects"]] == [binding["metadata"]["name"]]
+    # The doctor asks whether the dashboard's account may do what runs need.
+    wanted = {p[:3] for p in PERMISSIONS + JOB_PERMISSIONS}
+    assert wanted <= allowed["caravan-dashboard"]
+
+
+def test_without_a_trainer_nobody_touches_its_jobs(render, values):
+    rendered = render(values("gateway"))
+
+    groups = {group for role in rendered.all("Role") for rule in role["rules"]
+              for group in rule["apiGroups"]}  # fmt: skip
+    assert "trainer.kubeflow.org" not in groups
 
 
 def test_the_whole_cluster_is_seen_only_where_that_is_asked_for(render, values):
@@ -258,7 +272,7 @@ def test_the_cluster_profile_is_one_that_the_code_reads(render, path):
         assert variables >= wanted
         if profile.trainer.token_secret:
             assert profile.trainer.token_secret in rendered.names("Secret")
-            assert profile.trainer.runtime in rendered.names("ClusterTrainingRuntime")
+            assert profile.trainer.runtime in rendered.names("TrainingRuntime")
 
 
 @every_variant

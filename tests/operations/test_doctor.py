@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from kubernetes.config import kube_config
 
 from caravan.errors import CaravanError
 from caravan.registry import Registry
@@ -66,6 +67,78 @@ def test_a_registry_that_cannot_be_written_is_broken(settings, monkeypatch):
         pass
     monkeypatch.setattr(Registry, "heartbeat_run", refused)  # root may write read-only files
     assert findings(settings)["registry"][0] is Outcome.BROKEN
+
+
+class KubernetesApi(BaseHTTPRequestHandler):
+    """Allows all but `denied`, and knows the training runtime `caravan-torch` in `research`."""
+
+    denied: tuple[str, str] = ("", "")
+
+    def do_POST(self):
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = review["spec"]["resourceAttributes"]
+        allowed = (asked["verb"], asked["resource"]) != self.denied
+        self.answer(review | {"status": {"allowed": allowed}})
+
+    def do_GET(self):
+        runtimes = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/research/trainingruntimes"
+        items = [{"metadata": {"name": "caravan-torch"}}] if self.path == runtimes else []
+        self.answer({"items": items})
+
+    def answer(self, document):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def kubernetes_api(monkeypatch, tmp_path):
+    """An API server, and the kubeconfig that names it; gives the handler's class."""
+    handler = type("Api", (KubernetesApi,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    named = {
+        "clusters": [
+            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        ],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "c",
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(named))
+    # The client reads KUBECONFIG when it is imported.
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    yield handler
+    server.shutdown()
+
+
+def test_who_removes_training_jobs_is_asked_whether_they_may(kubernetes_api, settings):
+    def permissions(profile: dict[str, object]) -> tuple[Outcome, str]:
+        given = {"cluster_profile": json.dumps({"namespace": "research"} | profile)}
+        return findings(settings.model_copy(update=given))["kubernetes permissions"]
+
+    trains = {"trainer": {"token_secret": "token"}}
+    assert permissions(trains) == (Outcome.OK, "all 5 in namespace research")
+    kubernetes_api.denied = ("delete", "trainjobs")
+    state, said = permissions(trains)
+    assert state is Outcome.BROKEN
+    assert "may not: delete trainjobs (to remove jobs of a stopped run)" in said
+    assert permissions({}) == (Outcome.OK, "all 3 in namespace research")
+
+
+def test_the_runtime_of_training_jobs_is_looked_for_in_the_namespace(kubernetes_api, settings):
+    def jobs(namespace: str) -> tuple[Outcome, str]:
+        given = {"cluster_profile": json.dumps({"namespace": namespace})}
+        return findings(settings.model_copy(update=given))["training jobs"]
+
+    assert jobs("research") == (Outcome.OK, "Kubeflow Trainer, runtime caravan-torch")
+    state, said = jobs("elsewhere")
+    assert state is Outcome.BROKEN
+    assert "namespace elsewhere has no TrainingRuntime 'caravan-torch'" in said
 
 
 def test_checks_do_not_end_with_the_first_that_fails():

@@ -90,7 +90,7 @@ class Trainer(Config):
     """Jobs on several nodes, by Kubeflow Trainer."""
 
     runtime: str = "caravan-torch"
-    """ClusterTrainingRuntime that the jobs are made from."""
+    """TrainingRuntime, in the namespace of the pods, that the jobs are made from."""
     token_secret: str = ""
     """Secret (type kubernetes.io/service-account-token) of the account that may create TrainJobs;
     only the pods that wait for such a job get it. Empty takes the pod's own account."""

@@ -71,7 +71,7 @@ def train_job(
         limits[pod.gpu_resource] = str(pod.gpus)
     spec: dict[str, Any] = {
         "runtimeRef": {
-            "apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": profile.trainer.runtime,
+            "apiGroup": GROUP, "kind": "TrainingRuntime", "name": profile.trainer.runtime,
         },
         "trainer": {
             "image": pod.image,
