@@ -14,9 +14,14 @@ import yaml
 from chart import VARIANTS
 
 from caravan.cluster.profile import ClusterProfile
+from caravan.cluster.serving import Server, manifests
+from caravan.cluster.trainjob import train_job
 from caravan.identity import Identity
+from caravan.recipe import Resources
+from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
 from caravan_pipelines.doctor.cluster import JOB_PERMISSIONS, PERMISSIONS
+from caravan_pipelines.launch import kubeflow
 
 every_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 ROOT = Path(__file__).parents[2]
@@ -182,7 +187,12 @@ def pod_labels(rendered: Any, name: str) -> dict[str, str]:
     return rendered.pods()[name]["metadata"]["labels"]
 
 
-STAGE = {"caravan.dev/run": "pocket-1", "caravan.dev/stage": "sft"}
+STAGE = {"caravan.dev/stage": "sft"}
+
+
+SERVED = manifests(
+    Server(name="m", digest="0" * 64, model_gib=1, resources=Resources(gpus=1)), ClusterProfile()
+)[0]["spec"]["template"]["metadata"]["labels"]
 
 
 def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
@@ -217,8 +227,9 @@ def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
             peers(rendered, source, "Egress"), "to", labels, port
         )
 
-    assert may(STAGE, "StatefulSet/caravan-postgres", 5432)
-    assert may(STAGE, "StatefulSet/caravan-s3", 8333)
+    for source in (STAGE, SERVED):
+        assert may(source, "StatefulSet/caravan-postgres", 5432)
+        assert may(source, "StatefulSet/caravan-s3", 8333)
     assert may(STAGE, "Deployment/caravan-serving-judge", 8000)
     assert may(pod_labels(rendered, "Deployment/caravan-dashboard"),
                "StatefulSet/caravan-postgres", 5432)  # fmt: skip
@@ -227,6 +238,41 @@ def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
     assert may(check, "Deployment/caravan-metrics", 9090)
     assert not may(STAGE, "Deployment/caravan-dashboard", 8501)
     assert not may(STAGE, "Deployment/caravan-metrics", 9090)
+
+
+@every_variant
+def test_stages_may_ask_what_caravan_serve_has_started(render, path):
+    values = yaml.safe_load(path.read_text("utf-8"))
+    values["networkPolicy"] = values.get("networkPolicy", {}) | {"enabled": True}
+    rendered = render(values)
+
+    asked, asking = peers(rendered, SERVED, "Ingress"), peers(rendered, STAGE, "Egress")
+    assert reaches(asked, "from", STAGE, 8000)
+    assert reaches(asking, "to", SERVED, 8000)
+    assert not reaches(asked, "from", {"app": "something-else"}, 8000)
+    assert not reaches(asked, "from", STAGE, 22)
+    outward = [rule for rule in peers(rendered, SERVED, "Egress") if "to" not in rule]
+    assert [sorted(p["protocol"] for p in rule["ports"]) for rule in outward] == [["TCP", "UDP"]]
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_policies_select_every_pod_of_a_run(sweep, tmp_path):
+    recipe = load_recipe(ROOT / "pipelines" / "recipes" / "pocket.yaml")
+    where = kubeflow.placement(recipe, ClusterProfile(), Settings(), "" if sweep else "r", "ann")
+    kubeflow.compile_pipeline(recipe, where, tmp_path / "p.yaml", "about", sweep=sweep)
+
+    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert len(executors) > 5
+    assert all(STAGE.keys() <= e["podMetadata"]["labels"].keys() for e in executors)
+
+
+def test_policies_select_the_ranks_of_a_training_job():
+    job = train_job("run-1", "sft", ["x"], Resources(nodes=2), ClusterProfile())
+
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert STAGE.keys() <= node["template"]["spec"]["template"]["metadata"]["labels"].keys()
 
 
 # --- sign-in and secrets ------------------------------------------------------------------------
