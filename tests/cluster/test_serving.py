@@ -15,6 +15,7 @@ PROFILE = ClusterProfile.model_validate(
     {
         "namespace": "research", "images": {"cpu": "r/cpu:1", "gpu": "r/gpu:1"},
         "gpus": {"h100": {"node_selector": {"gpu": "h100"}}},
+        "trust": {"config_map": "company-ca"},
         "secrets": [{"name": "caravan", "env": {"registry-url": "CARAVAN_REGISTRY_URL"}}],
     }
 )  # fmt: skip
@@ -41,6 +42,9 @@ def test_the_model_comes_from_the_store_and_the_key_from_a_secret():
     assert {e["name"] for e in fetch["env"]} >= {"CARAVAN_REGISTRY_URL", "CARAVAN_HOME"}
     assert keys == [{"secretKeyRef": {"name": "judge-key", "key": "api-key"}}]
     assert "CARAVAN_REGISTRY_URL" not in {e["name"] for e in vllm["env"]}
+    assert {"name": "SSL_CERT_FILE", "value": "/etc/caravan/trust/ca.crt"} in fetch["env"]
+    assert {"name": "trust", "mountPath": "/etc/caravan/trust"} in fetch["volumeMounts"]
+    assert {"name": "trust", "configMap": {"name": "company-ca"}} in pod["volumes"]
     assert "--tensor-parallel-size=2" in vllm["command"]
     assert "--max-model-len=8192" in vllm["command"]
     assert vllm["resources"]["limits"]["nvidia.com/gpu"] == "2"

@@ -307,7 +307,8 @@ def test_variables_are_those_that_the_code_reads(render, values):
 
 @every_variant
 def test_the_cluster_profile_is_one_that_the_code_reads(render, path):
-    rendered = render(yaml.safe_load(path.read_text("utf-8")))
+    values = yaml.safe_load(path.read_text("utf-8"))
+    rendered = render(values)
     for config in rendered.all("ConfigMap"):
         profile = ClusterProfile.model_validate(yaml.safe_load(config["data"]["profile.yaml"]))
         assert profile.namespace == "ml"
@@ -316,6 +317,9 @@ def test_the_cluster_profile_is_one_that_the_code_reads(render, path):
         variables = {v for secret in profile.secrets for v in secret.env.values()}
         wanted = {"CARAVAN_REGISTRY_URL", "CARAVAN_S3_ACCESS_KEY", "CARAVAN_S3_SECRET_KEY"}
         assert variables >= wanted
+        assert (profile.trust.config_map if profile.trust else None) == (
+            values.get("trust", {}).get("existingConfigMap")
+        )
         if profile.trainer.token_secret:
             assert profile.trainer.token_secret in rendered.names("Secret")
             assert profile.trainer.runtime in rendered.names("TrainingRuntime")

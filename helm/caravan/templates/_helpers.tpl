@@ -130,10 +130,15 @@ key: {{ .Values.registry.urlKey }}
 {{- end }}
 {{- if .Values.trust.existingConfigMap }}
 - name: SSL_CERT_FILE
-  value: /etc/caravan/trust/{{ .Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 - name: REQUESTS_CA_BUNDLE
-  value: /etc/caravan/trust/{{ .Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 {{- end }}
+{{- end }}
+
+{{/* The certificate authorities in a pod of ours: the given ones, else the image's. */}}
+{{- define "caravan.authorities" -}}
+{{- if .Values.trust.existingConfigMap }}/etc/caravan/trust/{{ .Values.trust.key }}{{ else }}/etc/ssl/certs/ca-certificates.crt{{ end -}}
 {{- end }}
 
 {{/* Where the artifacts are. */}}
@@ -216,9 +221,9 @@ key: {{ .Values.registry.urlKey }}
       name: {{ $.Values.kubeflow.existingSecret }}
       key: {{ . }}
 {{- end }}
-{{- with .Values.trust.existingConfigMap }}
+{{- if .Values.trust.existingConfigMap }}
 - name: CARAVAN_KFP_CA_FILE
-  value: /etc/caravan/trust/{{ $.Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 {{- end }}
 {{- if .Values.dashboard.host }}
 - name: CARAVAN_DASHBOARD_URL

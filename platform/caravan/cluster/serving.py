@@ -10,6 +10,7 @@ from typing import Any
 
 from caravan.cluster.pod import (
     TEMPORARY_DIR,
+    TRUST_DIR,
     WORK_DIR,
     mebibytes,
     placement,
@@ -124,6 +125,9 @@ def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
              "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory or "8192Mi"}},
         ],
     }  # fmt: skip
+    if trust := profile.trust:  # of the one that fetches the model
+        spec["volumes"].append({"name": "trust", "configMap": {"name": trust.config_map}})
+        spec["initContainers"][0]["volumeMounts"].append({"name": "trust", "mountPath": TRUST_DIR})
     spec |= placement(asked, profile)
     return spec
 

@@ -30,6 +30,9 @@ secrets:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 config_maps: {{ .Values.stages.configMaps | toJson }}
+{{- with .Values.trust.existingConfigMap }}
+trust: {config_map: {{ . }}, key: {{ $.Values.trust.key }}}
+{{- end }}
 {{- with .Values.stages.workClaim }}
 work: {claim: {{ . }}}
 {{- end }}
