@@ -15,7 +15,7 @@ from cluster_client import Cluster
 from kubernetes import client
 from trial import CHART, SECONDS, trial_values
 
-PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.1.0.tgz"
+PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.2.0.tgz"
 RELEASE = "trial"
 
 RECORD = """

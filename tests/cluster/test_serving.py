@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import kubernetes_validate
 import pytest
 
@@ -64,12 +66,23 @@ def test_the_pods_are_restricted_and_have_no_token():
 
 
 def test_a_server_without_scaling_has_its_number_of_pods():
-    fixed = Server(name="m", digest="a", model_gib=1, resources=Resources(), replicas=3)
+    fixed = Server(name="m", digest="a", model_gib=1, resources=SERVER.resources, replicas=3)
     objects = manifests(fixed, PROFILE)
 
     assert objects[0]["spec"]["replicas"] == 3
     assert len(objects) == 2
     assert fixed.base_url("research") == "http://m.research:8000/v1"
+
+
+def test_a_server_without_gpus_is_refused():
+    with pytest.raises(CaravanError, match="no image of ours has vLLM for CPUs: ask for one"):
+        manifests(replace(SERVER, resources=Resources()), PROFILE)
+
+
+def test_a_new_version_takes_the_gpus_of_the_old_one():
+    strategy = manifests(SERVER, PROFILE)[0]["spec"]["strategy"]
+
+    assert strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 @pytest.mark.parametrize("name", ["Judge", "1st", "a_b", "x" * 64, "end-"])

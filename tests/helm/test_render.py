@@ -156,9 +156,9 @@ def test_values_of_the_previous_version_still_render(render, path):
     upgraded = render(values, upgrade=True)
 
     # `helm upgrade --reuse-values` also hands over the defaults of the version before.
-    with helm_python.Chart.load(previous / "caravan-0.1.0.tgz") as chart:
+    with helm_python.Chart.load(previous / "caravan-0.2.0.tgz") as chart:
         reused = render(chart.merge_values(values), upgrade=True)
-        before = render(values, chart=previous / "caravan-0.1.0.tgz")
+        before = render(values, chart=previous / "caravan-0.2.0.tgz")
     assert upgraded.names("Deployment") >= before.names("Deployment")
     assert reused.names("Deployment") == upgraded.names("Deployment")
     for kind in ("Deployment", "StatefulSet"):  # fields that cannot be changed in place
@@ -198,6 +198,15 @@ def test_what_only_other_projects_define_is_shaped_as_they_say(render, values):
         ports = {port["name"] for service in found for port in service["spec"]["ports"]}
         assert monitor["spec"]["endpoints"][0]["port"] in ports
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_a_model_server_has_its_gpus_and_hands_them_over(render, values):
+    server = render(values("production")).one("Deployment", "caravan-serving-judge")["spec"]
+
+    (vllm,) = server["template"]["spec"]["containers"]
+    assert vllm["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert "stage-gpu" in vllm["image"]
+    assert server["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 def test_a_new_version_of_the_chart_alone_restarts_no_database(render, values, tmp_path):

@@ -1,4 +1,5 @@
-{{/* Names, labels and the parts that every pod shares. */}}
+{{/* Names, labels and the parts that every pod shares.
+     A number of the values is a float to Helm and would be written as 1e+06: hence `int64`. */}}
 
 {{- define "caravan.fullname" -}}
 {{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
@@ -67,9 +68,9 @@ imagePullSecrets:
 {{/* The restricted pod-security profile. Takes a user id. */}}
 {{- define "caravan.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault

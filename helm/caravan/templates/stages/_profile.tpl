@@ -5,7 +5,7 @@
 {{- with .Values.telemetry.otlpEndpoint }}{{ $_ := set $environment "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
 namespace: {{ .Release.Namespace }}
 service_account: {{ $name }}-stage
-user_id: {{ .Values.podSecurity.userId }}
+user_id: {{ int64 .Values.podSecurity.userId }}
 images:
   cpu: {{ include "caravan.image" (list . "stageCpu") }}
   gpu: {{ include "caravan.image" (list . "stageGpu") }}
@@ -41,8 +41,8 @@ model_cache: {claim: {{ include "caravan.modelCacheClaim" . }}}
 {{- end }}
 queue: {{ .Values.stages.queue | quote }}
 priority: {{ .Values.stages.priority | quote }}
-pool_parallelism: {{ .Values.stages.poolParallelism }}
-retries: {count: {{ .Values.stages.retries }}}
+pool_parallelism: {{ int64 .Values.stages.poolParallelism }}
+retries: {count: {{ int64 .Values.stages.retries }}}
 {{- if .Values.trainer.enabled }}
 trainer:
   runtime: {{ $name }}-torch
