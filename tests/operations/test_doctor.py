@@ -215,6 +215,44 @@ def test_images_are_taken_apart(image, parts):
     assert split(image) == parts
 
 
+@pytest.fixture
+def image_registry():
+    """Has the image `there:1` only."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200 if self.path == "/v2/there/manifests/1" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_images_are_broken_only_where_a_registry_says_so(image_registry, settings):
+    def images(cpu: str) -> tuple[Outcome, str]:
+        profile = {"images": {"cpu": cpu, "gpu": f"{image_registry}/there:1"}}
+        given = {"cluster_profile": json.dumps(profile)}
+        return findings(settings.model_copy(update=given))["images"]
+
+    assert images(f"{image_registry}/there:1")[0] is Outcome.OK
+    state, said = images(f"{image_registry}/missing:1")
+    assert state is Outcome.BROKEN
+    assert "its registry answers 404" in said
+    # A pod may be shut out of what the nodes pull from.
+    state, said = images("127.0.0.1:1/stage:1")
+    assert state is Outcome.SKIPPED
+    assert "stage:1 is in a registry that does not answer from here" in said
+    state, said = images("localhost/caravan/stage-cpu:1")
+    assert state is Outcome.SKIPPED
+    assert "only the nodes know" in said
+    assert f"{image_registry}/there:1 is in its registry" in said
+
+
 def test_an_image_without_a_version_is_broken(settings, tmp_path):
     profile = Path(tmp_path / "profile.yaml")
     profile.write_text("images: {cpu: registry.example.com/stage:latest}\n")
