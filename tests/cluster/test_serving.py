@@ -79,6 +79,12 @@ def test_a_server_without_gpus_is_refused():
         manifests(replace(SERVER, resources=Resources()), PROFILE)
 
 
+def test_no_sidecar_stands_between_stages_and_a_server():
+    labels = manifests(SERVER, PROFILE)[0]["spec"]["template"]["metadata"]["labels"]
+
+    assert labels["sidecar.istio.io/inject"] == "false"
+
+
 def test_a_new_version_takes_the_gpus_of_the_old_one():
     strategy = manifests(SERVER, PROFILE)[0]["spec"]["strategy"]
 

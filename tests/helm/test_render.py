@@ -200,6 +200,13 @@ def test_what_only_other_projects_define_is_shaped_as_they_say(render, values):
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+def test_the_log_of_the_check_can_be_read_when_it_has_succeeded(render, values):
+    annotations = render(values("trial")).one("Pod", "caravan-check")["metadata"]["annotations"]
+
+    assert annotations["helm.sh/hook"] == "test"
+    assert "hook-succeeded" not in annotations["helm.sh/hook-delete-policy"]
+
+
 def test_a_model_server_has_its_gpus_and_hands_them_over(render, values):
     server = render(values("production")).one("Deployment", "caravan-serving-judge")["spec"]
 

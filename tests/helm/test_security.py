@@ -275,6 +275,12 @@ def test_policies_select_the_ranks_of_a_training_job():
     assert STAGE.keys() <= node["template"]["spec"]["template"]["metadata"]["labels"].keys()
 
 
+@every_variant
+def test_no_pod_has_a_sidecar_of_istio(render, path):
+    for name, pod in render(yaml.safe_load(path.read_text("utf-8"))).pods().items():
+        assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", name
+
+
 # --- sign-in and secrets ------------------------------------------------------------------------
 
 

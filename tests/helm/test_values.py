@@ -45,6 +45,7 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("trial", "commonLabels", {"app.kubernetes.io/instance": "x"}, "with another prefix"),
         ("trial", "commonLabels", {"caravan.dev/stage": "x"}, "has caravan.dev/stage"),
         ("trial", "commonLabels", {"helm.sh/chart": "x"}, "has helm.sh/chart"),
+        ("trial", "commonLabels", {"sidecar.istio.io/inject": "true"}, "has sidecar.istio.io"),
         ("trial", "images.registry", "", "images.registry is empty: push the images"),
         ("trial", "images.dashboard.tag", "latest", "write a version, or a digest"),
         ("trial", "postgres.enabled", False, "name a Secret whose key"),

@@ -25,10 +25,12 @@ helm.sh/chart: {{ $.Chart.Name }}-{{ $.Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Labels of a pod: none that changes with every version of the chart, which would restart it. */}}
+{{/* Labels of a pod: none that changes with every version of the chart, which would restart it.
+     Istio's sidecar would keep jobs from ending, and shut out stage pods, which have none. */}}
 {{- define "caravan.podLabels" -}}
 {{ include "caravan.selector" . }}
 app.kubernetes.io/part-of: caravan
+sidecar.istio.io/inject: "false"
 {{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}

@@ -74,7 +74,11 @@ def manifests(server: Server, profile: ClusterProfile) -> list[dict[str, Any]]:
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
         },
-        "template": {"metadata": {"labels": labels}, "spec": _pod(server, profile)},
+        "template": {
+            # Stage pods have no sidecar of Istio, and one here would refuse them.
+            "metadata": {"labels": {**labels, "sidecar.istio.io/inject": "false"}},
+            "spec": _pod(server, profile),
+        },
     }
     if not server.max_replicas:
         spec["replicas"] = server.replicas
