@@ -14,6 +14,7 @@ from caravan.cluster.pod import (
     PRIORITY_LABEL,
     QUEUE_LABEL,
     TEMPORARY_DIR,
+    TRUST_DIR,
     WORK_DIR,
     Pod,
     label_value,
@@ -140,6 +141,8 @@ def _set_volumes(task: Any, profile: ClusterProfile, pod: Pod) -> None:
     kubernetes.empty_dir_mount(task, "temporary", TEMPORARY_DIR, size_limit=limit)
     if cache := profile.model_cache:
         kubernetes.mount_pvc(task, cache.claim, CACHE_DIR, sub_path=cache.sub_path)
+    if profile.trust:
+        kubernetes.use_config_map_as_volume(task, profile.trust.config_map, TRUST_DIR)
     if pod.shared_memory:
         kubernetes.empty_dir_mount(
             task, "shared-memory", "/dev/shm", medium="Memory", size_limit=pod.shared_memory

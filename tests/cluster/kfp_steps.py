@@ -218,6 +218,10 @@ def _volumes(config: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict
         secret = _name(mount, "secret")
         volumes[secret] = {"secret": {"secretName": secret}}
         mounts.append({"name": secret, "mountPath": mount["mountPath"]})
+    for mount in config.get("configMapAsVolume", []):
+        name = _name(mount, "configMap")
+        volumes[name] = {"configMap": {"name": name}}
+        mounts.append({"name": name, "mountPath": mount["mountPath"]})
     return [{"name": name, **source} for name, source in volumes.items()], mounts
 
 

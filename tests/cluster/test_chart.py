@@ -15,7 +15,7 @@ from cluster_client import Cluster
 from kubernetes import client
 from trial import CHART, SECONDS, trial_values
 
-PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.1.0.tgz"
+PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.2.0.tgz"
 RELEASE = "trial"
 
 RECORD = """
@@ -148,7 +148,7 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm):
     # uninstalled, it leaves its data volumes and nothing else
     helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
     for pod in release.pods():
-        if pod.metadata.name.startswith(("inside-", "backup-now")):
+        if pod.metadata.name.startswith(("inside-", "backup-now", f"{RELEASE}-check")):
             cluster.core.delete_namespaced_pod(pod.metadata.name, home)
     cluster.wait(lambda: not cluster.core.list_namespaced_pod(home).items, lambda: "the last pod")
     assert release.left() == {

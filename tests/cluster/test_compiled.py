@@ -32,6 +32,7 @@ PROFILE = {
     "secrets": [{"name": "caravan", "env": {"registry-url": "CARAVAN_REGISTRY_URL"}}],
     "config_maps": [{"name": "caravan", "env": {"store-url": "CARAVAN_STORE_URL"}}],
     "environment": {"HF_HUB_OFFLINE": "1"},
+    "trust": {"config_map": "company-ca"},
     "work": {"claim": "work"},
     "model_cache": {"claim": "models", "sub_path": "hub"},
     "shared_memory_gib": 16,
@@ -108,7 +109,11 @@ def test_a_stage_gets_what_its_recipe_asks_for(big):
     )
     assert mounts == {
         "/work": "work", "/tmp": "temporary", "/cache": "models", "/dev/shm": "shared-memory",
+        "/etc/caravan/trust": "company-ca",
     }  # fmt: skip
+    assert volumes["company-ca"]["configMap"] == {"name": "company-ca"}
+    plain = {e["name"]: e.get("value") for e in container["env"]}
+    assert plain["SSL_CERT_FILE"] == plain["REQUESTS_CA_BUNDLE"] == "/etc/caravan/trust/ca.crt"
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16384Mi"}
     assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "work"}
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import kubernetes_validate
 import pytest
 
@@ -15,6 +17,7 @@ PROFILE = ClusterProfile.model_validate(
     {
         "namespace": "research", "images": {"cpu": "r/cpu:1", "gpu": "r/gpu:1"},
         "gpus": {"h100": {"node_selector": {"gpu": "h100"}}},
+        "trust": {"config_map": "company-ca"},
         "secrets": [{"name": "caravan", "env": {"registry-url": "CARAVAN_REGISTRY_URL"}}],
     }
 )  # fmt: skip
@@ -41,6 +44,9 @@ def test_the_model_comes_from_the_store_and_the_key_from_a_secret():
     assert {e["name"] for e in fetch["env"]} >= {"CARAVAN_REGISTRY_URL", "CARAVAN_HOME"}
     assert keys == [{"secretKeyRef": {"name": "judge-key", "key": "api-key"}}]
     assert "CARAVAN_REGISTRY_URL" not in {e["name"] for e in vllm["env"]}
+    assert {"name": "SSL_CERT_FILE", "value": "/etc/caravan/trust/ca.crt"} in fetch["env"]
+    assert {"name": "trust", "mountPath": "/etc/caravan/trust"} in fetch["volumeMounts"]
+    assert {"name": "trust", "configMap": {"name": "company-ca"}} in pod["volumes"]
     assert "--tensor-parallel-size=2" in vllm["command"]
     assert "--max-model-len=8192" in vllm["command"]
     assert vllm["resources"]["limits"]["nvidia.com/gpu"] == "2"
@@ -60,12 +66,29 @@ def test_the_pods_are_restricted_and_have_no_token():
 
 
 def test_a_server_without_scaling_has_its_number_of_pods():
-    fixed = Server(name="m", digest="a", model_gib=1, resources=Resources(), replicas=3)
+    fixed = Server(name="m", digest="a", model_gib=1, resources=SERVER.resources, replicas=3)
     objects = manifests(fixed, PROFILE)
 
     assert objects[0]["spec"]["replicas"] == 3
     assert len(objects) == 2
     assert fixed.base_url("research") == "http://m.research:8000/v1"
+
+
+def test_a_server_without_gpus_is_refused():
+    with pytest.raises(CaravanError, match="no image of ours has vLLM for CPUs: ask for one"):
+        manifests(replace(SERVER, resources=Resources()), PROFILE)
+
+
+def test_no_sidecar_stands_between_stages_and_a_server():
+    labels = manifests(SERVER, PROFILE)[0]["spec"]["template"]["metadata"]["labels"]
+
+    assert labels["sidecar.istio.io/inject"] == "false"
+
+
+def test_a_new_version_takes_the_gpus_of_the_old_one():
+    strategy = manifests(SERVER, PROFILE)[0]["spec"]["strategy"]
+
+    assert strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 @pytest.mark.parametrize("name", ["Judge", "1st", "a_b", "x" * 64, "end-"])

@@ -37,7 +37,7 @@ PROFILE = ClusterProfile.model_validate(
         "gpus": {"h100": {"node_selector": {"gpu": "h100"}}},
         "secrets": [{"name": "caravan", "env": {"registry-url": "CARAVAN_REGISTRY_URL"}}],
         "work": {"claim": "work", "sub_path": "runs"}, "queue": "research", "priority": "high",
-        "shared_memory_gib": 32,
+        "shared_memory_gib": 32, "trust": {"config_map": "company-ca", "key": "bundle"},
     }
 )  # fmt: skip
 RESOURCES = Resources(nodes=4, gpus=8, gpu_type="h100", cpus=96, memory_gib=1000, deadline_hours=50)
@@ -50,6 +50,7 @@ def test_the_job_is_one_that_the_trainer_knows():
     assert parsed is not None
     written = parsed.to_dict()
     assert written == job, "the trainer's models do not know a field"
+    assert written["spec"]["runtimeRef"]["kind"] == "TrainingRuntime"  # of this namespace only
     trainer = parsed.spec.trainer
     assert (trainer.num_nodes, trainer.num_proc_per_node) == (4, 8)
     limits = {k: v.to_dict() for k, v in trainer.resources_per_node.limits.items()}
@@ -60,6 +61,12 @@ def test_the_job_is_one_that_the_trainer_knows():
     (node,) = jobs["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"gpu": "h100"}
+    assert {"name": "trust", "configMap": {"name": "company-ca"}} in pod["volumes"]
+    assert {"name": "trust", "mountPath": "/etc/caravan/trust"} in (
+        pod["containers"][0]["volumeMounts"]
+    )
+    variables = {e["name"]: e.get("value") for e in trainer.to_dict()["env"]}
+    assert variables["SSL_CERT_FILE"] == "/etc/caravan/trust/bundle"
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
 
 

@@ -45,7 +45,7 @@ class Rendered:
                 template = object_
             elif object_["kind"] == "CronJob":
                 template = spec["jobTemplate"]["spec"]["template"]
-            elif object_["kind"] == "ClusterTrainingRuntime":
+            elif object_["kind"] == "TrainingRuntime":
                 (job,) = spec["template"]["spec"]["replicatedJobs"]
                 template = job["template"]["spec"]["template"]
             elif object_["kind"] in ("Deployment", "StatefulSet", "Job"):

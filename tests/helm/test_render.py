@@ -19,7 +19,7 @@ FORMER = {
     "autoscaling/v2beta2": "autoscaling/v2",
 }
 """Versions older than the oldest schemas; the fields that we set are the same."""
-CUSTOM = {"HTTPRoute", "ServiceMonitor", "ClusterTrainingRuntime"}
+CUSTOM = {"HTTPRoute", "ServiceMonitor", "TrainingRuntime"}
 every_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 
 
@@ -81,9 +81,7 @@ def test_names_are_unique_and_belong_to_the_release(render, path):
     assert all(name.startswith(values.get("fullnameOverride", "caravan")) for _, name in names)
     for object_ in rendered.objects:
         assert object_["metadata"]["labels"]["app.kubernetes.io/instance"] == "caravan"
-        assert object_["kind"] == "ClusterTrainingRuntime" or (
-            object_["metadata"]["namespace"] == "ml"
-        )
+        assert object_["metadata"]["namespace"] == "ml"
 
 
 @every_variant
@@ -158,9 +156,9 @@ def test_values_of_the_previous_version_still_render(render, path):
     upgraded = render(values, upgrade=True)
 
     # `helm upgrade --reuse-values` also hands over the defaults of the version before.
-    with helm_python.Chart.load(previous / "caravan-0.1.0.tgz") as chart:
+    with helm_python.Chart.load(previous / "caravan-0.2.0.tgz") as chart:
         reused = render(chart.merge_values(values), upgrade=True)
-        before = render(values, chart=previous / "caravan-0.1.0.tgz")
+        before = render(values, chart=previous / "caravan-0.2.0.tgz")
     assert upgraded.names("Deployment") >= before.names("Deployment")
     assert reused.names("Deployment") == upgraded.names("Deployment")
     for kind in ("Deployment", "StatefulSet"):  # fields that cannot be changed in place
@@ -172,11 +170,11 @@ def test_values_of_the_previous_version_still_render(render, path):
 
 
 def test_the_training_runtime_is_one_to_kubeflow_trainer(render, values):
-    from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime as Runtime
+    from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime as Runtime
 
     from caravan.cluster.trainjob import CONTAINER, STEP
 
-    (given,) = render(values("production")).all("ClusterTrainingRuntime")
+    (given,) = render(values("production")).all("TrainingRuntime")
     runtime = Runtime.from_dict(given)
 
     assert runtime is not None
@@ -200,6 +198,22 @@ def test_what_only_other_projects_define_is_shaped_as_they_say(render, values):
         ports = {port["name"] for service in found for port in service["spec"]["ports"]}
         assert monitor["spec"]["endpoints"][0]["port"] in ports
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_the_log_of_the_check_can_be_read_when_it_has_succeeded(render, values):
+    annotations = render(values("trial")).one("Pod", "caravan-check")["metadata"]["annotations"]
+
+    assert annotations["helm.sh/hook"] == "test"
+    assert "hook-succeeded" not in annotations["helm.sh/hook-delete-policy"]
+
+
+def test_a_model_server_has_its_gpus_and_hands_them_over(render, values):
+    server = render(values("production")).one("Deployment", "caravan-serving-judge")["spec"]
+
+    (vllm,) = server["template"]["spec"]["containers"]
+    assert vllm["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert "stage-gpu" in vllm["image"]
+    assert server["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
 def test_a_new_version_of_the_chart_alone_restarts_no_database(render, values, tmp_path):

@@ -14,8 +14,14 @@ import yaml
 from chart import VARIANTS
 
 from caravan.cluster.profile import ClusterProfile
+from caravan.cluster.serving import Server, manifests
+from caravan.cluster.trainjob import train_job
 from caravan.identity import Identity
+from caravan.recipe import Resources
+from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
+from caravan_pipelines.doctor.cluster import JOB_PERMISSIONS, PERMISSIONS
+from caravan_pipelines.launch import kubeflow
 
 every_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 ROOT = Path(__file__).parents[2]
@@ -58,7 +64,7 @@ def test_every_pod_keeps_to_the_restricted_profile(render, path):
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                 "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]},
             }, name  # fmt: skip
-            if not name.startswith("ClusterTrainingRuntime"):  # the TrainJob says its resources
+            if not name.startswith("TrainingRuntime"):  # the TrainJob says its resources
                 assert container["resources"]["limits"]["memory"], name
                 assert container["resources"]["requests"]["cpu"], name
 
@@ -93,12 +99,14 @@ def test_permissions_are_exactly_these(render, values):
         }
         for role in rendered.all("Role")
     }
-    kfp = "pipelines.kubeflow.org"
+    kfp, trainer = "pipelines.kubeflow.org", "trainer.kubeflow.org"
     pods = {("", "pods", "get"), ("", "pods", "list"), ("", "pods/log", "get")}
     assert allowed == {
         "caravan-dashboard": pods
         | {(kfp, "runs", verb) for verb in ("create", "get", "list", "terminate")}
-        | {(kfp, "experiments", verb) for verb in ("create", "get", "list")},
+        | {(kfp, "experiments", verb) for verb in ("create", "get", "list")}
+        | {(trainer, "trainjobs", "list"), (trainer, "trainjobs", "delete"),
+           (trainer, "trainingruntimes", "list")},
         "caravan-stage": {
             ("argoproj.io", "workflowtaskresults", "create"),
             ("argoproj.io", "workflowtaskresults", "patch"),
@@ -107,12 +115,23 @@ def test_permissions_are_exactly_these(render, values):
         },
         "caravan-trainer": pods
         | {("", "pods", "watch")}
-        | {("trainer.kubeflow.org", "trainjobs", verb)
+        | {(trainer, "trainjobs", verb)
            for verb in ("create", "get", "list", "watch", "delete")},
     }  # fmt: skip
     for binding in rendered.all("RoleBinding"):
         assert binding["roleRef"]["name"] == binding["metadata"]["name"]
         assert [s["name"] for s in binding["subjects"]] == [binding["metadata"]["name"]]
+    # The doctor asks whether the dashboard's account may do what runs need.
+    wanted = {p[:3] for p in PERMISSIONS + JOB_PERMISSIONS}
+    assert wanted <= allowed["caravan-dashboard"]
+
+
+def test_without_a_trainer_nobody_touches_its_jobs(render, values):
+    rendered = render(values("gateway"))
+
+    groups = {group for role in rendered.all("Role") for rule in role["rules"]
+              for group in rule["apiGroups"]}  # fmt: skip
+    assert "trainer.kubeflow.org" not in groups
 
 
 def test_the_whole_cluster_is_seen_only_where_that_is_asked_for(render, values):
@@ -168,7 +187,12 @@ def pod_labels(rendered: Any, name: str) -> dict[str, str]:
     return rendered.pods()[name]["metadata"]["labels"]
 
 
-STAGE = {"caravan.dev/run": "pocket-1", "caravan.dev/stage": "sft"}
+STAGE = {"caravan.dev/stage": "sft"}
+
+
+SERVED = manifests(
+    Server(name="m", digest="0" * 64, model_gib=1, resources=Resources(gpus=1)), ClusterProfile()
+)[0]["spec"]["template"]["metadata"]["labels"]
 
 
 def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
@@ -203,8 +227,9 @@ def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
             peers(rendered, source, "Egress"), "to", labels, port
         )
 
-    assert may(STAGE, "StatefulSet/caravan-postgres", 5432)
-    assert may(STAGE, "StatefulSet/caravan-s3", 8333)
+    for source in (STAGE, SERVED):
+        assert may(source, "StatefulSet/caravan-postgres", 5432)
+        assert may(source, "StatefulSet/caravan-s3", 8333)
     assert may(STAGE, "Deployment/caravan-serving-judge", 8000)
     assert may(pod_labels(rendered, "Deployment/caravan-dashboard"),
                "StatefulSet/caravan-postgres", 5432)  # fmt: skip
@@ -213,6 +238,47 @@ def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
     assert may(check, "Deployment/caravan-metrics", 9090)
     assert not may(STAGE, "Deployment/caravan-dashboard", 8501)
     assert not may(STAGE, "Deployment/caravan-metrics", 9090)
+
+
+@every_variant
+def test_stages_may_ask_what_caravan_serve_has_started(render, path):
+    values = yaml.safe_load(path.read_text("utf-8"))
+    values["networkPolicy"] = values.get("networkPolicy", {}) | {"enabled": True}
+    rendered = render(values)
+
+    asked, asking = peers(rendered, SERVED, "Ingress"), peers(rendered, STAGE, "Egress")
+    assert reaches(asked, "from", STAGE, 8000)
+    assert reaches(asking, "to", SERVED, 8000)
+    assert not reaches(asked, "from", {"app": "something-else"}, 8000)
+    assert not reaches(asked, "from", STAGE, 22)
+    outward = [rule for rule in peers(rendered, SERVED, "Egress") if "to" not in rule]
+    assert [sorted(p["protocol"] for p in rule["ports"]) for rule in outward] == [["TCP", "UDP"]]
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_policies_select_every_pod_of_a_run(sweep, tmp_path):
+    recipe = load_recipe(ROOT / "pipelines" / "recipes" / "pocket.yaml")
+    where = kubeflow.placement(recipe, ClusterProfile(), Settings(), "" if sweep else "r", "ann")
+    kubeflow.compile_pipeline(recipe, where, tmp_path / "p.yaml", "about", sweep=sweep)
+
+    _, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert len(executors) > 5
+    assert all(STAGE.keys() <= e["podMetadata"]["labels"].keys() for e in executors)
+
+
+def test_policies_select_the_ranks_of_a_training_job():
+    job = train_job("run-1", "sft", ["x"], Resources(nodes=2), ClusterProfile())
+
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert STAGE.keys() <= node["template"]["spec"]["template"]["metadata"]["labels"].keys()
+
+
+@every_variant
+def test_no_pod_has_a_sidecar_of_istio(render, path):
+    for name, pod in render(yaml.safe_load(path.read_text("utf-8"))).pods().items():
+        assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", name
 
 
 # --- sign-in and secrets ------------------------------------------------------------------------
@@ -247,7 +313,8 @@ def test_variables_are_those_that_the_code_reads(render, values):
 
 @every_variant
 def test_the_cluster_profile_is_one_that_the_code_reads(render, path):
-    rendered = render(yaml.safe_load(path.read_text("utf-8")))
+    values = yaml.safe_load(path.read_text("utf-8"))
+    rendered = render(values)
     for config in rendered.all("ConfigMap"):
         profile = ClusterProfile.model_validate(yaml.safe_load(config["data"]["profile.yaml"]))
         assert profile.namespace == "ml"
@@ -256,9 +323,12 @@ def test_the_cluster_profile_is_one_that_the_code_reads(render, path):
         variables = {v for secret in profile.secrets for v in secret.env.values()}
         wanted = {"CARAVAN_REGISTRY_URL", "CARAVAN_S3_ACCESS_KEY", "CARAVAN_S3_SECRET_KEY"}
         assert variables >= wanted
+        assert (profile.trust.config_map if profile.trust else None) == (
+            values.get("trust", {}).get("existingConfigMap")
+        )
         if profile.trainer.token_secret:
             assert profile.trainer.token_secret in rendered.names("Secret")
-            assert profile.trainer.runtime in rendered.names("ClusterTrainingRuntime")
+            assert profile.trainer.runtime in rendered.names("TrainingRuntime")
 
 
 @every_variant

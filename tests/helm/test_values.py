@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import helm_python
 import pytest
+import yaml
+from chart import CHART
 
 
 def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -38,6 +42,10 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "serving.models.Judge", {"path": "x"}, "Judge"),
         ("production", "networkPolicy.dashboardFrom", [{}], "/networkPolicy/dashboardFrom"),
         # sentences: what contradicts or is missing
+        ("trial", "commonLabels", {"app.kubernetes.io/instance": "x"}, "with another prefix"),
+        ("trial", "commonLabels", {"caravan.dev/stage": "x"}, "has caravan.dev/stage"),
+        ("trial", "commonLabels", {"helm.sh/chart": "x"}, "has helm.sh/chart"),
+        ("trial", "commonLabels", {"sidecar.istio.io/inject": "true"}, "has sidecar.istio.io"),
         ("trial", "images.registry", "", "images.registry is empty: push the images"),
         ("trial", "images.dashboard.tag", "latest", "write a version, or a digest"),
         ("trial", "postgres.enabled", False, "name a Secret whose key"),
@@ -50,6 +58,10 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("trial", "trainer.enabled", True, "trainer.enabled needs kubeflow.enabled"),
         ("trial", "serving.models.finished.path", "llama", "either artifact .* or path .*both"),
         ("trial", "serving.models.finished", {}, "either artifact .* or path .*neither"),
+        ("trial", "serving.models.finished.gpus", 0, "finished has no GPUs, .* give it gpus"),
+        ("trial", "serving.defaults.gpus", 0, "finished has no GPUs"),
+        ("production", "serving.models.judge.replicas", 4, "judge.replicas is larger than max"),
+        ("production", "serving.defaults.replicas", 4, "judge.replicas is larger than maxRepl"),
         ("minimal", "serving.models.m.path", "llama", "set stages.modelCache.enabled=true"),
         ("production", "serving.models.teacher.path", "a/../../b", "write a path without"),
         ("production", "oidc.existingSecret", "", "oidc.enabled needs oidc.existingSecret"),
@@ -58,6 +70,11 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "dashboard.gateway.enabled", True, "choose one"),
         ("production", "dashboard.autoscaling.minReplicas", 9, "larger than maxReplicas"),
         ("production", "networkPolicy.dashboardFrom", [], "no browser would reach"),
+        ("production", "oidc.issuer", "http://login.example.com", "has to begin with https://"),
+        ("production", "oidc.issuer", "http://localhost.example.com", "has to begin with https"),
+        ("production", "networkPolicy.metricsFrom", [], "Prometheus would reach no metrics"),
+        ("production", "networkPolicy.clusterPeers", [], "add its namespace .* port 4318"),
+        ("minimal", "telemetry.otlpEndpoint", "http://c.example.com", "no trace .* port 80 to"),
         ("production", "kubeflow.endpoint", "", "kubeflow.enabled needs kubeflow.endpoint"),
         ("production", "kubeflow.existingSecret", "x", "belong together"),
         ("gateway", "dashboard.gateway.name", "", "name the Gateway"),
@@ -67,6 +84,51 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 def test_refused(render, values, variant, path, value, said):
     with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError), match=said):
         render(changed(values(variant), path, value))
+
+
+@pytest.mark.parametrize(
+    ("variant", "path", "value"),
+    [
+        ("production", "oidc.issuer", "http://localhost:8080/realms/ml"),
+        ("production", "oidc.issuer", "http://[::1]:8080"),
+        ("production", "networkPolicy", {"enabled": False}),
+        ("minimal", "telemetry.otlpEndpoint", "https://collector.example.com/v1"),
+        ("minimal", "telemetry.otlpEndpoint", "http://collector.example.com:443"),
+        ("trial", "telemetry.otlpEndpoint", "http://collector.monitoring:4318"),  # no policies
+        ("trial", "serving.models.finished.maxReplicas", 1),
+        ("trial", "commonLabels", {"example.com/helm.sh": "x", "app.kubernetes.io": "y"}),
+    ],
+)
+def test_accepted(render, values, variant, path, value):
+    assert render(changed(values(variant), path, value)).objects
+
+
+def test_large_numbers_stay_whole(render, values):
+    bounded = ("port", "targetCPUPercent", "sessionHours")
+
+    def enlarged(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {k: v if k in bounded else enlarged(v) for k, v in given.items()}
+        return 2_000_000 if type(given) is int else given
+
+    def numbers(found: Any) -> Iterator[object]:
+        if isinstance(found, dict | list):
+            inner = found.values() if isinstance(found, dict) else found
+            for value in inner:
+                yield from numbers(value)
+        elif isinstance(found, float) or re.search(r"\de\+\d", str(found)):
+            yield found
+
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    model = {"artifact": "", "path": "llama", **enlarged(defaults["serving"]["defaults"])}
+    given = enlarged(defaults) | {k: v for k, v in values("production").items()
+                                  if k not in ("serving", "dashboard", "trainer")}  # fmt: skip
+    given["serving"] = {"models": {"m": model | {"path": "llama"}}}
+    given["dashboard"] = enlarged(defaults["dashboard"]) | {"host": "caravan.example.com"}
+    for database in (True, False):
+        given["postgres"]["enabled"] = database
+        given["registry"]["existingSecret"] = "" if database else "caravan-registry"
+        assert [n for o in render(given).objects for n in numbers(o)] == []
 
 
 def test_nobody_may_use_the_dashboard(render, values):

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from kubernetes.config import kube_config
 
 from caravan.errors import CaravanError
 from caravan.registry import Registry
@@ -66,6 +67,78 @@ def test_a_registry_that_cannot_be_written_is_broken(settings, monkeypatch):
         pass
     monkeypatch.setattr(Registry, "heartbeat_run", refused)  # root may write read-only files
     assert findings(settings)["registry"][0] is Outcome.BROKEN
+
+
+class KubernetesApi(BaseHTTPRequestHandler):
+    """Allows all but `denied`, and knows the training runtime `caravan-torch` in `research`."""
+
+    denied: tuple[str, str] = ("", "")
+
+    def do_POST(self):
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = review["spec"]["resourceAttributes"]
+        allowed = (asked["verb"], asked["resource"]) != self.denied
+        self.answer(review | {"status": {"allowed": allowed}})
+
+    def do_GET(self):
+        runtimes = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/research/trainingruntimes"
+        items = [{"metadata": {"name": "caravan-torch"}}] if self.path == runtimes else []
+        self.answer({"items": items})
+
+    def answer(self, document):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def kubernetes_api(monkeypatch, tmp_path):
+    """An API server, and the kubeconfig that names it; gives the handler's class."""
+    handler = type("Api", (KubernetesApi,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    named = {
+        "clusters": [
+            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        ],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "c",
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(named))
+    # The client reads KUBECONFIG when it is imported.
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    yield handler
+    server.shutdown()
+
+
+def test_who_removes_training_jobs_is_asked_whether_they_may(kubernetes_api, settings):
+    def permissions(profile: dict[str, object]) -> tuple[Outcome, str]:
+        given = {"cluster_profile": json.dumps({"namespace": "research"} | profile)}
+        return findings(settings.model_copy(update=given))["kubernetes permissions"]
+
+    trains = {"trainer": {"token_secret": "token"}}
+    assert permissions(trains) == (Outcome.OK, "all 5 in namespace research")
+    kubernetes_api.denied = ("delete", "trainjobs")
+    state, said = permissions(trains)
+    assert state is Outcome.BROKEN
+    assert "may not: delete trainjobs (to remove jobs of a stopped run)" in said
+    assert permissions({}) == (Outcome.OK, "all 3 in namespace research")
+
+
+def test_the_runtime_of_training_jobs_is_looked_for_in_the_namespace(kubernetes_api, settings):
+    def jobs(namespace: str) -> tuple[Outcome, str]:
+        given = {"cluster_profile": json.dumps({"namespace": namespace})}
+        return findings(settings.model_copy(update=given))["training jobs"]
+
+    assert jobs("research") == (Outcome.OK, "Kubeflow Trainer, runtime caravan-torch")
+    state, said = jobs("elsewhere")
+    assert state is Outcome.BROKEN
+    assert "namespace elsewhere has no TrainingRuntime 'caravan-torch'" in said
 
 
 def test_checks_do_not_end_with_the_first_that_fails():
@@ -140,6 +213,44 @@ def test_an_identity_provider_is_asked_for_its_discovery_document(
 )
 def test_images_are_taken_apart(image, parts):
     assert split(image) == parts
+
+
+@pytest.fixture
+def image_registry():
+    """Has the image `there:1` only."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200 if self.path == "/v2/there/manifests/1" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_images_are_broken_only_where_a_registry_says_so(image_registry, settings):
+    def images(cpu: str) -> tuple[Outcome, str]:
+        profile = {"images": {"cpu": cpu, "gpu": f"{image_registry}/there:1"}}
+        given = {"cluster_profile": json.dumps(profile)}
+        return findings(settings.model_copy(update=given))["images"]
+
+    assert images(f"{image_registry}/there:1")[0] is Outcome.OK
+    state, said = images(f"{image_registry}/missing:1")
+    assert state is Outcome.BROKEN
+    assert "its registry answers 404" in said
+    # A pod may be shut out of what the nodes pull from.
+    state, said = images("127.0.0.1:1/stage:1")
+    assert state is Outcome.SKIPPED
+    assert "stage:1 is in a registry that does not answer from here" in said
+    state, said = images("localhost/caravan/stage-cpu:1")
+    assert state is Outcome.SKIPPED
+    assert "only the nodes know" in said
+    assert f"{image_registry}/there:1 is in its registry" in said
 
 
 def test_an_image_without_a_version_is_broken(settings, tmp_path):

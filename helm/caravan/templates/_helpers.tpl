@@ -1,4 +1,5 @@
-{{/* Names, labels and the parts that every pod shares. */}}
+{{/* Names, labels and the parts that every pod shares.
+     A number of the values is a float to Helm and would be written as 1e+06: hence `int64`. */}}
 
 {{- define "caravan.fullname" -}}
 {{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
@@ -24,10 +25,12 @@ helm.sh/chart: {{ $.Chart.Name }}-{{ $.Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Labels of a pod: none that changes with every version of the chart, which would restart it. */}}
+{{/* Labels of a pod: none that changes with every version of the chart, which would restart it.
+     Istio's sidecar would keep jobs from ending, and shut out stage pods, which have none. */}}
 {{- define "caravan.podLabels" -}}
 {{ include "caravan.selector" . }}
 app.kubernetes.io/part-of: caravan
+sidecar.istio.io/inject: "false"
 {{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
@@ -67,9 +70,9 @@ imagePullSecrets:
 {{/* The restricted pod-security profile. Takes a user id. */}}
 {{- define "caravan.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
@@ -130,10 +133,15 @@ key: {{ .Values.registry.urlKey }}
 {{- end }}
 {{- if .Values.trust.existingConfigMap }}
 - name: SSL_CERT_FILE
-  value: /etc/caravan/trust/{{ .Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 - name: REQUESTS_CA_BUNDLE
-  value: /etc/caravan/trust/{{ .Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 {{- end }}
+{{- end }}
+
+{{/* The certificate authorities in a pod of ours: the given ones, else the image's. */}}
+{{- define "caravan.authorities" -}}
+{{- if .Values.trust.existingConfigMap }}/etc/caravan/trust/{{ .Values.trust.key }}{{ else }}/etc/ssl/certs/ca-certificates.crt{{ end -}}
 {{- end }}
 
 {{/* Where the artifacts are. */}}
@@ -216,9 +224,9 @@ key: {{ .Values.registry.urlKey }}
       name: {{ $.Values.kubeflow.existingSecret }}
       key: {{ . }}
 {{- end }}
-{{- with .Values.trust.existingConfigMap }}
+{{- if .Values.trust.existingConfigMap }}
 - name: CARAVAN_KFP_CA_FILE
-  value: /etc/caravan/trust/{{ $.Values.trust.key }}
+  value: {{ include "caravan.authorities" . }}
 {{- end }}
 {{- if .Values.dashboard.host }}
 - name: CARAVAN_DASHBOARD_URL

@@ -128,7 +128,7 @@ def sweep(
 def serve(
     model: Annotated[str, typer.Argument(help="Digest of a model; with --stop, a server.")],
     name: Annotated[str, typer.Option(help="Name of the server.")] = "",
-    gpus: Annotated[int, typer.Option(help="GPUs of each pod; 0 serves on the CPU.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each pod, one at least.")] = 1,
     gpu_type: Annotated[str, typer.Option(help="Type of GPU of the cluster profile.")] = "",
     cpus: Annotated[int, typer.Option(help="CPUs of each pod.")] = 4,
     memory: Annotated[float, typer.Option(help="Memory of each pod, in GiB.")] = 32.0,

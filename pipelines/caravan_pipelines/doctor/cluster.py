@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from caravan.cluster.api import kubernetes_api
 from caravan.cluster.profile import load_profile
+from caravan.cluster.trainjob import GROUP, VERSION
 from caravan.errors import CaravanError, MissingExtraError
 from caravan.settings import Settings
 from caravan_pipelines.doctor.finding import NotHereError
@@ -26,6 +27,11 @@ PERMISSIONS = (
     Permission("", "pods/log", "get", "show the log of a stage's pod"),
 )
 """What this project asks of the cluster's API, in the namespace of the runs."""
+JOB_PERMISSIONS = (
+    Permission(GROUP, "trainjobs", "list", "find jobs of a stopped run"),
+    Permission(GROUP, "trainjobs", "delete", "remove jobs of a stopped run"),
+)
+"""Where the cluster profile says how jobs on several nodes are made."""
 
 
 def api() -> Any:
@@ -55,11 +61,12 @@ def permissions(settings: Settings) -> str:
     """Every permission, by the cluster's own word (SelfSubjectAccessReview)."""
     from kubernetes import client as kubernetes
 
-    opened = api()
-    namespace = load_profile(settings).namespace
+    opened, profile = api(), load_profile(settings)
+    namespace = profile.namespace
+    needed = PERMISSIONS + (JOB_PERMISSIONS if "trainer" in profile.model_fields_set else ())
     reviews = kubernetes.AuthorizationV1Api(opened)
     denied = []
-    for wanted in PERMISSIONS:
+    for wanted in needed:
         resource, _, subresource = wanted.resource.partition("/")
         review = kubernetes.V1SelfSubjectAccessReview(
             spec=kubernetes.V1SelfSubjectAccessReviewSpec(
@@ -82,7 +89,7 @@ def permissions(settings: Settings) -> str:
             f"in namespace {namespace} this account may not: {named}; the chart's roles allow "
             "them: bind them to the account, or run as the chart's"
         )
-    return f"all {len(PERMISSIONS)} in namespace {namespace}"
+    return f"all {len(needed)} in namespace {namespace}"
 
 
 def training_jobs(settings: Settings) -> str:
@@ -92,8 +99,8 @@ def training_jobs(settings: Settings) -> str:
     opened, profile = api(), load_profile(settings)
     objects = CustomObjectsApi(opened)
     try:
-        found = objects.list_cluster_custom_object(
-            "trainer.kubeflow.org", "v1alpha1", "clustertrainingruntimes",
+        found = objects.list_namespaced_custom_object(
+            GROUP, VERSION, profile.namespace, "trainingruntimes",
             _request_timeout=CONNECT_SECONDS,
         )  # fmt: skip
     except ApiException as error:
@@ -107,9 +114,9 @@ def training_jobs(settings: Settings) -> str:
     names = sorted(item["metadata"]["name"] for item in found["items"])
     if profile.trainer.runtime not in names:
         raise CaravanError(
-            f"there is no ClusterTrainingRuntime {profile.trainer.runtime!r} (there are: "
-            f"{', '.join(names) or 'none'}); install the chart's, or correct `trainer.runtime` in "
-            "the cluster profile"
+            f"namespace {profile.namespace} has no TrainingRuntime {profile.trainer.runtime!r} "
+            f"(there are: {', '.join(names) or 'none'}); install the chart's (trainer.enabled), or "
+            "correct `trainer.runtime` in the cluster profile"
         )
     return f"Kubeflow Trainer, runtime {profile.trainer.runtime}"
 

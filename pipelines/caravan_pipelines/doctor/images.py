@@ -27,12 +27,13 @@ def images(settings: Settings) -> str:
 
     Raises:
         CaravanError: one is nowhere, or has no fixed version.
+        NotHereError: a registry cannot be asked from here; the nodes may well reach it.
     """
     if not settings.kfp_url and not settings.cluster_profile:
         raise NotHereError("runs are executed on this machine, without images")
     wanted = load_profile(settings).images
     present = _on_nodes()
-    said = []
+    said, unseen = [], False
     for image in sorted({wanted.cpu, wanted.gpu}):
         name, version = split(image)
         if version in ("", "latest"):
@@ -40,7 +41,13 @@ def images(settings: Settings) -> str:
         if any(known == image or known.endswith("/" + image) for known in present):
             said.append(f"{image} is on the nodes")
             continue
-        said.append(f"{image} {_in_registry(image, name, version)}")
+        try:
+            said.append(f"{image} {_in_registry(image, name, version)}")
+        except NotHereError as reason:
+            said.append(f"{image} {reason}")
+            unseen = True
+    if unseen:
+        raise NotHereError("; ".join(said))
     return "; ".join(said)
 
 
@@ -65,8 +72,8 @@ def _on_nodes() -> set[str]:
 
 def _in_registry(image: str, name: str, version: str) -> str:
     host, slash, path = name.partition("/")
-    if not slash or not ("." in host or ":" in host or host == "localhost"):
-        return "names no registry, and it cannot be seen from here whether the nodes have it"
+    if not slash or not ("." in host or ":" in host):  # localhost/...: of podman, no registry
+        raise NotHereError("names no registry, so only the nodes know whether they have it")
     scheme = "http" if host.startswith(("localhost", "127.0.0.1")) else "https"
     request = urllib.request.Request(
         f"{scheme}://{host}/v2/{path}/manifests/{version}",
@@ -84,4 +91,4 @@ def _in_registry(image: str, name: str, version: str) -> str:
             "`images` in the cluster profile"
         ) from error
     except OSError as error:
-        raise CaravanError(f"{image}: its registry does not answer: {error}") from error
+        raise NotHereError(f"is in a registry that does not answer from here: {error}") from error

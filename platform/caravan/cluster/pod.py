@@ -15,6 +15,7 @@ WORK_DIR = "/work"
 TEMPORARY_DIR = "/tmp"
 CACHE_DIR = "/cache"
 """`HF_HOME` of a pod."""
+TRUST_DIR = "/etc/caravan/trust"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 RUN_LABEL, NODE_LABEL = "caravan.dev/run", "caravan.dev/stage"
@@ -77,12 +78,17 @@ def mebibytes(gibibytes: float) -> str:
 
 def pod_environment(profile: ClusterProfile, dashboard_url: str = "") -> dict[str, str]:
     """The plain variables of every stage pod."""
+    trusted: dict[str, str] = {}
+    if profile.trust:
+        authorities = f"{TRUST_DIR}/{profile.trust.key}"
+        trusted = {"SSL_CERT_FILE": authorities, "REQUESTS_CA_BUNDLE": authorities}
     return {
         "CARAVAN_HOME": WORK_DIR,
         "HOME": WORK_DIR,
         "HF_HOME": CACHE_DIR if profile.model_cache else f"{WORK_DIR}/cache/hub",
         "CARAVAN_MAX_FAILURES": str(profile.retries.count + 1),
         **({"CARAVAN_DASHBOARD_URL": dashboard_url} if dashboard_url else {}),
+        **trusted,
         **profile.environment,
     }
 

@@ -66,6 +66,13 @@ class EnvironmentFrom(Config):
     """Key to variable."""
 
 
+class Trust(Config):
+    """A ConfigMap with the certificate authorities that pods trust, instead of their image's."""
+
+    config_map: str
+    key: str = "ca.crt"
+
+
 class Volume(Config):
     """A claim that exists and that pods on several nodes may write (ReadWriteMany)."""
 
@@ -89,7 +96,7 @@ class Trainer(Config):
     """Jobs on several nodes, by Kubeflow Trainer."""
 
     runtime: str = "caravan-torch"
-    """ClusterTrainingRuntime that the jobs are made from."""
+    """TrainingRuntime, in the namespace of the pods, that the jobs are made from."""
     token_secret: str = ""
     """Secret (type kubernetes.io/service-account-token) of the account that may create TrainJobs;
     only the pods that wait for such a job get it. Empty takes the pod's own account."""
@@ -111,6 +118,8 @@ class ClusterProfile(Config):
     environment: dict[str, str] = Field(default={})
     secrets: tuple[EnvironmentFrom, ...] = ()
     config_maps: tuple[EnvironmentFrom, ...] = ()
+    trust: Trust | None = None
+    """None trusts what the image does."""
     work: Volume | None = None
     """For work in progress: checkpoints survive their pod. None takes a disk of the node, and a
     stage whose pod is lost begins anew."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from caravan.cluster.pod import (
     TEMPORARY_DIR,
+    TRUST_DIR,
     WORK_DIR,
     mebibytes,
     placement,
@@ -17,6 +18,7 @@ from caravan.cluster.pod import (
     pod_of,
 )
 from caravan.cluster.profile import ClusterProfile
+from caravan.errors import CaravanError
 from caravan.recipe import Resources
 
 PORT = 8000
@@ -37,7 +39,7 @@ class Server:
     model_gib: float
     """Its size; the volume has room for two, as it is fetched, checked and copied."""
     resources: Resources
-    """Of each pod; its GPUs are vLLM's tensor parallelism, 0 serves on the CPU."""
+    """Of each pod; its GPUs, one at least, are vLLM's tensor parallelism."""
     replicas: int = 1
     max_replicas: int = 0
     """Scales up to so many by CPU; 0 does not scale."""
@@ -52,13 +54,31 @@ class Server:
 
 
 def manifests(server: Server, profile: ClusterProfile) -> list[dict[str, Any]]:
-    """The objects of a server, as the API takes them."""
+    """The objects of a server, as the API takes them.
+
+    Raises:
+        CaravanError: no GPUs are asked for.
+    """
+    if not server.resources.gpus:
+        raise CaravanError(
+            f"{server.name} has no GPUs, and no image of ours has vLLM for CPUs: ask for one or "
+            "more (--gpus 1)"
+        )
     labels = {"app.kubernetes.io/name": "caravan", "app.kubernetes.io/component": "serving",
               MODEL_LABEL: server.name}  # fmt: skip
     metadata = {"name": server.name, "namespace": profile.namespace, "labels": labels}
     spec: dict[str, Any] = {
         "selector": {"matchLabels": {MODEL_LABEL: server.name}},
-        "template": {"metadata": {"labels": labels}, "spec": _pod(server, profile)},
+        # A new pod could wait for ever for the GPUs that the old one holds.
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+        },
+        "template": {
+            # Stage pods have no sidecar of Istio, and one here would refuse them.
+            "metadata": {"labels": {**labels, "sidecar.istio.io/inject": "false"}},
+            "spec": _pod(server, profile),
+        },
     }
     if not server.max_replicas:
         spec["replicas"] = server.replicas
@@ -77,9 +97,7 @@ def manifests(server: Server, profile: ClusterProfile) -> list[dict[str, Any]]:
 
 def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
     asked = pod_of(server.resources, profile)
-    limits = {"memory": asked.memory} | (
-        {asked.gpu_resource: str(asked.gpus)} if asked.gpus else {}
-    )
+    limits = {"memory": asked.memory, asked.gpu_resource: str(asked.gpus)}
     resources = {"requests": {"cpu": asked.cpu, "memory": asked.memory}, "limits": limits}
     mounts = [{"name": "work", "mountPath": WORK_DIR},
               {"name": "temporary", "mountPath": TEMPORARY_DIR}]  # fmt: skip
@@ -124,12 +142,14 @@ def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
              "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory or "8192Mi"}},
         ],
     }  # fmt: skip
+    if trust := profile.trust:  # of the one that fetches the model
+        spec["volumes"].append({"name": "trust", "configMap": {"name": trust.config_map}})
+        spec["initContainers"][0]["volumeMounts"].append({"name": "trust", "mountPath": TRUST_DIR})
     spec |= placement(asked, profile)
     return spec
 
 
 def _command(server: Server) -> list[str]:
-    # The module, not `vllm serve`: the build for CPUs has another name and lacks the command.
     words = [
         "python3", "-m", "vllm.entrypoints.openai.api_server", f"--model={MODEL_DIR}/weights",
         f"--served-model-name={server.name}", "--host=0.0.0.0", f"--port={PORT}",

@@ -23,6 +23,7 @@ from caravan.cluster.pod import (
     QUEUE_LABEL,
     RUN_LABEL,
     TEMPORARY_DIR,
+    TRUST_DIR,
     WORK_DIR,
     Pod,
     label_value,
@@ -81,7 +82,7 @@ def train_job(
         limits[pod.gpu_resource] = str(pod.gpus)
     spec: dict[str, Any] = {
         "runtimeRef": {
-            "apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": profile.trainer.runtime,
+            "apiGroup": GROUP, "kind": "TrainingRuntime", "name": profile.trainer.runtime,
         },
         "trainer": {
             "image": pod.image,
@@ -160,6 +161,8 @@ def _volumes(
     if cache := profile.model_cache:
         claim = {"persistentVolumeClaim": {"claimName": cache.claim}}
         add("models", CACHE_DIR, claim, cache.sub_path)
+    if trust := profile.trust:
+        add("trust", TRUST_DIR, {"configMap": {"name": trust.config_map}})
     # NCCL talks through shared memory within a node; the runtime's default of 64 MiB is too small.
     add("shared-memory", "/dev/shm", disk(medium="Memory", sizeLimit=pod.shared_memory))
     return volumes, mounts

@@ -138,7 +138,8 @@ class Exporter:
 
 
 def families(totals: Totals) -> Iterator[Any]:
-    """`totals` as metric families, in the base units of Prometheus."""
+    """`totals` as metric families. Durations are in seconds, Prometheus' base unit; what devices
+    have worked is in hours, as in the table of prices."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

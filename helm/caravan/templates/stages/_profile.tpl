@@ -5,7 +5,7 @@
 {{- with .Values.telemetry.otlpEndpoint }}{{ $_ := set $environment "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
 namespace: {{ .Release.Namespace }}
 service_account: {{ $name }}-stage
-user_id: {{ .Values.podSecurity.userId }}
+user_id: {{ int64 .Values.podSecurity.userId }}
 images:
   cpu: {{ include "caravan.image" (list . "stageCpu") }}
   gpu: {{ include "caravan.image" (list . "stageGpu") }}
@@ -30,6 +30,9 @@ secrets:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 config_maps: {{ .Values.stages.configMaps | toJson }}
+{{- with .Values.trust.existingConfigMap }}
+trust: {config_map: {{ . }}, key: {{ $.Values.trust.key }}}
+{{- end }}
 {{- with .Values.stages.workClaim }}
 work: {claim: {{ . }}}
 {{- end }}
@@ -38,8 +41,8 @@ model_cache: {claim: {{ include "caravan.modelCacheClaim" . }}}
 {{- end }}
 queue: {{ .Values.stages.queue | quote }}
 priority: {{ .Values.stages.priority | quote }}
-pool_parallelism: {{ .Values.stages.poolParallelism }}
-retries: {count: {{ .Values.stages.retries }}}
+pool_parallelism: {{ int64 .Values.stages.poolParallelism }}
+retries: {count: {{ int64 .Values.stages.retries }}}
 {{- if .Values.trainer.enabled }}
 trainer:
   runtime: {{ $name }}-torch
