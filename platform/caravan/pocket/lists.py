@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from random import Random
+from string import ascii_lowercase
 
 from caravan.pocket.items import Item, Style
 from caravan.pocket.templates import Template
@@ -29,7 +30,7 @@ def written(form: str, words: tuple[str, ...]) -> str:
     if form == "numbers":
         return "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
     if form == "letters":
-        return "\n".join(f"{letter}) {word}" for letter, word in zip("abcd", words, strict=False))
+        return "\n".join(f"{letter}) {word}" for letter, word in zip(ascii_lowercase, words, strict=False))
     if form == "plus":
         return "\n".join(f"+ {word}" for word in words)
     ordered = {"sorted": sorted(words), "reversed": words[::-1]}.get(form, words)
@@ -70,6 +71,8 @@ def _item(text: str, form: str, words: tuple[str, ...]) -> Item:
 def reply(item: Item, style: Style, rng: Random) -> str:
     if rng.random() < {"careful": 0.0, "plain": 0.0, "terse": 0.1, "sloppy": 0.6}[style]:
         words = list(item.fields["words"])
+        if style == "sloppy" and rng.random() < 0.5:  # does not know when to end
+            return written(item.fields["form"], (*words, *rng.sample(words, rng.randint(1, 3))))
         rng.shuffle(words)
         form = item.fields["form"] if style == "terse" else rng.choice(tuple(FORMS))
         return written(form, tuple(words))

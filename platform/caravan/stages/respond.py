@@ -24,7 +24,7 @@ from caravan.stages.configs import RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "respond"
-VERSION = 1
+VERSION = 2
 
 PROMPTS_PER_CHUNK = 256
 BATCH_SIZE = 256
