@@ -132,7 +132,7 @@ def test_a_run_on_pods_is_stopped_looked_at_and_continued(
         assert "raise resources.deadline_hours" in run.error
         states = {stage.node: stage.state for stage in registry.stage_runs(run_id)}
         assert (states["base"], states["mix"]) == (State.SUCCEEDED, State.SUCCEEDED)
-        assert states["sft"] is State.FAILED
+        assert states["sft"] in (State.FAILED, State.CANCELLED)  # it may have begun once more
         logs = dict(pod_logs(run_id, namespace, run.backend_run_id))
         (of_base,) = (lines for title, lines in logs.items() if title.startswith("base "))
         assert any("base" in line for line in of_base)

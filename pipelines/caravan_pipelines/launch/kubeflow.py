@@ -413,14 +413,12 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
         )
         return _times(found) + 1
     troubles = record_ends(run, registry, profile.namespace, state)
-    if hopeless := _hopeless(run, registry, profile):
-        if state is State.RUNNING and _others_of_sweep(run, registry):
-            state, troubles = State.FAILED, hopeless
-        elif state is State.RUNNING:  # else it would try again for hours, in vain
+    if state is State.RUNNING and (hopeless := _hopeless(run, registry, profile)):
+        if not _others_of_sweep(run, registry):  # it would try again for hours, in vain
             with _in_words(settings):
                 client.terminate_run(run.backend_run_id)
-        elif state is State.CANCELLED:  # as we have asked
-            state, troubles = State.FAILED, hopeless
+            record_ends(run, registry, profile.namespace, State.CANCELLED)
+        state, troubles = State.FAILED, hopeless
     if state is State.RUNNING:
         _tell(run, registry, "; ".join(troubles) or None)
         return 0

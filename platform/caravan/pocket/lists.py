@@ -30,7 +30,9 @@ def written(form: str, words: tuple[str, ...]) -> str:
     if form == "numbers":
         return "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
     if form == "letters":
-        return "\n".join(f"{letter}) {word}" for letter, word in zip(ascii_lowercase, words, strict=False))
+        return "\n".join(
+            f"{letter}) {word}" for letter, word in zip(ascii_lowercase, words, strict=False)
+        )
     if form == "plus":
         return "\n".join(f"+ {word}" for word in words)
     ordered = {"sorted": sorted(words), "reversed": words[::-1]}.get(form, words)

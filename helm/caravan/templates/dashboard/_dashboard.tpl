@@ -21,6 +21,8 @@
   value: {{ .Values.oidc.scopes | quote }}
 - name: CARAVAN_OIDC_GROUPS_CLAIM
   value: {{ .Values.oidc.groupsClaim | quote }}
+- name: CARAVAN_OIDC_TRUST_EMAIL
+  value: {{ .Values.oidc.trustEmail | quote }}
 - name: CARAVAN_OIDC_VIEWER_GROUPS
   value: {{ .Values.oidc.viewerGroups | toJson | quote }}
 - name: CARAVAN_OIDC_LAUNCHER_GROUPS
