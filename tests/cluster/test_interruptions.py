@@ -14,7 +14,7 @@ from kfp_recorder import Recorder
 from caravan.errors import CaravanError
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
-from caravan_pipelines.launch import kubeflow, pod_ends
+from caravan_pipelines.launch import kfp_client, kfp_state, kubeflow, pod_ends
 
 
 class Losing(Recorder):
@@ -70,7 +70,7 @@ def names(server) -> list[str]:
 def given_up(run_id: str, registry: Registry, settings: Settings) -> int:
     """Waits until Kubeflow Pipelines has given the run up; the number of its next submission."""
     deadline = time.monotonic() + 60
-    while not (again := kubeflow.sync(registry.get_run(run_id), registry, settings)):
+    while not (again := kfp_state.sync(registry.get_run(run_id), registry, settings)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return again
@@ -144,7 +144,7 @@ def test_of_two_processes_one_submits_again(losing):
     with Registry(settings.resolved_registry_url) as registry:
         again = given_up(run_id, registry, settings)
         assert "sft: its pod is gone" in (row(run_id, settings).error or "")
-        stale, client = registry.get_run(run_id), kubeflow.open_client(settings)
+        stale, client = registry.get_run(run_id), kfp_client.open_client(settings)
         for _ in range(2):
             kubeflow.submit_again(stale, again, registry, settings, client)
 

@@ -34,9 +34,9 @@ from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan_pipelines.budget import planned_cost
 from caravan_pipelines.graph import stage_graph
-from caravan_pipelines.launch import kubeflow
+from caravan_pipelines.launch import kfp_state, kubeflow
 from caravan_pipelines.launch.files import unpack_files
-from caravan_pipelines.launch.kubeflow import KubeflowError
+from caravan_pipelines.launch.kfp_client import KubeflowError
 
 
 def test_the_two_runs_know_each_other(new_stand_in, tmp_path):
@@ -247,7 +247,7 @@ def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in,
             failed = registry.open_stage_run(second, "dpo", "dpo", "k")
             registry.finish_stage_run(failed.id, State.FAILED, error="too large")
         for run_id in (first, second, third):
-            kubeflow.sync(registry.get_run(run_id), registry, settings)
+            kfp_state.sync(registry.get_run(run_id), registry, settings)
         states = [registry.get_run(run_id).state for run_id in (first, second, third)]
         assert states == [State.SUCCEEDED, State.FAILED, State.RUNNING]
         kubeflow.cancel(registry.get_run(third), settings)

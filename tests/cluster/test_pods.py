@@ -20,7 +20,7 @@ from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan_command import MINI
-from caravan_pipelines.launch import kubeflow
+from caravan_pipelines.launch import kfp_state, kubeflow
 
 RUN_SECONDS = 300
 SMALL = [
@@ -114,7 +114,7 @@ def test_a_run_on_pods_is_stopped_looked_at_and_continued(
         def wait_for(wanted: State, words: str, using: Settings) -> RunRow:
             deadline = time.monotonic() + RUN_SECONDS
             while True:
-                kubeflow.sync(registry.get_run(run_id), registry, using)
+                kfp_state.sync(registry.get_run(run_id), registry, using)
                 run = registry.get_run(run_id)
                 if run.state is wanted and words in (run.error or ""):
                     return run

@@ -66,10 +66,10 @@ def show(run_id: str, *, as_json: bool) -> None:
 
 def _refresh(run: RunRow, registry: Registry) -> None:
     """Ask Kubeflow Pipelines; where it does not answer, what is known is shown."""
-    from caravan_pipelines.launch import kubeflow
+    from caravan_pipelines.launch.kfp_state import sync
 
     try:
-        kubeflow.sync(run, registry, load_settings())
+        sync(run, registry, load_settings())
     except CaravanError as error:
         print(f"warning: {error}", file=sys.stderr)
 

@@ -97,7 +97,7 @@ def store(settings: Settings) -> str:
 def kubeflow_pipelines(settings: Settings) -> str:
     if not settings.kfp_url:
         raise NotHereError("CARAVAN_KFP_URL is not set: runs are executed on this machine")
-    from caravan_pipelines.launch.kubeflow import open_client
+    from caravan_pipelines.launch.kfp_client import open_client
 
     client = open_client(settings)
     try:

@@ -10,21 +10,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caravan.cluster.api import kubernetes_api
 from caravan.cluster.pod import RUN_LABEL, label_value
 from caravan.cluster.profile import ClusterProfile, load_profile
-from caravan.cluster.trainjob import TrainJobs
-from caravan.errors import CaravanError, SettingsError, require
+from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.io import recipe_digest
 from caravan.registry import Registry, RunRow
@@ -34,29 +29,20 @@ from caravan.store import open_store
 from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
+from caravan_pipelines.launch.kfp_client import KubeflowError, in_words, open_client
+from caravan_pipelines.launch.kfp_state import others_of_sweep, remove_jobs, sync
 from caravan_pipelines.launch.local import check_writable
-from caravan_pipelines.launch.pod_ends import interruptions, record_ends
+from caravan_pipelines.launch.pod_ends import record_ends
 from caravan_pipelines.page import run_link
 
 if TYPE_CHECKING:
     from caravan_pipelines.pods import ClusterPlacement, Placed
 
-STATES = {
-    "SUCCEEDED": State.SUCCEEDED,
-    "FAILED": State.FAILED,
-    "CANCELED": State.CANCELLED,
-    "SKIPPED": State.SUCCEEDED,
-}
-"""How a run of Kubeflow Pipelines may end."""
 CANCEL_SECONDS = 30.0
 CANCEL_POLL_SECONDS = 0.5
 
 
 logger = logging.getLogger(__name__)
-
-
-class KubeflowError(CaravanError):
-    """Kubeflow Pipelines refuses, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -71,97 +57,6 @@ class Submitted:
     @property
     def run_id(self) -> str:
         return self.run_ids[0]
-
-
-def open_client(settings: Settings) -> Any:
-    """A `kfp.Client` with the settings' address and credentials.
-
-    Without a token, the file of one, or a cookie, a pod takes its service account's token if one
-    was made for Kubeflow Pipelines; everybody else comes without.
-
-    Raises:
-        SettingsError: no address is set, or a header cannot be read.
-        KubeflowError: it does not answer.
-    """
-    if not settings.kfp_url:
-        raise SettingsError(
-            "CARAVAN_KFP_URL is not set: give the address of Kubeflow Pipelines, such as "
-            "http://localhost:8888 (kubectl port-forward -n kubeflow svc/ml-pipeline 8888)"
-        )
-    kfp = require("kfp", extra="pipelines", feature="launching on Kubeflow Pipelines")
-    credentials = None
-    if not settings.kfp_token.get_secret_value():
-        credentials = _service_account(settings.kfp_token_file)
-    headers = dict(_headers(settings))
-    with warnings.catch_warnings(), _in_words(settings):
-        warnings.simplefilter("ignore")
-
-        class Client(kfp.Client):  # type: ignore[misc, name-defined]
-            """With our headers, which it has no place for, from its first call on."""
-
-            def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-                _add_headers(self, headers)
-                return self._healthz_api.healthz_service_get_healthz()
-
-        client = Client(
-            host=settings.kfp_url,
-            namespace=settings.kfp_namespace or "kubeflow",  # its word for finding out itself
-            existing_token=settings.kfp_token.get_secret_value() or None,
-            credentials=credentials,
-            cookies=settings.kfp_cookies.get_secret_value() or None,
-            ssl_ca_cert=settings.kfp_ca_file or None,
-        )
-    _add_headers(client, headers)
-    return client
-
-
-def _add_headers(client: Any, headers: dict[str, str]) -> None:
-    for api in ("_run_api", "_experiment_api", "_healthz_api"):
-        getattr(client, api).api_client.default_headers.update(headers)
-
-
-def _service_account(token_file: str) -> Any | None:
-    from kfp.client import KF_PIPELINES_SA_TOKEN_PATH, ServiceAccountTokenVolumeCredentials
-
-    path = token_file or KF_PIPELINES_SA_TOKEN_PATH
-    if Path(path).exists():
-        return ServiceAccountTokenVolumeCredentials(path)
-    if token_file:
-        raise SettingsError(f"CARAVAN_KFP_TOKEN_FILE={token_file}: there is no such file")
-    return None
-
-
-def _headers(settings: Settings) -> list[tuple[str, str]]:
-    found = []
-    for line in filter(str.strip, settings.kfp_headers.get_secret_value().splitlines()):
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise SettingsError("CARAVAN_KFP_HEADERS: write one `Name: value` a line")
-        found.append((name.strip(), value.strip()))
-    return found
-
-
-@contextlib.contextmanager
-def _in_words(settings: Settings) -> Any:
-    """Turn the client's errors into ours: where, what, and what to do."""
-    from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
-
-    where = f"Kubeflow Pipelines at {settings.kfp_url}"
-    try:
-        yield
-    except ApiException as error:
-        if error.status in (401, 403):
-            raise KubeflowError(
-                f"{where} refuses us ({error.status}): give CARAVAN_KFP_TOKEN, "
-                "CARAVAN_KFP_TOKEN_FILE or CARAVAN_KFP_COOKIES, and the right "
-                f"CARAVAN_KFP_NAMESPACE (now {settings.kfp_namespace or 'none'})"
-            ) from error
-        raise KubeflowError(f"{where}: {error.status} {error.reason}: {error.body}") from error
-    except (HTTPError, OSError) as error:
-        raise KubeflowError(
-            f"{where} does not answer: {error}; check CARAVAN_KFP_URL and CARAVAN_KFP_CA_FILE"
-        ) from error
 
 
 # --- compiling and submitting -------------------------------------------------------------------
@@ -312,7 +207,7 @@ def _submit(
     first, others = runs[0], [run.id for run in runs[1:]]
     recipe = Recipe.model_validate(first.recipe)
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as directory, _in_words(settings):
+    with tempfile.TemporaryDirectory() as directory, in_words(settings):
         path = Path(directory, "pipeline.yaml")
         label = "" if others else first.id
         where = placement(recipe, profile, settings, label, first.owner)
@@ -378,7 +273,7 @@ def cancel(run: RunRow, settings: Settings) -> None:
                 return
             if run.backend_run_id not in ("", stopped):  # also one submitted again meanwhile
                 stopped = run.backend_run_id
-                with _in_words(settings):
+                with in_words(settings):
                     client.terminate_run(stopped)
             time.sleep(CANCEL_POLL_SECONDS)
 
@@ -390,67 +285,7 @@ def _end_given_up(run: RunRow, registry: Registry, profile: ClusterProfile) -> N
         record_ends(run, registry, profile.namespace, State.CANCELLED)
         registry.update_run_state(run.id, State.CANCELLED)
         registry.set_backend_run(run.id, run.backend_run_id)
-        _remove_jobs(run, profile)
-
-
-def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None = None) -> int:
-    """Bring the registry's run and its stages to what Kubeflow Pipelines and the pods say.
-
-    Returns:
-        0, or where Kubeflow Pipelines has given the run up for an interruption, the number that
-        `submit_again` takes. Such a run stays open.
-    """
-    if run.state.finished or not run.backend_run_id:
-        return 0
-    client, profile = client or open_client(settings), load_profile(settings)
-    found = _find(run, client, settings)
-    state = STATES.get(str(found.state), State.RUNNING) if found else State.FAILED
-    if _complete(run, registry):  # though others of its sweep go on, or have failed
-        state = State.SUCCEEDED
-    if found and state is State.FAILED and (why := _interruptions(run, found, registry, profile)):
-        _tell(
-            run, registry, f"interrupted; `caravan watch` or `caravan resume` continues it: {why}"
-        )
-        return _times(found) + 1
-    troubles = record_ends(run, registry, profile.namespace, state)
-    if state is State.RUNNING and (hopeless := _hopeless(run, registry, profile)):
-        if not _others_of_sweep(run, registry):  # it would try again for hours, in vain
-            with _in_words(settings):
-                client.terminate_run(run.backend_run_id)
-            record_ends(run, registry, profile.namespace, State.CANCELLED)
-        state, troubles = State.FAILED, hopeless
-    if state is State.RUNNING:
-        _tell(run, registry, "; ".join(troubles) or None)
-        return 0
-    error = None
-    if state is State.FAILED and found is None:
-        error = f"Kubeflow Pipelines no longer has it; `caravan resume {run.id}` submits it again"
-    elif state is State.FAILED:
-        said = getattr(getattr(found, "error", None), "message", None)
-        error = "; ".join(troubles) or said or "Kubeflow Pipelines gives no reason"
-    registry.update_run_state(run.id, state, error=error)
-    if state is not State.SUCCEEDED:
-        _remove_jobs(run, profile)
-    return 0
-
-
-def _find(run: RunRow, client: Any, settings: Settings) -> Any | None:
-    """What Kubeflow Pipelines says of the run; None where somebody has deleted it there."""
-    from kfp_server_api import ApiException
-
-    with _in_words(settings):
-        try:
-            return client.get_run(run.backend_run_id)
-        except ApiException as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-    return None
-
-
-def _tell(run: RunRow, registry: Registry, waiting: str | None) -> None:
-    """Record what an unfinished run waits for."""
-    if waiting != run.error:
-        registry.update_run_state(run.id, State.RUNNING, error=waiting)
+        remove_jobs(run, profile)
 
 
 # --- interruptions ------------------------------------------------------------------------------
@@ -470,7 +305,7 @@ def submit_again(
 ) -> None:
     """Submit the pipeline of an interrupted run, or what is left of the sweep it is in, unless
     another process does so."""
-    members = [run, *_others_of_sweep(run, registry)]
+    members = [run, *others_of_sweep(run, registry)]
     taken = [r for r in members if registry.take_backend_run(r.id, run.backend_run_id)]
     if not taken:
         return
@@ -482,64 +317,6 @@ def submit_again(
         raise
     names = ", ".join(member.id for member in taken)
     logger.warning("submitted again after an interruption: %s (%d)", names, again)
-
-
-def _interruptions(run: RunRow, found: Any, registry: Registry, profile: ClusterProfile) -> str:
-    """Why a run that Kubeflow Pipelines calls failed has not failed but was interrupted; empty
-    where it has failed, or was interrupted too often."""
-    if _times(found) >= profile.retries.interruptions:
-        return ""
-    said = [
-        why
-        for member in (run, *_others_of_sweep(run, registry))
-        for why in interruptions(member, registry, profile.namespace, found.created_at)
-        if not _hopeless(member, registry, profile)
-    ]
-    return "" if _hopeless(run, registry, profile) else "; ".join(said)
-
-
-def _times(found: Any) -> int:
-    """How often a run has been submitted again after interruptions: its name there says so."""
-    again = re.search(r"-again-(\d+)$", found.display_name)
-    return int(again[1]) if again else 0
-
-
-def _complete(run: RunRow, registry: Registry) -> bool:
-    """Whether the last stage has been done, for which all others must have been."""
-    last = stage_graph(Recipe.model_validate(run.recipe))[-1].name
-    return any(s.node == last and s.state is State.SUCCEEDED for s in registry.stage_runs(run.id))
-
-
-def _others_of_sweep(run: RunRow, registry: Registry) -> list[RunRow]:
-    """The other unfinished runs that were submitted together with this one."""
-    live = registry.list_runs(limit=None, state=State.RUNNING)
-    others = [o for o in live if o.backend_run_id == run.backend_run_id and o.id != run.id]
-    return sorted(others, key=lambda other: other.id)
-
-
-def _remove_jobs(run: RunRow, profile: ClusterProfile) -> None:
-    """Jobs on several nodes outlive the pod that waits for them, so that it may be restarted."""
-    if all(node.resources.nodes == 1 for node in stage_graph(Recipe.model_validate(run.recipe))):
-        return
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    api = kubernetes_api()
-    try:
-        removed = TrainJobs(api, profile.namespace).delete_of_run(run.id) if api else []
-    except (ApiException, HTTPError) as error:
-        logger.warning("TrainJobs of run %s were not removed: %s", run.id, error)
-    else:
-        logger.info("removed TrainJobs of run %s: %s", run.id, removed)
-
-
-def _hopeless(run: RunRow, registry: Registry, profile: ClusterProfile) -> list[str]:
-    """Why stages that have failed too often did."""
-    return [
-        f"{stage.node} failed {stage.failures} times: {(stage.error or '').splitlines()[0]}"
-        for stage in registry.stage_runs(run.id)
-        if stage.state is State.FAILED and stage.failures > profile.retries.count
-    ]
 
 
 def sync_all(settings: Settings | None = None) -> list[str]:
