@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -106,13 +107,13 @@ def test_weights_that_are_not_the_models_are_refused(
     model_dir, tmp_path, change, message, imported
 ):
     change_weights(model_dir, change)
+    load = load_policy
+    if imported:  # and given a pad token, for which the weights are read
+        path = model_dir / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+        load = partial(import_model, target=tmp_path / "imported")
     with pytest.raises(DataError, match=re.escape(message)) as error:
-        if imported:  # through transformers, to add a pad token
-            path = model_dir / "tokenizer_config.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
-            import_model(model_dir, tmp_path / "imported")
-        else:
-            load_policy(model_dir)
+        load(model_dir)
     assert str(model_dir) in str(error.value)
 
 

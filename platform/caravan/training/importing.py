@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.data.template import TEMPLATE_HASH, chat_template
 from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
@@ -72,7 +72,7 @@ def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> i
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
         shutil.copyfile(path, target / path.name)
-    (target / "chat_template.jinja").write_text(TEMPLATE)
+    (target / "chat_template.jinja").write_text(chat_template(tokenizer))
     return 0
 
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
-from caravan.data.template import TEMPLATE
+from caravan.data.template import chat_template
 from caravan.data.template_stamp import check_template
 from caravan.errors import DataError
 from caravan.training.kernels import use_fused_kernels
@@ -195,7 +195,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
             pad_token_id=tokenizer.pad_token_id,
         )
     model.save_pretrained(directory)
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = chat_template(tokenizer)
     tokenizer.save_pretrained(directory)
     _make_portable(directory / "tokenizer_config.json")
 
