@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +18,12 @@ from caravan.data.records import Conversation
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import SFTConfig
 from caravan.stages import sft
+from caravan.training.batching import StepSampler, TokenRow
+from caravan.training.fit import Job
 from caravan.training.health import PEAK_FLOPS, SpikeWatch, multiplied_weights, peak_flops
 from caravan.training.loop import NonFiniteError
 from caravan.training.models import load_policy, save_model
+from caravan.training.parallel import ranks
 from caravan.training.tokenize import tokenize_conversations
 from tiny import ONE_CORE, Context
 
@@ -55,6 +61,52 @@ def test_sigterm_saves_after_the_step_and_the_next_attempt_goes_on_from_there(in
     }
     weights = [c.directory / "out" / "model" / "model.safetensors" for c in (evicted, undisturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def give_dropout(model: Path) -> None:
+    """In attention, which has no module for it."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
+
+
+def test_equal_runs_drop_the_same_also_with_several_cores(inputs, tmp_path):
+    model = shutil.copytree(inputs["model"], tmp_path / "model")
+    give_dropout(model)
+    config = CONFIG.derive(tokens_per_pass=64, sequences_per_step=8, resources={"cpus": 2})
+    runs = [Context(tmp_path / f"{i}") for i in range(3)]
+    for run in runs:
+        sft.run(config, inputs | {"model": model}, run)
+    losses = [[values["loss"] for values in run.logged.values()] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_each_step_draws_anew_and_each_rank_its_own(monkeypatch):
+    def drawn(rank: int, first_step: int) -> list[float]:
+        monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank, 2))
+        found = []
+        job = idle_job(lambda taken: found.append(torch.rand(()).item()) or [])
+        for step in range(first_step, 4):
+            job._own_passes([1, 1], step)
+        return found
+
+    assert drawn(0, 2) == drawn(0, 0)[2:]  # goes on as if it had not stopped
+    every = drawn(0, 0) + drawn(1, 0)
+    assert len(set(every)) == len(every)
+
+
+def idle_job(passes, **options) -> Job:
+    row = TokenRow("r", [1], [True])
+    return Job(None, None, None, StepSampler(2, 2, 20, seed=1), [row, row], passes, **options)  # type: ignore[arg-type]
+
+
+def test_a_rank_without_rows_adds_nothing_to_an_estimate(monkeypatch):
+    told = []
+    job = idle_job(list, add_estimate=lambda batches, own: told.extend(own) or batches)
+    for rank in range(4):
+        monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank, 4))
+        passes = job._own_passes([1, 1], 0)
+        assert [one.counts for one in passes] == [rank < 2]
+    assert sorted(told) == [0, 1]
 
 
 @pytest.fixture
