@@ -154,7 +154,7 @@ def fit(
             seconds, started = time.perf_counter() - started, time.perf_counter()
             done = metrics.step
             progress.add(metrics)
-            rate = speed(job.model, metrics.tokens, seconds, ranks.count)
+            rate = speed(job.model, metrics.computed, metrics.supervised, seconds, ranks.count)
             context.log(done, {**progress.last, **rate})
             context.progress(done, total)
             if done % config.save_steps == 0 or done == total:
