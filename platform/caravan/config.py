@@ -9,7 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 class Config(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     def derive(self, **changes: object) -> Self:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from caravan.data.records import Message
 from caravan.data.template import (
     TEMPLATE,
+    chat_template,
     encode_prompt,
     render,
     tokenize_conversation,
@@ -173,6 +174,19 @@ def test_begin_token_is_added_where_the_tokenizer_adds_one():
     assert tokens.input_ids[0] == tokenizer.bos_token_id
     assert not tokens.labels_mask[0]
     assert encode_prompt(tokenizer, messages[:1])[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_template_of_a_model_asks_with_the_tokens_of_training(bos):
+    tokenizer = byte_tokenizer(bos)
+    tokenizer.chat_template = chat_template(tokenizer)
+    messages = chat(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "hi"))
+    asked = tokenizer.apply_chat_template(
+        [m.model_dump() for m in messages], add_generation_prompt=True, return_dict=True
+    )
+    assert asked["input_ids"] == encode_prompt(tokenizer, messages)
+    assert asked["input_ids"].count(tokenizer.convert_tokens_to_ids("<s>")) == bos
+    assert (tokenizer.chat_template == TEMPLATE) is not bos
 
 
 def test_truncation_says_when_nothing_is_left_to_learn():

@@ -8,13 +8,15 @@ import logging
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.data.records import Message
+from caravan.data.template import TEMPLATE, TEMPLATE_HASH, encode_prompt
 from caravan.data.template_stamp import check_template, recorded_hash, renders_as_ours, stamp
 from caravan.errors import DataError
 from caravan.training.importing import import_model
-from caravan.training.models import load_policy
+from caravan.training.models import load_policy, save_model
 from tiny import write_inputs
 
 CHATML = (
@@ -98,6 +100,36 @@ def test_a_model_that_will_not_be_tuned_must_know_ours(
     import_model(model, tmp_path / "taken", will_be_tuned=False)
     assert not caplog.text
     assert recorded_hash(tmp_path / "taken") == TEMPLATE_HASH
+
+
+def test_a_tokenizer_that_adds_a_begin_token_keeps_it_when_it_is_asked(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})  # as Llama 3.1 does
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(model)
+    give(model, PUBLISHED)
+    import_model(model, tmp_path / "imported", will_be_tuned=False)
+    assert not caplog.text
+    assert recorded_hash(tmp_path / "imported") == TEMPLATE_HASH
+
+    policy = load_policy(tmp_path / "imported")
+    save_model(policy.model, policy.tokenizer, tmp_path / "saved")
+    for directory in (tmp_path / "imported", tmp_path / "saved"):
+        served = AutoTokenizer.from_pretrained(directory)
+        asked = served.apply_chat_template(
+            [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=True
+        )
+        assert asked["input_ids"] == encode_prompt(served, [Message(role="user", content="hi")])
+        assert asked["input_ids"][0] == served.bos_token_id
+        check_template(directory)
+
+    (tmp_path / "saved" / "chat_template.jinja").write_text("{{ bos_token }}" + CHATML)
+    with pytest.raises(DataError, match="made with the chat template"):
+        check_template(tmp_path / "saved")
 
 
 def test_a_template_is_ours_if_it_renders_the_same(model: Path) -> None:

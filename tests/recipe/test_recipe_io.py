@@ -93,6 +93,8 @@ def test_max_seq_length_is_max_length() -> None:
             "sft.tokens_per_pass=lots",
             "sft.tokens_per_pass: expected a whole number above 0, or auto; got 'lots'",
         ),
+        ("sft.weight_decay=.inf", "sft.weight_decay: expected a finite number; got inf"),
+        ("dpo.beta=.inf", "dpo.beta: expected a finite number; got inf"),
         ("sft.bf16=7", "sft.bf16: expected true or false; got 7 (a number)"),
         ("name=5", "name: expected text; got 5 (a number); put it in quotes"),
         ("sft=", "sft: expected a mapping; got nothing"),

@@ -135,7 +135,7 @@ def test_a_stage_run_tells_what_it_read_and_wrote_and_how_far_it_is(registry, ne
 
     registry.succeed_stage_run(
         opened.id, {"evaluation": (artifact("b", "report"), "file:///b")},
-        metrics={"loss": 0.5, "odd": math.nan},
+        metrics={"loss": 0.5, "odd": math.nan, "far": math.inf},
     )  # fmt: skip
 
     done = registry.find_finished("k" * 64)
@@ -143,6 +143,7 @@ def test_a_stage_run_tells_what_it_read_and_wrote_and_how_far_it_is(registry, ne
     assert done.outputs == {"evaluation": "b" * 64}
     assert done.metrics["loss"] == 0.5
     assert math.isnan(done.metrics["odd"])
+    assert math.isnan(done.metrics["far"])
     assert registry.artifact("bbbb").size_bytes == 3_000_000_000
     assert registry.artifact("b" * 64).uri == "file:///b"
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from caravan.data.io import read_rows
 from caravan.data.records import Conversation
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import SFTConfig
 from caravan.stages import sft
-from caravan.training.health import PEAK_FLOPS, SpikeWatch, multiplied_weights, peak_flops
-from caravan.training.loop import NonFiniteError
+from caravan.training.adapters import add_adapters
+from caravan.training.batching import StepSampler, TokenRow
+from caravan.training.dpo import DPOObjective
+from caravan.training.fit import Job
+from caravan.training.health import PEAK_FLOPS, SpikeWatch, peak_flops, speed
+from caravan.training.loop import NonFiniteError, Pass, train
+from caravan.training.losses.simpo import SimPO
 from caravan.training.models import load_policy, save_model
-from caravan.training.tokenize import tokenize_conversations
+from caravan.training.optim import Schedule, Updater
+from caravan.training.pairs import pair_passes
+from caravan.training.parallel import ranks
+from caravan.training.tokenize import PairRow, tokenize_conversations
 from tiny import ONE_CORE, Context
 
 CONFIG = SFTConfig(
@@ -55,6 +67,52 @@ def test_sigterm_saves_after_the_step_and_the_next_attempt_goes_on_from_there(in
     }
     weights = [c.directory / "out" / "model" / "model.safetensors" for c in (evicted, undisturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def give_dropout(model: Path) -> None:
+    """In attention, which has no module for it."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
+
+
+def test_equal_runs_drop_the_same_also_with_several_cores(inputs, tmp_path):
+    model = shutil.copytree(inputs["model"], tmp_path / "model")
+    give_dropout(model)
+    config = CONFIG.derive(tokens_per_pass=64, sequences_per_step=8, resources={"cpus": 2})
+    runs = [Context(tmp_path / f"{i}") for i in range(3)]
+    for run in runs:
+        sft.run(config, inputs | {"model": model}, run)
+    losses = [[values["loss"] for values in run.logged.values()] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_each_step_draws_anew_and_each_rank_its_own(monkeypatch):
+    def drawn(rank: int, first_step: int) -> list[float]:
+        monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank, 2))
+        found = []
+        job = idle_job(lambda taken: found.append(torch.rand(()).item()) or [])
+        for step in range(first_step, 4):
+            job._own_passes([1, 1], step)
+        return found
+
+    assert drawn(0, 2) == drawn(0, 0)[2:]  # goes on as if it had not stopped
+    every = drawn(0, 0) + drawn(1, 0)
+    assert len(set(every)) == len(every)
+
+
+def idle_job(passes, **options) -> Job:
+    row = TokenRow("r", [1], [True])
+    return Job(None, None, None, StepSampler(2, 2, 20, seed=1), [row, row], passes, **options)  # type: ignore[arg-type]
+
+
+def test_a_rank_without_rows_adds_nothing_to_an_estimate(monkeypatch):
+    told = []
+    job = idle_job(list, add_estimate=lambda batches, own: told.extend(own) or batches)
+    for rank in range(4):
+        monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank, 4))
+        passes = job._own_passes([1, 1], 0)
+        assert [one.counts for one in passes] == [rank < 2]
+    assert sorted(told) == [0, 1]
 
 
 @pytest.fixture
@@ -110,12 +168,49 @@ def test_a_jump_of_the_loss_is_a_spike_and_noise_is_none():
     assert not watch.watch(1.4)
 
 
-def test_the_peak_of_a_device_is_known_by_its_name(policy):
+def test_the_peak_of_a_device_is_known_by_its_name():
     assert peak_flops("NVIDIA H100 80GB HBM3") == PEAK_FLOPS["H100"]
     assert peak_flops("NVIDIA H200") == PEAK_FLOPS["H200"]
     assert peak_flops("NVIDIA L40S") == PEAK_FLOPS["L40S"]
     assert peak_flops("Tesla V100") is None
-    shape = policy.model.config
-    block = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**31)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+
+
+def test_speed_counts_what_was_computed(policy, on_gpu):
+    model = policy.model
+    shape = model.config
+    body = shape.num_hidden_layers * (
+        4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
+    )
     head = shape.hidden_size * shape.vocab_size
-    assert multiplied_weights(policy.model) == shape.num_hidden_layers * block + head
+
+    def mfu() -> float:
+        values = speed(model, 1000, 100, 2.0, ranks=4)
+        assert values["perf/tokens_per_second"] == 500
+        assert values["perf/peak_gpu_memory_gib"] == 2
+        return values["perf/mfu"] * 2.0 * 4 * PEAK_FLOPS["H100"]
+
+    assert mfu() == pytest.approx(6 * body * 1000 + 6 * head * 100)
+    add_adapters(model, CONFIG.derive(lora={"rank": 4, "target_modules": ["q_proj"]}))
+    adapters = shape.num_hidden_layers * 2 * 4 * shape.hidden_size
+    assert mfu() == pytest.approx(4 * body * 1000 + 6 * adapters * 1000 + 4 * head * 100)
+
+
+def test_a_prompt_that_both_sides_begin_with_is_computed_once(policy):
+    prompt, mask = [5] * 20, [False] * 20 + [True] * 6
+    row = PairRow("p", *(TokenRow("s", prompt + [last] * 6, mask) for last in (6, 7)))
+    [batch] = pair_passes([row], torch.empty(0), 2000, 0, [0])
+    [metrics] = train(
+        policy.model,
+        Updater(policy.model, Schedule(1e-3, 1)),
+        lambda step: [Pass(batch), Pass(batch, counts=False)],
+        DPOObjective(SimPO()),
+        bf16=False,
+    )
+    assert (metrics.tokens, metrics.computed, metrics.supervised) == (52, 32, 12)

@@ -1,11 +1,14 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from caravan.data.records import Message
@@ -33,6 +36,7 @@ FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+LAYER = "model.layers.0.self_attn.q_proj.weight"
 
 
 def contents(directory):
@@ -79,6 +83,43 @@ def test_cut_weights_are_refused(model_dir):
     (model_dir / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(DataError, match="cannot be loaded"):
         load_policy(model_dir)
+
+
+def change_weights(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(LAYER), f"{LAYER} are missing; copy the model again"),
+        (lambda tensors: tensors.update({LAYER: torch.zeros(3, 3)}), f"{LAYER} have another shape"),
+        (
+            lambda tensors: tensors.update({"score.weight": torch.zeros(1, 32)}),
+            "score.weight are of a head that LlamaForCausalLM does not have",
+        ),
+    ],
+)
+@pytest.mark.parametrize("imported", [False, True])
+def test_weights_that_are_not_the_models_are_refused(
+    model_dir, tmp_path, change, message, imported
+):
+    change_weights(model_dir, change)
+    load = load_policy
+    if imported:  # and given a pad token, for which the weights are read
+        path = model_dir / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+        load = partial(import_model, target=tmp_path / "imported")
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        load(model_dir)
+    assert str(model_dir) in str(error.value)
+
+
+def test_a_policy_is_no_reward_model(model_dir):
+    with pytest.raises(DataError, match=r"score\.weight are missing"):
+        load_reward_model(model_dir)
 
 
 @pytest.mark.parametrize(

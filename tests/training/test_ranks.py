@@ -112,6 +112,19 @@ def test_stopped_ranks_go_on_in_any_number_with_any_sharing(inputs, tmp_path):
         assert loss == pytest.approx(losses(undisturbed)[step], rel=1e-4)
 
 
+def test_ranks_that_drop_at_random_go_on_with_the_same_losses(inputs, tmp_path):
+    model = shutil.copytree(inputs["model"], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
+    inputs = inputs | {"model": model}
+    undisturbed, resumed = Context(tmp_path / "a"), Context(tmp_path / "b")
+    sft.run(STAGES["sft"][1].derive(**TWO), inputs, undisturbed)
+    first = Path("checkpoints") / "step-00000002"
+    shutil.copytree(undisturbed.workdir / first, resumed.workdir / first)
+    sft.run(STAGES["sft"][1].derive(**TWO), inputs, resumed)
+    assert losses(resumed) == {step: losses(undisturbed)[step] for step in (3, 4)}
+
+
 WAIT_SECONDS = 600
 """A busy machine takes minutes to import torch in six processes."""
 NODE = """

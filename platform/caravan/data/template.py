@@ -41,6 +41,9 @@ TEMPLATE = (
 )
 """For `tokenizer.chat_template`. `generation` marks what transformers calls the assistant mask."""
 
+BEGIN = "{{ bos_token }}"
+"""What `chat_template` puts before `TEMPLATE` where the tokenizer begins a text with a token."""
+
 TEMPLATE_HASH = hashlib.sha256(TEMPLATE.encode()).hexdigest()
 
 GENERATION_PROMPT = "<|assistant|>\n"
@@ -108,6 +111,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         if supervised:
             ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What is saved with a model: whoever applies it asks with the tokens of `encode_prompt`.
+
+    Chat templates are applied without the tokens that a tokenizer adds by itself, so the begin
+    token has to be in it.
+    """
+    return BEGIN + TEMPLATE if _beginning(tokenizer) else TEMPLATE
 
 
 def truncate(tokens: TokenizedConversation, max_length: int | None) -> TokenizedConversation:

@@ -2,7 +2,8 @@
 
 A model directory says it by its own `chat_template.jinja`. Every other artifact that a stage makes
 holds a file `chat_template.sha256` with the hash of the template; rows themselves are plain
-messages. An artifact without either, such as one from outside, is taken as it is.
+messages. A begin token before the template is the tokenizer's matter and no part of the hash. An
+artifact without either, such as one from outside, is taken as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caravan.data.records import Message
-from caravan.data.template import TEMPLATE_HASH, render
+from caravan.data.template import BEGIN, TEMPLATE_HASH, render
 from caravan.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ def recorded_hash(directory: Path) -> str | None:
     if (directory / STAMP).is_file():
         return (directory / STAMP).read_text().strip()
     if (directory / TEMPLATE_FILE).is_file():
-        return hashlib.sha256((directory / TEMPLATE_FILE).read_bytes()).hexdigest()
+        return _hash((directory / TEMPLATE_FILE).read_text(encoding="utf-8"))
     config = directory / "tokenizer_config.json"
     template = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
-    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+    return _hash(template) if isinstance(template, str) else None
+
+
+def _hash(template: str) -> str:
+    return hashlib.sha256(template.removeprefix(BEGIN).encode()).hexdigest()
 
 
 def check_template(directory: Path, what: str | None = None) -> None:

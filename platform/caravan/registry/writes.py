@@ -173,7 +173,8 @@ def finish_stage_run(
     _set(
         session, stage_run_id, state=state, error=_storable(error), finished_at=at, heartbeat_at=at,
         reused_from=reused_from, failures=found.failures + (state == State.FAILED),
-        metrics={k: None if math.isnan(v) else float(v) for k, v in metrics.items()},
+        # JSON has no numbers that are not finite, and PostgreSQL refuses them.
+        metrics={k: float(v) if math.isfinite(v) else None for k, v in metrics.items()},
     )  # fmt: skip
 
 

@@ -60,6 +60,16 @@ class TokenBatch:
         """Tokens without padding."""
         return int(self.lengths.sum())
 
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model."""
+        return self.layout.tokens
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are trained on; what stands before them goes through the output head."""
+        return int(self.loss_mask[:, 1:].sum())
+
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(
             self.input_ids.to(device),

@@ -1,8 +1,10 @@
 """Checkpoints: the complete state of a training run, written aside and renamed when complete.
 
     workdir/checkpoints/step-00000200/
-        state.json                  step, fingerprint, extra, Python's and NumPy's RNG, file digests
-        tensors.safetensors         weights, optimiser moments, torch's RNG
+        state.json                  step, fingerprint, extra, file digests
+        tensors.safetensors         weights, optimiser moments
+
+No random number generator is part of it: each step draws from seeds of its own.
 
 Nothing is pickled. A checkpoint that was cut short or altered does not count: the one before it is
 taken, or training starts from the beginning, which gives the same result.
@@ -17,16 +19,14 @@ import hashlib
 import json
 import logging
 import os
-import random
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -43,7 +43,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class State(Protocol):
-    """What a checkpoint holds, besides the random number generators of the process."""
+    """What a checkpoint holds."""
 
     def tensors(self) -> Mapping[str, Tensor]:
         """By name. Every rank calls this; what others than the leader get does not matter."""
@@ -74,13 +74,9 @@ class TrainingState:
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
-    generators: Mapping[str, torch.Generator] = field(default_factory=dict)
-    """Generators other than torch's default one, which is always kept."""
 
     def tensors(self) -> Mapping[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for name, generator in self.generators.items():
-            tensors[f"generator/{name}"] = generator.get_state()
         for name, module in self.modules.items():
             for key, value in own_tensors(module).items():
                 tensors[tensor_key(name, key)] = value.detach()
@@ -91,8 +87,6 @@ class TrainingState:
         return tensors
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, generator in self.generators.items():
-            generator.set_state(tensors[f"generator/{name}"])
         with torch.no_grad():
             for name, module in self.modules.items():
                 for key, value in own_tensors(module).items():
@@ -162,15 +156,10 @@ class Checkpoints:
         if not current().leads:
             return
         copied = {key: value.to("cpu", copy=True) for key, value in tensors.items()}
-        copied["rng"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            copied["rng_cuda"] = torch.cuda.get_rng_state()
         document = {
             "step": step,
             "fingerprint": self._fingerprint,
             "extra": dict(extra or {}),
-            "python_rng": random.getstate(),
-            "numpy_rng": _numpy_rng(),
         }
         # What is in `extra` may change before the thread writes it.
         text = json.dumps(document)
@@ -207,14 +196,7 @@ class Checkpoints:
         if document is None:
             return None
         with _opened(found[0] / TENSORS if found else None) as file:
-            tensors = ranks.tensors_of_leader(file)
-            torch.set_rng_state(tensors["rng"])
-            if "rng_cuda" in tensors and torch.cuda.is_available():
-                torch.cuda.set_rng_state(tensors["rng_cuda"])
-            state.put(tensors)
-        version, keys, gauss = document["python_rng"]
-        random.setstate((version, tuple(keys), gauss))
-        _set_numpy_rng(document["numpy_rng"])
+            state.put(ranks.tensors_of_leader(file))
         return Resumed(document["step"], document["extra"])
 
     # --- inside -----------------------------------------------------------------------------
@@ -325,16 +307,6 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
             seen.add(id(value))
             own[key] = value
     return own
-
-
-def _numpy_rng() -> dict[str, Any]:
-    state = np.random.get_state(legacy=False)
-    return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
-
-
-def _set_numpy_rng(state: dict[str, Any]) -> None:
-    keys = np.array(state["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**state, "state": {**state["state"], "key": keys}})
 
 
 def _read(directory: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -89,9 +89,10 @@ def dpo_job(
     )
     lanes = lanes_on(model.device, config.resources.cpus)
     passes = partial(pair_passes, rows, reference, config.pass_tokens, pad_token_id, lanes=lanes)
+    add_estimate = None
     if config.loss.needs_divergence:
         divergence = Divergence(model, rows, config, pad_token_id=pad_token_id)
-        passes = partial(_with_divergence, passes, divergence)
+        add_estimate = partial(_add_divergence, divergence)
     return Job(
         model=model,
         updater=updater_for(model, config, sampler.steps),
@@ -99,15 +100,14 @@ def dpo_job(
         sampler=sampler,
         rows=rows,
         passes=passes,
+        add_estimate=add_estimate,
         lanes=lanes,
     )
 
 
-def _with_divergence(
-    passes: Callable[[Sequence[int]], list[PairBatch]],
-    divergence: Divergence,
-    taken: Sequence[int],
+def _add_divergence(
+    divergence: Divergence, passes: list[PairBatch], taken: Sequence[int]
 ) -> list[PairBatch]:
     """The passes of a step, each knowing the divergence of the whole step."""
     now = divergence(taken)
-    return [replace(batch, divergence=now) for batch in passes(taken)]
+    return [replace(batch, divergence=now) for batch in passes]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from caravan.training.health import SpikeWatch, speed
 from caravan.training.loop import B, Objective, Pass, StepMetrics, train
 from caravan.training.optim import NonFiniteError, Updater
 from caravan.training.parallel.ranks import current
+from caravan.training.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,9 @@ class Job(Generic[B]):
     rows: Sequence[Row]
     passes: Callable[[Sequence[int]], list[B]]
     """The passes over rows with the given numbers."""
+    add_estimate: Callable[[list[B], Sequence[int]], list[B]] | None = None
+    """Gives the passes of a step what is estimated over its rows, from those of this rank, which
+    may be none. Every rank calls it."""
     lanes: int = 1
     """Passes computed at once."""
 
@@ -87,15 +92,29 @@ class Job(Generic[B]):
         )
 
     def _own_passes(self, lengths: Sequence[int], step: int) -> list[Pass[B]]:
-        """This rank's passes of a step; one that does not count where the rank has no rows."""
+        """This rank's passes of a step; one that does not count where the rank has no rows.
+
+        What the step draws depends on nothing before it, so a run that goes on from a checkpoint
+        draws the same; no two ranks drop the same.
+        """
+        ranks = current()
+        torch.manual_seed(derived_seed(self.sampler.seed, f"rank {ranks.rank}", step))
         rows = self.sampler.step(step)
-        own = current().share(rows, lengths)
-        return [Pass(batch, counts=bool(own)) for batch in self.passes(own or rows[:1])]
+        own = ranks.share(rows, lengths)
+        batches = self.passes(own or rows[:1])
+        if self.add_estimate is not None:
+            batches = self.add_estimate(batches, own)
+        return [Pass(batch, counts=bool(own)) for batch in batches]
 
 
 def _draws(model: nn.Module) -> bool:
     """Whether passes draw random numbers, in an order that threads would not keep."""
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return any(
+        isinstance(value, float) and value > 0
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name == "p" or "drop" in name  # of nn.Dropout; of attention, which has no such module
+    )
 
 
 def fit(
@@ -135,7 +154,7 @@ def fit(
             seconds, started = time.perf_counter() - started, time.perf_counter()
             done = metrics.step
             progress.add(metrics)
-            rate = speed(job.model, metrics.tokens, seconds, ranks.count)
+            rate = speed(job.model, metrics.computed, metrics.supervised, seconds, ranks.count)
             context.log(done, {**progress.last, **rate})
             context.progress(done, total)
             if done % config.save_steps == 0 or done == total:

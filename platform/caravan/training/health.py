@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 WINDOW_STEPS = 50
 """Steps whose losses say what is usual."""
@@ -62,21 +63,24 @@ class SpikeWatch:
         return {"losses": self.losses, "spikes": self.spikes}
 
 
-def speed(model: nn.Module, tokens: int, seconds: float, ranks: int) -> dict[str, float]:
+def speed(
+    model: PreTrainedModel, tokens: int, supervised: int, seconds: float, ranks: int
+) -> dict[str, float]:
     """`perf/tokens_per_second`; on a GPU also `perf/peak_gpu_memory_gib`, and `perf/mfu`, the share
     of the device's peak, where that is known.
 
-    A trained token takes 6 operations for each weight of a matrix (Kaplan et al. 2020,
-    arXiv:2001.08361, table 1); those of attention itself and of recomputation are not counted.
+    Args:
+        tokens: that went through the model on all ranks.
+        supervised: those of them whose successors are trained on.
     """
     values = {"perf/tokens_per_second": tokens / seconds}
-    device = next(model.parameters()).device
+    device = model.device
     if device.type == "cuda":
         values["perf/peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         peak = peak_flops(torch.cuda.get_device_name(device))
         if peak is not None:
-            done = 6 * multiplied_weights(model) * tokens / seconds
-            values["perf/mfu"] = done / (peak * ranks)
+            done = operations(model, tokens, supervised)
+            values["perf/mfu"] = done / (seconds * peak * ranks)
     return values
 
 
@@ -84,10 +88,19 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for part, flops in PEAK_FLOPS.items() if part in device_name), None)
 
 
-def multiplied_weights(model: nn.Module) -> int:
-    """Weights of the linear layers, wherever ZeRO keeps them."""
+def operations(model: PreTrainedModel, tokens: int, supervised: int) -> int:
+    """Of the linear layers in a training step, forward and backward.
+
+    A token takes 6 for each weight (Kaplan et al. 2020, arXiv:2001.08361, table 1), or 4 where the
+    weight is frozen and has no gradient of its own. Through the output head go `supervised` tokens
+    only. Attention itself and recomputation are not counted.
+    """
+    head = model.get_output_embeddings()
     return sum(
-        int(getattr(module.weight, "ds_numel", module.weight.numel()))
+        (6 if module.weight.requires_grad else 4)
+        * module.in_features  # whatever ZeRO or 4 bits have made of the weight
+        * module.out_features
+        * (supervised if module is head else tokens)
         for module in model.modules()
         if isinstance(module, nn.Linear)
     )

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from caravan.data.template import TEMPLATE, TEMPLATE_HASH
+from caravan.data.template import TEMPLATE_HASH, chat_template
 from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
 from caravan.training.bpe import PAD
-from caravan.training.models import check_model_directory, save_model
+from caravan.training.models import check_model_directory, read_weights, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> i
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
         shutil.copyfile(path, target / path.name)
-    (target / "chat_template.jinja").write_text(TEMPLATE)
+    (target / "chat_template.jinja").write_text(chat_template(tokenizer))
     return 0
 
 
@@ -113,13 +113,7 @@ def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype="auto",
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    model = read_weights(AutoModelForCausalLM, source, dtype="auto")
     tokenizer.add_special_tokens({"pad_token": PAD})
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:

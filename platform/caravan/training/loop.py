@@ -42,6 +42,14 @@ class Batch(Protocol):
     def tokens(self) -> int:
         """Tokens without padding."""
 
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model."""
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are trained on."""
+
     def to(self: B, device: torch.device) -> B: ...
 
 
@@ -83,7 +91,11 @@ class StepMetrics:
     step: int
     """Optimiser steps taken, this one included."""
     tokens: int
-    """Tokens of the step, without padding, on all ranks."""
+    """Tokens of the step's rows, without padding, on all ranks."""
+    computed: int
+    """Tokens that went through the model for them."""
+    supervised: int
+    """Tokens that were trained on."""
     values: Mapping[str, float]
     """`loss` and the objective's own numbers as means per unit, `learning_rate`, `grad_norm`."""
     skipped: bool = False
@@ -119,21 +131,30 @@ def train(
     ranks = current()
     for step in range(first_step, updater.schedule.total_steps):
         own = passes(step)
-        tokens, units = sum(p.tokens for p in own), sum(_units(objective, p) for p in own)
-        told = ranks.gather([tokens, units, len(own), stop()])
-        all_tokens, all_units, _, stopping = (sum(one) for one in zip(*told, strict=True))
+        counted = [p.batch for p in own if p.counts]
+        told = ranks.gather(
+            [
+                len(own),
+                stop(),
+                sum(map(objective.units, counted)),
+                sum(batch.tokens for batch in counted),
+                sum(batch.computed for batch in counted),
+                sum(batch.supervised for batch in counted),
+            ]
+        )
+        _, stopping, units, tokens, computed, supervised = map(sum, zip(*told, strict=True))
         if stopping:
             return
         # Ranks that share weights or gradients must make equally many passes.
-        most = max(passes for _, _, passes, _ in told)
+        most = max(passes for passes, *_ in told)
         own += [replace(own[-1], counts=False)] * (most - len(own))
         refused: list[str] = []
-        backward = partial(_backward, objective, updater, all_units, bf16, refused)
+        backward = partial(_backward, objective, updater, units, bf16, refused)
         sums: Counter[str] = Counter()
         for of_pass in side_by_side.map(backward, own):
             sums.update(of_pass)
         side_by_side.gather()
-        means = {name: total / all_units for name, total in ranks.sums(sums).items()}
+        means = {name: total / units for name, total in ranks.sums(sums).items()}
         try:
             update = updater.step(step)
         except NonFiniteError as error:
@@ -148,13 +169,10 @@ def train(
             if not skip_non_finite:
                 raise NonFiniteError(problem) from error
             logger.warning("%s; the step is left out", problem)
-            yield StepMetrics(step + 1, all_tokens, means, skipped=True)
+            yield StepMetrics(step + 1, tokens, computed, supervised, means, skipped=True)
             continue
-        yield StepMetrics(step + 1, all_tokens, {**means, **update._asdict()})
-
-
-def _units(objective: Objective[B], one: Pass[B]) -> int:
-    return objective.units(one.batch) if one.counts else 0
+        values = {**means, **update._asdict()}
+        yield StepMetrics(step + 1, tokens, computed, supervised, values)
 
 
 def _backward(

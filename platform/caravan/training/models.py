@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +25,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
-from caravan.data.template import TEMPLATE
+from caravan.data.template import chat_template
 from caravan.data.template_stamp import check_template
 from caravan.errors import DataError
 from caravan.training.kernels import use_fused_kernels
@@ -34,6 +33,10 @@ from caravan.training.kernels import use_fused_kernels
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEAD_EXTRAS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config fields of models whose logits are more than hidden states times the output head."""
+
+TENSORS_NAMED = 5
+"""Tensors listed in an error."""
+LOADED_AS = {"dtype": torch.float32, "attn_implementation": "sdpa"}
 
 
 class Policy(NamedTuple):
@@ -67,15 +70,14 @@ def load_policy(directory: Path, *, weights: bool = True, **options: Any) -> Pol
 
     Args:
         weights: False leaves them unread; see `empty`.
-        options: further ones of `from_pretrained`.
+        options: further ones of `from_pretrained`, where weights are read.
 
     Raises:
         DataError: the directory holds no model that can be trained safely; says what is missing.
     """
     check_model_directory(directory)
     check_template(directory)
-    loader = AutoModelForCausalLM.from_pretrained if weights else _load_empty
-    model = _load(partial(loader, **options), directory)
+    model = _load(AutoModelForCausalLM, directory, **options) if weights else _load_empty(directory)
     for name in HEAD_EXTRAS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise DataError(
@@ -99,7 +101,7 @@ def load_reward_model(directory: Path) -> Policy:
     """A sequence-classification model with one label, in float32, and its tokenizer."""
     check_model_directory(directory)
     check_template(directory)
-    model = _load(AutoModelForSequenceClassification.from_pretrained, directory)
+    model = _load(AutoModelForSequenceClassification, directory)
     if model.config.num_labels != 1:
         raise DataError(f"{directory}: a reward model has one label, not {model.config.num_labels}")
     return Policy(model.train(), load_tokenizer(directory))
@@ -193,7 +195,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
             pad_token_id=tokenizer.pad_token_id,
         )
     model.save_pretrained(directory)
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = chat_template(tokenizer)
     tokenizer.save_pretrained(directory)
     _make_portable(directory / "tokenizer_config.json")
 
@@ -216,28 +218,68 @@ def check_model_directory(directory: Path) -> None:
         raise DataError(f"{directory}: no *.safetensors, so there are no weights")
 
 
-def _load(loader: Callable[..., Any], directory: Path) -> PreTrainedModel:
+def read_weights(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
+    """A model with exactly the weights in `directory`: transformers draws at random what it misses.
+
+    Args:
+        kind: one of transformers' `Auto` classes.
+        options: further ones of `from_pretrained`.
+
+    Raises:
+        DataError: tensors are missing, have another shape, or belong to another head.
+    """
     disable_progress_bar()
     try:
-        model = loader(
+        model, found = kind.from_pretrained(
             directory,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are an error below, which names them
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(f"{directory}: the model cannot be loaded: {error}") from error
-    model.config.use_cache = False
+    body = f"{model.base_model_prefix}."
+    problems = {
+        "are missing": found["missing_keys"],
+        "have another shape than config.json says": {name for name, *_ in found["mismatched_keys"]},
+        f"are of a head that {type(model).__name__} does not have": {
+            name for name in found["unexpected_keys"] if not name.startswith(body)
+        },
+    }
+    told = [f"{_shortened(sorted(names))} {what}" for what, names in problems.items() if names]
+    if told:
+        raise DataError(
+            f"{directory}: the weights are not those of a {type(model).__name__}: "
+            f"{'; '.join(told)}; copy the model again, whole, or give one of this kind"
+        )
     return cast(PreTrainedModel, model)
 
 
-def _load_empty(directory: Path, *, use_safetensors: bool, **options: Any) -> PreTrainedModel:
-    """As `from_pretrained` with these options, but for the weights."""
-    local = {name: options.pop(name) for name in ("local_files_only", "trust_remote_code")}
-    config = AutoConfig.from_pretrained(directory, **local)
-    return empty(AutoModelForCausalLM, config, **options)
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - TENSORS_NAMED
+    return ", ".join(names[:TENSORS_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _load(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
+    model = read_weights(kind, directory, **LOADED_AS, **options)
+    model.config.use_cache = False
+    return model
+
+
+def _load_empty(directory: Path) -> PreTrainedModel:
+    """As `_load` of a policy, but for the weights."""
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{directory}: the model cannot be loaded: {error}") from error
+    model = empty(AutoModelForCausalLM, config, **LOADED_AS)
+    model.config.use_cache = False
+    return model
 
 
 def _keep_freed_memory() -> None:

@@ -36,6 +36,16 @@ class PairBatch:
         """Tokens without padding."""
         return self.sides.tokens
 
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model: what both sides begin with does once."""
+        return self.sides.computed
+
+    @property
+    def supervised(self) -> int:
+        """Tokens of the completions."""
+        return self.sides.supervised
+
     def to(self, device: torch.device) -> PairBatch:
         divergence = None if self.divergence is None else self.divergence.to(device)
         return PairBatch(

@@ -3,6 +3,7 @@
 workdir/ranks/
     spec.json           what to train
     events.jsonl        metrics and progress, written by the leading rank
+    told                how many bytes of it the launcher has handed over
     stop                made by the launcher: finish the step, save, end
     stopped-0           made by a rank that ended so
     error-0.json        why a rank failed
@@ -63,12 +64,12 @@ class RankDirectory:
         self.outputs = self.path / "outputs"
         self._events = self.path / "events.jsonl"
         self._result = self.path / "result.json"
-        self._read_to = 0
+        self._told = self.path / "told"
 
     # --- the launcher's side ----------------------------------------------------------------
 
     def prepare(self, spec: Spec) -> None:
-        """Begin a new attempt; events of an earlier one stay and are told again."""
+        """Begin a new attempt; what an earlier one reported and nobody was told is told now."""
         self.path.mkdir(parents=True, exist_ok=True)
         for old in (*self.path.glob("stop*"), *self.path.glob("error-*.json"), self._result):
             old.unlink(missing_ok=True)
@@ -76,15 +77,17 @@ class RankDirectory:
         self.spec_file.write_text(json.dumps(asdict(spec)))
 
     def tell(self, context: StageContext) -> None:
-        """Hand over what the ranks have reported since the last call."""
-        if not self._events.exists():
+        """Hand over what the ranks have reported since the last call, of this attempt or of an
+        earlier one: `context.log` takes what it is told for new."""
+        told = int(self._told.read_text()) if self._told.exists() else 0
+        if not self._events.exists() or self._events.stat().st_size == told:
             return
         with self._events.open("rb") as file:
-            file.seek(self._read_to)
+            file.seek(told)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # still being written
-                self._read_to += len(line)
+                    break  # still being written
+                told += len(line)
                 try:
                     event = json.loads(line)
                 except ValueError:
@@ -93,6 +96,7 @@ class RankDirectory:
                     context.log(event["step"], event["metrics"])
                 else:
                     context.progress(event["done"], event["total"])
+        _write_whole(self._told, str(told))
 
     def result(self) -> dict[str, Any] | None:
         return json.loads(self._result.read_text()) if self._result.exists() else None
@@ -121,9 +125,7 @@ class RankDirectory:
             file.write(json.dumps(event).encode() + b"\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        aside = self._result.with_suffix(".writing")
-        aside.write_text(json.dumps(result))
-        aside.replace(self._result)
+        _write_whole(self._result, json.dumps(result))
 
     def say_stopped(self, rank: int) -> None:
         (self.path / f"stopped-{rank}").touch()
@@ -132,6 +134,12 @@ class RankDirectory:
         path = self.path / f"error-{rank}.json"
         if not path.exists():
             path.write_text(json.dumps(asdict(RankError(kind, message, time.time(), rank))))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_suffix(".writing")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def name_of(thing: Any) -> str:

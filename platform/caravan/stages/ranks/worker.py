@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class RankContext:
         assert self._leads, "only the leading rank writes outputs"
         self.kinds[name] = kind
         path = self._directory.outputs / name
+        shutil.rmtree(path, ignore_errors=True)  # of ranks that were lost while they wrote
         path.mkdir(parents=True)
         return path
 

@@ -58,13 +58,9 @@ def train_rlvr(
         context.seed,
         cpus=config.resources.cpus,
     )
-    metrics = _train(trainer, prompts, config, inputs["policy"], context)
+    metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context)
     save_model(policy, tokenizer, context.output("model", "model"))
-    kept = sorted((context.workdir / "rollouts").glob("step-*.jsonl"))
-    write_rows(
-        context.output("rollouts", "report") / ROWS,
-        (row for path in kept for row in read_rows(path, RolloutGroup)),
-    )
+    write_rows(context.output("rollouts", "report") / ROWS, rollouts)
     return StageResult(
         {"prompts": len(prompts.rows), "prompts_too_long": prompts.too_long, **metrics}
     )
@@ -76,8 +72,11 @@ def _train(
     config: RLVRConfig,
     policy_dir: Path,
     context: StageContext,
-) -> dict[str, float]:
-    """All steps that are not done yet; gives the metrics of the last one."""
+) -> tuple[dict[str, float], list[RolloutGroup]]:
+    """All steps that are not done yet; gives the metrics of the last one, and rollouts of many.
+
+    Those of earlier steps come from the checkpoint: the run may have begun on another machine.
+    """
     total = config.max_steps
     per_step = config.prompts_per_step
     sampler = StepSampler(len(prompts.rows), per_step, per_step * total, context.seed)
@@ -92,6 +91,8 @@ def _train(
         done = resumed.step if resumed else 0
         guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
         last: dict[str, float] = resumed.extra["last"] if resumed else {}
+        kept = resumed.extra["rollouts"] if resumed else []
+        rollouts = [RolloutGroup.model_validate(group) for group in kept]
         context.progress(done, total)
         for step in range(done, total):
             result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
@@ -99,15 +100,17 @@ def _train(
             metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
             context.log(step + 1, metrics)
             if _is_kept(step, total):
-                _keep_rollouts(context.workdir, step, result)
+                rollouts += _some_rollouts(step, result)
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
             stopping = stop.asked
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
-                checkpoints.save(step + 1, state, {"guard": guard.state(), "last": last})
+                kept = [group.model_dump(mode="json") for group in rollouts]
+                extra = {"guard": guard.state(), "last": last, "rollouts": kept}
+                checkpoints.save(step + 1, state, extra)
             context.progress(step + 1, total)
             if stopping:
                 break
-    return {**last, "policy/collapsed_steps": guard.collapsed_steps}
+    return {**last, "policy/collapsed_steps": guard.collapsed_steps}, rollouts
 
 
 def _value_model(inputs: Mapping[str, Path]) -> PreTrainedModel:
@@ -140,8 +143,7 @@ def _is_kept(step: int, total: int) -> bool:
     return step * (STEPS_KEPT - 1) // (total - 1) != (step - 1) * (STEPS_KEPT - 1) // (total - 1)
 
 
-def _keep_rollouts(workdir: Path, step: int, result: RLStep) -> None:
-    """In the work directory until the stage ends; a repeated step writes the same again."""
+def _some_rollouts(step: int, result: RLStep) -> list[RolloutGroup]:
     n = result.rollouts.num_generations
     rollouts = result.rollouts.rollouts[: PROMPTS_KEPT * n]
     advantages = result.advantages.tolist()
@@ -164,6 +166,4 @@ def _keep_rollouts(workdir: Path, step: int, result: RLStep) -> None:
                 advantages=tuple(advantages[start : start + n]),
             )
         )
-    directory = workdir / "rollouts"
-    directory.mkdir(exist_ok=True)
-    write_rows(directory / f"step-{step + 1:08d}.jsonl", groups)
+    return groups

@@ -10,7 +10,6 @@ mini-batch instead of within each forward pass; sampling and training take turns
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import defaultdict
@@ -48,6 +47,7 @@ from caravan.training.rl.grpo import grpo_loss
 from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_metrics
 from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
 from caravan.training.rl.rollout import RLPrompt, RolloutBatch, collect
+from caravan.training.seeds import derived_seed
 
 
 @dataclass(frozen=True)
@@ -467,12 +467,6 @@ class RLTrainer:
         if self.models.reference is None or reference is None:
             return None
         return gather(reference, rollouts.mask, part.indices)
-
-
-def derived_seed(seed: int, purpose: str, step: int) -> int:
-    """A seed in [0, 2^63) for one purpose in one step."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _check_finite(update: int, what: str, loss: Tensor, rollouts: RolloutBatch, part: Pass) -> None:
