@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, without_traceback
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, StageRunRow, State
@@ -74,9 +75,11 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     """Start or continue a run, follow it to its end and show what came out."""
     console = Console()
     started = local.start(run_id, settings, detached=detach)
-    console.print(f"run [bold]{run_id}[/bold]  (log: {started.log})", highlight=False)
+    console.print(
+        Text.assemble("run ", (run_id, "bold"), f"  (log: {started.log})"), soft_wrap=True
+    )
     if detach:
-        console.print(f"follow it with: caravan show {run_id}", highlight=False)
+        console.print(f"follow it with: caravan show {run_id}", highlight=False, soft_wrap=True)
         return
     with patiently(lambda: open_registry(settings), settings.patience_seconds) as registry:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
@@ -101,12 +104,12 @@ def _finish(
     if run.state is not State.SUCCEEDED:
         for stage in stage_runs:
             if stage.state is State.FAILED:
-                reason = (stage.error or "").strip().splitlines()[-1:]
-                console.print(f"stage {stage.node} failed: {''.join(reason)}", markup=False)
+                reason = without_traceback(stage.error or "no error was recorded")
+                console.print(Text(f"stage {stage.node} failed: {reason}"), soft_wrap=True)
         console.print(
             f"run {run_id} {run.state}; its log is {started.log}\n"
             f"finished stages are kept; continue with: caravan resume {run_id}",
-            markup=False, highlight=False,
+            markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         sys.exit(code or 1)
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
@@ -115,7 +118,7 @@ def _finish(
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",
-        markup=False, highlight=False,
+        markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from caravan.registry import Registry, ScoreRow
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.run import execute
-from caravan_pipelines.cli.tables import score_cell
+from caravan_pipelines.cli.tables import columns, run_column, score_cell
 from caravan_pipelines.launch import kubeflow, local
 from caravan_pipelines.sweep import Member, new_tag, sweep_members
 
@@ -31,7 +31,7 @@ def sweep(
             tags=[(*tags, *member.values) for member in members],
         )  # fmt: skip
         for run_id, member in zip(submitted.run_ids, members, strict=True):
-            console.print(Text("  ".join((f"run {run_id}", *member.values))))
+            console.print(Text("  ".join((f"run {run_id}", *member.values))), soft_wrap=True)
         console.print(f"Kubeflow Pipelines: {submitted.link}", highlight=False, soft_wrap=True)
         return
     run_ids = []
@@ -50,7 +50,9 @@ def _run(member: Member, recipe_dir: Path, tags: tuple[str, ...], settings: Sett
 
 def sweep_table(members: Sequence[Member], run_ids: Sequence[str], registry: Registry) -> Table:
     """The scores of each run's last model, by the metric that a task is known by."""
-    table = Table("run", "values", title="Scores of the last model, 95 % intervals")
+    table = Table(
+        run_column(run_ids), *columns("values"), title="Scores of the last model, 95 % intervals"
+    )
     rows = []
     for member, run_id in zip(members, run_ids, strict=True):
         scores = [s for s in registry.scores(run_id) if model_of(s.node)]
@@ -62,7 +64,7 @@ def sweep_table(members: Sequence[Member], run_ids: Sequence[str], registry: Reg
         rows.append((run_id, member, first))
     tasks = list(dict.fromkeys(task for _, _, found in rows for task in found))
     for task in tasks:
-        table.add_column(task)
+        table.add_column(task, overflow="fold")
     for run_id, member, found in rows:
         cells = [score_cell(found.get(task)) for task in tasks]
         table.add_row(Text(run_id), Text("\n".join(member.values)), *cells)
