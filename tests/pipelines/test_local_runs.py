@@ -124,6 +124,22 @@ def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path):
     assert holder(path) is None
 
 
+def test_a_run_whose_recipe_cannot_be_read_has_failed_in_a_sentence(settings, mini, capsys):
+    data = load_recipe(mini).model_dump(mode="json")
+    data["sft"]["learning_rate"] = None
+    with Registry(settings.resolved_registry_url) as registry:
+        run_id = registry.create_run(
+            data, name="broken", seed=1, recipe_digest="d" * 64, recipe_dir=mini.parent
+        )
+        with pytest.raises(SystemExit, match="1"):
+            command.execute(run_id, settings, detach=False)
+        run = registry.get_run(run_id)
+
+    assert run.state is State.FAILED
+    assert "sft.learning_rate: expected a number; got nothing" in run.error
+    assert run.error in capsys.readouterr().out
+
+
 def test_a_run_can_be_stopped_from_its_first_moment(run_id, settings):
     started = local.start(run_id, settings, detached=True)
     local.cancel(run_id, settings)

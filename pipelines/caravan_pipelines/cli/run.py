@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from caravan.errors import CaravanError, without_traceback
-from caravan.recipe import Recipe
+from caravan.errors import CaravanError, RecipeError, without_traceback
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
@@ -83,11 +82,13 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         return
     with patiently(lambda: open_registry(settings), settings.patience_seconds) as registry:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
-        recipe = Recipe.model_validate(run.recipe)
         try:
             follow(
-                recipe, run_id, registry, started.process, console, settings.patience_seconds
+                local.recipe_of(run), run_id, registry, started.process, console,
+                settings.patience_seconds,
             )  # fmt: skip
+        except RecipeError:
+            pass  # the started process finds that too, and records it
         except KeyboardInterrupt:
             console.print("stopping ...")
             started.stop()
@@ -102,10 +103,12 @@ def _finish(
     run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
     console.print(stages_table(stage_runs))
     if run.state is not State.SUCCEEDED:
-        for stage in stage_runs:
-            if stage.state is State.FAILED:
-                reason = without_traceback(stage.error or "no error was recorded")
-                console.print(Text(f"stage {stage.node} failed: {reason}"), soft_wrap=True)
+        failed = [stage for stage in stage_runs if stage.state is State.FAILED]
+        if run.error and not failed:
+            console.print(Text(without_traceback(run.error)), soft_wrap=True)
+        for stage in failed:
+            reason = without_traceback(stage.error or "no error was recorded")
+            console.print(Text(f"stage {stage.node} failed: {reason}"), soft_wrap=True)
         console.print(
             f"run {run_id} {run.state}; its log is {started.log}\n"
             f"finished stages are kept; continue with: caravan resume {run_id}",
