@@ -16,6 +16,7 @@ from typing import Any
 from caravan.errors import CaravanError, RecipeError
 from caravan.orphans import launcher_environment
 from caravan.recipe import Recipe
+from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import recipe_digest, recipe_from_data
 from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
@@ -68,9 +69,10 @@ def create_run(
     """Register a run of `recipe`; nothing is started.
 
     Raises:
-        CaravanError: the home, the registry or the store cannot be used, or the project's budget
-            is spent.
+        CaravanError: the recipe names a task that there is not, the home, the registry or the
+            store cannot be used, or the project's budget is spent.
     """
+    check_tasks(recipe)
     _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:

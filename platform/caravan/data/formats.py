@@ -395,7 +395,7 @@ def _check_truth(value: Any, where: str, depth: int) -> None:
     elif isinstance(value, str | bytes):
         try:
             value.encode() if isinstance(value, str) else value.decode()
-        except UnicodeError as error:
+        except (UnicodeEncodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"column {where} is not text in UTF-8 ({error.reason}); correct or remove the row"
             ) from error
