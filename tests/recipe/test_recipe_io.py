@@ -111,6 +111,14 @@ def test_max_seq_length_is_max_length() -> None:
         ("seed=\x07", "the value is not YAML: the character '\\x07' is not allowed"),
         ("seed=2026-99-99", "the value is not YAML: '2026-99-99' is no timestamp"),
         ("seed=!!int abc", "the value is not YAML: 'abc' is no int"),
+        ("sft=&a [*a]", "too deep or too large for a recipe"),
+        ("sft={a: &a {b: *a}}", "too deep or too large for a recipe"),
+        ("sft={max_length: 3, max_seq_length: 4}", "max_length is given twice"),
+        ("sft={1: 2}", "the key '1' is read as int; a key must be text, quote it"),
+        ("sft={[a]: 2}", "a key must be plain text"),
+        ("evaluate.tasks[4].limit=1", "a position from 0 to 0"),
+        ("evaluate.tasks[x].limit=1", "'tasks[x]' is no part of a path"),
+        ("evaluate..tasks=1", "'' is no part of a path"),
         ("seed=9223372036854775808", "expected less than 9223372036854775808"),
     ],
 )
@@ -302,10 +310,15 @@ def test_the_flat_mixer_list_of_open_instruct_is_understood() -> None:
 
 def test_overrides_reach_into_lists_by_name_and_by_position() -> None:
     recipe = parse_recipe(
-        SMALL, ["evaluate.tasks.gsm8k.limit=5", "curate.sources.1.skill=talk", "seed=4"]
+        SMALL,
+        [
+            "evaluate.tasks.gsm8k.limit=5", "curate.sources.1.skill=talk", "seed=4",
+            "curate.sources[0].skill=sum", "curate.sources[1].origin.paths[0]=other.jsonl",
+        ],
     )
     assert recipe.evaluate.tasks[0].limit == 5
-    assert recipe.curate.sources[1].skill == "talk"
+    assert [source.skill for source in recipe.curate.sources] == ["sum", "talk"]
+    assert recipe.curate.sources[1].origin.paths == ("other.jsonl",)
     assert recipe.seed == 4
 
 
