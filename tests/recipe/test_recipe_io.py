@@ -312,8 +312,11 @@ def test_overrides_reach_into_lists_by_name_and_by_position() -> None:
     recipe = parse_recipe(
         SMALL,
         [
-            "evaluate.tasks.gsm8k.limit=5", "curate.sources.1.skill=talk", "seed=4",
-            "curate.sources[0].skill=sum", "curate.sources[1].origin.paths[0]=other.jsonl",
+            "evaluate.tasks.gsm8k.limit=5",
+            "curate.sources.1.skill=talk",
+            "seed=4",
+            "curate.sources[0].skill=sum",
+            "curate.sources[1].origin.paths[0]=other.jsonl",
         ],
     )
     assert recipe.evaluate.tasks[0].limit == 5
