@@ -97,3 +97,15 @@ def test_names_of_metrics_go_on_in_the_next_line(capsys):
 
     assert "".join(row[2].strip() for row in rows) == metric
     assert "…" not in printed
+
+
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_a_list_of_no_runs_is_refused(command, limit):
+    assert "--limit" in command("runs", "--limit", limit, code=2)
+
+
+def test_a_gpu_that_is_not_known_is_refused_also_where_no_stage_uses_one(mini, command):
+    assert "GPU-hours" not in command("plan", str(mini), "--gpu", "h100")
+    assert "'zz' is not in the table of devices" in command(
+        "plan", str(mini), "--gpu", "zz", code=2
+    )

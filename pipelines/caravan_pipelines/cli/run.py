@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -72,7 +73,7 @@ def logs(run_id: str) -> None:
 
 def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     """Start or continue a run, follow it to its end and show what came out."""
-    console = Console()
+    console, since = Console(), datetime.now(UTC)
     started = local.start(run_id, settings, detached=detach)
     console.print(
         Text.assemble("run ", (run_id, "bold"), f"  (log: {started.log})"), soft_wrap=True
@@ -85,7 +86,7 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         try:
             follow(
                 local.recipe_of(run), run_id, registry, started.process, console,
-                settings.patience_seconds,
+                settings.patience_seconds, since,
             )  # fmt: skip
         except RecipeError:
             pass  # the started process finds that too, and records it
