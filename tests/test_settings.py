@@ -42,6 +42,7 @@ def test_a_home_may_have_any_name(tmp_path):
     ("name", "value", "message"),
     [
         ("CARAVAN_HEARTBEAT_SECONDS", "often", "CARAVAN_HEARTBEAT_SECONDS='often': Input should"),
+        ("CARAVAN_PRICES", "{x", "CARAVAN_PRICES='{x': not JSON .*; write an object, such as"),
         ("CARAVAN_STORE_URI", "s3://b", "not a setting; did you mean CARAVAN_STORE_URL"),
     ],
 )
@@ -49,3 +50,17 @@ def test_a_variable_that_cannot_be_used_is_named(monkeypatch, name, value, messa
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):
         load_settings()
+
+
+def test_a_home_of_links_that_go_round_is_named(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("CARAVAN_HOME", str(tmp_path / "loop" / "home"))
+    with pytest.raises(SettingsError, match=r"CARAVAN_HOME='.*loop/home': .*; name a directory"):
+        load_settings()
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CARAVAN_HOME", "")
+    monkeypatch.setenv("CARAVAN_PATIENCE_SECONDS", "")
+    assert load_settings() == Settings(home=tmp_path / ".caravan")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe.io import load_recipe
+from caravan.recipe.io import load_recipe, recipe_digest
 
 TAG = "sweep:"
 
@@ -29,10 +29,27 @@ def sweep_members(path: Path, axes: Sequence[str], overrides: Sequence[str]) -> 
     `dpo.beta=1,2,5`.
 
     Raises:
-        RecipeError: an axis has no values, or a recipe with one of them is not valid.
+        RecipeError: an axis has no values, a recipe with one of them is not valid, or two
+            combinations give the same recipe.
     """
+    fields = [axis.partition("=")[0].strip() for axis in axes]
+    for name in fields:
+        if fields.count(name) > 1:
+            raise RecipeError(
+                f"--over {name} is given {fields.count(name)} times; give its values in one: "
+                f"--over {name}=1,2,5"
+            )
     combinations = list(product(*(list(_values(axis)) for axis in axes)))
-    return [Member(values, load_recipe(path, [*overrides, *values])) for values in combinations]
+    members = [Member(values, load_recipe(path, [*overrides, *values])) for values in combinations]
+    first: dict[str, Member] = {}
+    for member in members:
+        other = first.setdefault(recipe_digest(member.recipe), member)
+        if other is not member:
+            raise RecipeError(
+                f"{' '.join(other.values)} and {' '.join(member.values)} give the same recipe; "
+                "leave one out"
+            )
+    return members
 
 
 def _values(axis: str) -> Iterator[str]:

@@ -54,6 +54,11 @@ class MissingExtraError(CaravanError):
     """An optional dependency is not installed."""
 
 
+def without_traceback(recorded: str) -> str:
+    """The sentence of an error as the registry keeps it: what stands before its traceback."""
+    return recorded.strip().split("\n\n", 1)[0]
+
+
 def require(module: str, *, extra: str, feature: str) -> ModuleType:
     """Import `module`, or say which extra of the distribution brings it.
 

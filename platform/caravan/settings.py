@@ -1,7 +1,8 @@
 """The typed environment: where the work directory, the registry and the store are.
 
 Every field is read from an environment variable with the prefix `CARAVAN_`
-(`CARAVAN_REGISTRY_URL`). With none of them set, everything lies in `./.caravan`.
+(`CARAVAN_REGISTRY_URL`); an empty one counts as not set. With none of them set, everything lies in
+`./.caravan`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 from caravan.errors import SettingsError
 
@@ -32,7 +34,10 @@ PREFIX = "CARAVAN_"
 
 
 def _absolute(value: object) -> object:
-    return Path(value).expanduser().resolve() if isinstance(value, str | Path) else value
+    try:
+        return Path(value).expanduser().resolve() if isinstance(value, str | Path) else value
+    except RuntimeError as error:  # links that go round, or a home directory of nobody
+        raise ValueError(f"{error}; name a directory") from error
 
 
 def _user() -> str:
@@ -45,7 +50,7 @@ def _user() -> str:
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True,
-        validate_default=True,
+        validate_default=True, env_ignore_empty=True,
     )  # fmt: skip
 
     home: Annotated[Path, BeforeValidator(_absolute)] = Path(".caravan")
@@ -145,7 +150,15 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
-        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}={first['input']!r}: {problem}") from error
+    except UnreadableSetting as error:
+        name = next((n for n in Settings.model_fields if f'"{n}"' in str(error)), "")
+        variable = PREFIX + name.upper()
+        raise SettingsError(
+            f"{variable}={os.environ.get(variable, '')!r}: not JSON ({error.__cause__}); write an "
+            'object, such as {"gpu": 2.5}'
+        ) from error
 
 
 def _refuse_misspelt(names: Iterable[str]) -> None:

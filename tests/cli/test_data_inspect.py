@@ -107,6 +107,22 @@ def test_an_artifact_of_a_run_knows_its_tokenizer(inputs: dict[str, Path]) -> No
     assert "holds no rows" in refusal("latest:base/model")
 
 
+def test_a_directory_and_a_file_without_rows_are_told_apart(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "--model", tmp_path) == (
+        f"{tmp_path} has no rows.jsonl: it holds no rows to train on"
+    )
+    (tmp_path / "rows.jsonl").write_text("")
+    assert "has no rows; give a file with at least one" in refusal(tmp_path, "--model", tmp_path)
+
+
+def test_a_byte_order_mark_does_not_hide_that_rows_are_pairs(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    marked = tmp_path / "pairs.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + (inputs["pairs"] / "rows.jsonl").read_bytes())
+    assert "t/7:chosen: 38 tokens" in inspect(marked, "--model", inputs["model"], "--row", "t/7")
+
+
 def test_what_is_missing_is_named_with_the_way_out(inputs: dict[str, Path]) -> None:
     rows, model = inputs["pairs"], inputs["model"]
     assert "give --model" in refusal(rows)

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -13,6 +14,14 @@ from hypothesis import strategies as st
 from caravan.data.formats import Labels, read_hub, read_raw, split_turns, to_conversation
 from caravan.errors import DataError, MissingExtraError
 from caravan.recipe import HubSource
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
 
 LABELS = Labels(source="s", skill="chat", license="MIT", verifier="gsm8k")
 
@@ -122,6 +131,13 @@ def test_verifier_and_ground_truth(row, verifier, ground_truth):
         ({"instruction": "a", "history": 7}, "'history' is not a list"),
         ({"prompt": "a", "ground_truth": "3", "dataset": {"a": 1}}, "name .* is not text"),
         ({"prompt": "a", "ground_truth": ["3"], "dataset": [["a"]]}, "name .* is not text"),
+        ({"prompt": "a", "ground_truth": float("inf")}, "column ground_truth is inf, which is no"),
+        ({"prompt": "a", "ground_truth": [1, {"k": float("nan")}]}, r"ground_truth\[1\].k is nan"),
+        ({"prompt": "a", "ground_truth": Decimal("NaN")}, "ground_truth is NaN"),
+        ({"prompt": "a", "reward_model": {"ground_truth": float("nan")}}, "ground_truth is nan"),
+        ({"prompt": "a", "ground_truth": {"a": "\ud800"}}, "ground_truth.a is not text in UTF-8"),
+        ({"prompt": "a", "ground_truth": b"\xff"}, "ground_truth is not text in UTF-8"),
+        ({"prompt": "a", "ground_truth": nested(500)}, "is too deeply nested; correct or remove"),
     ],
 )  # fmt: skip
 def test_errors_say_what_is_wrong(row, said):
@@ -213,10 +229,11 @@ def test_parquet_numbers_rows_over_batches(tmp_path: Path):
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50)[:30], "cannot read"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:10] + b"\xff" * 30, "cannot read"),
         ("r.jsonl", b'\n\n{"a": 1}\n{"a": \n', "row 4: not JSON"),
-        ("r.jsonl", b'{"a": 1}\n' * 5000 + b'{"a": "\xe9"}\n', r"near row \d{4}: not UTF-8"),
+        ("r.jsonl", b'{"a": 1}\n' * 5000 + b'{"a": "\xe9"}\n', "line 5001: not UTF-8"),
         ("r.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", "row 2: not JSON"),
         ("r.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "row 1: too deeply nested"),
         ("r.json", b"[" * 100_000, "too deeply nested"),
+        ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 3 + b'{"a": "\xe9"}\n'), "line 4: not UTF-8"),
         ("r.parquet", b"PAR1", "write the file again"),
     ],
 )
@@ -225,6 +242,15 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, said: str):
     with pytest.raises(DataError, match=said) as caught:
         list(read_raw(tmp_path / name))
     assert name in str(caught.value)
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path: Path):
+    cells = pyarrow.array([b"fine"] * 1500 + [b"\xff"] + [b"fine"] * 600)
+    prompts = pyarrow.array(["q"] * len(cells))
+    table = pyarrow.table({"prompt": prompts, "ground_truth": cells.view(pyarrow.string())})
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(DataError, match=r"r.parquet, row 1501: column 'ground_truth' is not UTF-8"):
+        list(read_raw(tmp_path / "r.parquet"))
 
 
 def test_missing_file(tmp_path: Path):

@@ -91,3 +91,25 @@ def test_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(DataError, match=r"No space left.*free space"):
         write_rows(tmp_path / "n.jsonl", [Note(name="a", required=1)])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_number_that_json_cannot_hold_is_refused_wherever_it_is(tmp_path: Path):
+    row = conversation(1).model_copy(update={"verifier": "gsm8k", "ground_truth": [float("inf")]})
+    with pytest.raises(DataError, match=r"rows.jsonl, row 2: cannot be written as JSON"):
+        write_rows(tmp_path / "rows.jsonl", [conversation(0), row])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_line_that_is_not_utf8_is_named_however_far_down(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [conversation(n) for n in range(3000)])
+    path.write_bytes(path.read_bytes() + b'{"id": "\xe9"}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl, line 3001: not UTF-8"):
+        list(read_rows(path, Conversation))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [conversation(0)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read_rows(path, Conversation)) == [conversation(0)]

@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+from safetensors import SafetensorError
 from sample_stages import count as count_stage
 from sample_stages.count import CountConfig
 from sample_stages.odd import OddConfig
@@ -195,6 +196,7 @@ def test_metrics_of_an_unfinished_attempt_are_delivered_to_the_run_that_finishes
         ("link", StoreError, "is a symbolic link"),
         ("bad row", DataError, "row 3: field 'messages' is missing"),
         ("full disk", StageError, "No space left on device while working in .*CARAVAN_HOME"),
+        ("full disk of safetensors", StageError, "No space left on device while .*CARAVAN_HOME"),
     ],
 )
 def test_a_stage_that_breaks_its_promise(how, error, message, registry, settings, new_run):
@@ -207,6 +209,12 @@ def test_a_stage_that_breaks_its_promise(how, error, message, registry, settings
     assert stage.state is State.FAILED
     assert stage.error.startswith(str(caught.value))
     assert registry.artifacts() == []
+
+
+def test_an_error_of_safetensors_that_is_no_full_disk_stays_what_it_is(registry, settings, new_run):
+    how = "other trouble of safetensors"
+    with pytest.raises(SafetensorError, match="Permission denied"):
+        execute("odd", "sample_stages.odd", OddConfig(how=how), {}, new_run(), settings)
 
 
 def test_a_stage_that_exits_has_failed(count, registry, new_run, recipe_dir):

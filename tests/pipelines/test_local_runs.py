@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,8 @@ from caravan_pipelines.cli import run as command
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.launch import local
 from caravan_pipelines.launch.lock import acquire, holder
+
+NOW = datetime.now(UTC)
 
 HOLD = "import os, sys, time; from pathlib import Path; " \
     "from caravan_pipelines.launch.lock import acquire, name_holder; " \
@@ -67,16 +70,35 @@ def test_a_registry_that_restarts_does_not_end_what_follows_a_run(stoppable_post
         restart = threading.Timer(0.5, stoppable_postgres.stop)
         restart.start()
         shown = Console(file=io.StringIO())
-        follow(recipe, run_id, registry, process, shown, 20)
+        follow(recipe, run_id, registry, process, shown, 20, NOW)
 
         with pytest.raises(RegistryUnavailableError):
-            follow(recipe, run_id, registry, subprocess.Popen(["sleep", "5"]), shown, 0.5)
+            follow(recipe, run_id, registry, subprocess.Popen(["sleep", "5"]), shown, 0.5, NOW)
 
         threading.Timer(1.0, stoppable_postgres.start).start()
         ended = local.LocalRun(run_id, process, mini)
         with pytest.raises(SystemExit):
             command._finish(run_id, registry, Settings(patience_seconds=20), ended, shown)
         assert registry.get_run(run_id).state is State.CANCELLED
+
+
+def test_what_an_earlier_attempt_finished_is_not_told_as_done_now(run_id, settings, mini):
+    with Registry(settings.resolved_registry_url) as registry:
+        for node in ("base", "sft"):
+            stage = registry.open_stage_run(run_id, node, node, node)
+            registry.start_stage_run(stage.id, {})
+            registry.succeed_stage_run(stage.id, {})
+        since = datetime.now(UTC)
+        again = registry.open_stage_run(run_id, "sft", "sft", "other inputs")
+        registry.start_stage_run(again.id, {})
+        registry.succeed_stage_run(again.id, {})
+        shown = Console(file=io.StringIO())
+        process = subprocess.Popen(["true"])
+        follow(load_recipe(mini), run_id, registry, process, shown, 20, since)
+
+    assert [line.split()[:2] for line in shown.file.getvalue().splitlines()] == [
+        ["sft", "succeeded"]
+    ]
 
 
 def test_the_slower_of_two_starts_leaves_the_run_of_the_faster_alone(run_id, settings, hold):
@@ -122,6 +144,22 @@ def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path):
     threading.Timer(0.3, os.close, [asking]).start()
     os.close(acquire(path))
     assert holder(path) is None
+
+
+def test_a_run_whose_recipe_cannot_be_read_has_failed_in_a_sentence(settings, mini, capsys):
+    data = load_recipe(mini).model_dump(mode="json")
+    data["sft"]["learning_rate"] = None
+    with Registry(settings.resolved_registry_url) as registry:
+        run_id = registry.create_run(
+            data, name="broken", seed=1, recipe_digest="d" * 64, recipe_dir=mini.parent
+        )
+        with pytest.raises(SystemExit, match="1"):
+            command.execute(run_id, settings, detach=False)
+        run = registry.get_run(run_id)
+
+    assert run.state is State.FAILED
+    assert "sft.learning_rate: expected a number; got nothing" in run.error
+    assert run.error in capsys.readouterr().out
 
 
 def test_a_run_can_be_stopped_from_its_first_moment(run_id, settings):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from caravan.errors import RecipeError
+from caravan.errors import DataError, RecipeError
 from caravan.recipe import GRPOConfig, PPOConfig, Recipe
 from caravan.recipe.io import (
     ABSENT,
@@ -22,6 +22,7 @@ from caravan.recipe.io import (
     recipe_digest,
     recipe_from_data,
 )
+from caravan.settings import Settings
 
 SMALL = """\
 name: small
@@ -44,6 +45,8 @@ evaluate:
   tasks:
     - {name: gsm8k, task: gsm8k}
 """
+
+POCKET = Path(__file__).parents[2] / "pipelines" / "recipes" / "pocket.yaml"
 
 PREFERENCES = """\
 sample_prompts: {used_in_sft: 10, unused_in_sft: 10}
@@ -110,6 +113,14 @@ def test_max_seq_length_is_max_length() -> None:
         ("seed=\x07", "the value is not YAML: the character '\\x07' is not allowed"),
         ("seed=2026-99-99", "the value is not YAML: '2026-99-99' is no timestamp"),
         ("seed=!!int abc", "the value is not YAML: 'abc' is no int"),
+        ("sft=&a [*a]", "too deep or too large for a recipe"),
+        ("sft={a: &a {b: *a}}", "too deep or too large for a recipe"),
+        ("sft={max_length: 3, max_seq_length: 4}", "max_length is given twice"),
+        ("sft={1: 2}", "the key '1' is read as int; a key must be text, quote it"),
+        ("sft={[a]: 2}", "a key must be plain text"),
+        ("evaluate.tasks[4].limit=1", "a position from 0 to 0"),
+        ("evaluate.tasks[x].limit=1", "'tasks[x]' is no part of a path"),
+        ("evaluate..tasks=1", "'' is no part of a path"),
         ("seed=9223372036854775808", "expected less than 9223372036854775808"),
     ],
 )
@@ -216,6 +227,71 @@ def test_a_contradiction_between_sections_is_refused(added: str, message: str) -
     assert message in refusal(SMALL + added)
 
 
+PROGRAM = "  robot: {kind: program, program: carefull}\n"
+GENERATED = "{kind: generated, generator: math-boook, count: 3}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("curate:", PROGRAM + "curate:", "engines.robot.program: there is no program 'carefull'; "
+         "did you mean 'careful'?"),
+        ("{kind: files, paths: [sums.jsonl]}", GENERATED, "curate.sources[0].origin.generator: "
+         "there is no generator 'math-boook'; did you mean 'math-book'?"),
+        ("skill: math", "skill: math\n      verifier: gsm9k", "curate.sources[0].verifier: there "
+         "is no verifier 'gsm9k'; did you mean 'gsm8k'?"),
+        ("  sources:", "  allowed_licenses: [Apache-2.0]\n  sources:", "curate.sources[1].license: "
+         "source chats has the licence 'MIT', which curate.allowed_licenses does not allow"),
+    ],
+)  # fmt: skip
+def test_a_name_that_nothing_has_is_refused_before_anything_runs(old, new, message) -> None:
+    assert old in SMALL
+    assert message in refusal(SMALL.replace(old, new))
+
+
+PRETRAINED = "{kind: pretrained, hidden_size: 64, num_attention_heads: 4, vocab_size: 258}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("64", "66", "base_model: hidden_size=66 does not give each of 4 heads an even number"),
+        ("64", "68", "take a multiple of 8, such as 64"),
+        ("258", "257", "base_model.vocab_size: expected greater than or equal to 258; got 257"),
+        ("258", "1000000000", "base_model.vocab_size: expected less than or equal to 200000"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_before_the_run(old, new, message) -> None:
+    text = SMALL.replace("{kind: imported, model_name_or_path: base}", PRETRAINED)
+    assert parse_recipe(text).base_model.kind == "pretrained"
+    assert message in refusal(text.replace(old, new))
+
+
+def test_the_smallest_vocabulary_is_the_one_that_a_tokenizer_can_have() -> None:
+    from caravan.training.bpe import train_tokenizer
+
+    assert len(train_tokenizer(["text"], vocab_size=258, model_max_length=8)) == 258
+    with pytest.raises(DataError):
+        train_tokenizer(["text"], vocab_size=257, model_max_length=8)
+
+
+def test_a_task_that_there_is_not_is_told_when_the_recipe_is_read_and_refused_to_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from caravan_pipelines.launch.local import create_run
+
+    path = tmp_path / "r.yaml"
+    path.write_text(SMALL.replace("task: gsm8k", "task: gsm9k"))
+    said = "evaluate.tasks[0].task: there is no evaluation task 'gsm9k'; did you mean 'gsm8k'?"
+    recipe = load_recipe(path)
+
+    assert said in caplog.text
+    settings = Settings(home=tmp_path / "home")
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        create_run(recipe, settings, recipe_dir=tmp_path)
+    assert not settings.home.exists()
+
+
 def test_a_contradiction_names_its_line() -> None:
     text = SMALL + "decontaminate:\n  keep_sources:\n    - chat\n"
     assert refusal(text).startswith("r.yaml:22: decontaminate.keep_sources[0]: 'chat'")
@@ -236,10 +312,18 @@ def test_the_flat_mixer_list_of_open_instruct_is_understood() -> None:
 
 def test_overrides_reach_into_lists_by_name_and_by_position() -> None:
     recipe = parse_recipe(
-        SMALL, ["evaluate.tasks.gsm8k.limit=5", "curate.sources.1.skill=talk", "seed=4"]
+        SMALL,
+        [
+            "evaluate.tasks.gsm8k.limit=5",
+            "curate.sources.1.skill=talk",
+            "seed=4",
+            "curate.sources[0].skill=sum",
+            "curate.sources[1].origin.paths[0]=other.jsonl",
+        ],
     )
     assert recipe.evaluate.tasks[0].limit == 5
-    assert recipe.curate.sources[1].skill == "talk"
+    assert [source.skill for source in recipe.curate.sources] == ["sum", "talk"]
+    assert recipe.curate.sources[1].origin.paths == ("other.jsonl",)
     assert recipe.seed == 4
 
 
@@ -343,12 +427,12 @@ def test_every_documented_field_is_described_in_the_schema() -> None:
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:
     program = (
-        "import sys, caravan.recipe.io\n"
+        "import sys; from caravan.recipe.io import load_recipe; load_recipe(sys.argv[1])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'sqlalchemy', 'kfp', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(POCKET)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 

@@ -116,6 +116,7 @@ def test_a_database_that_is_not_there_is_an_error_of_its_own(postgres_url):
         ("registry.db", "cannot be read; write sqlite:///path"),
         ("mysql://ann:s3cret@host/db", "'mysql' is not supported"),
         ("sqlite://", "needs a file"),
+        ("postgresql://host:port/x", "cannot be read; write sqlite:///path"),
     ],
 )
 def test_urls_that_cannot_be_used(url, message):
@@ -127,7 +128,36 @@ def test_urls_that_cannot_be_used(url, message):
 def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "registry.db").write_text("these are not the tables you are looking for\n" * 100)
 
-    with pytest.raises(RegistryError, match="not a database; move the file away"):
+    with pytest.raises(
+        RegistryError, match="not a database; put a backup in its place, or move it away"
+    ):
+        Registry(f"sqlite:///{tmp_path}/registry.db")
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 16, b"!" * 16], ids=["no text", "other text"])
+def test_a_file_whose_bytes_were_damaged_is_a_registry_error(tmp_path, damage):
+    path = tmp_path / "registry.db"
+    Registry(f"sqlite:///{path}").close()
+    whole = path.read_bytes()
+    start = whole.index(b"CREATE TABLE note") - 8  # after the names that stand before it
+    path.write_bytes(whole[:start] + damage + whole[start + len(damage) :])
+
+    with pytest.raises(RegistryError, match=r"registry.db: .*put a backup in its place"):
+        Registry(f"sqlite:///{path}")
+
+
+def test_a_schema_version_without_tables_is_no_registry(tmp_path):
+    url = f"sqlite:///{tmp_path}/registry.db"
+    upgrade(url)
+    with connection(url) as c, c.begin():
+        c.execute(sa.text("DROP TABLE tag"))
+    with pytest.raises(RegistryError, match="lacks the tables tag; put a backup in its place"):
+        Registry(url)
+
+
+def test_a_directory_is_no_database_file(tmp_path):
+    (tmp_path / "registry.db").mkdir()
+    with pytest.raises(RegistryError, match=r"registry.db is a directory; name the database file"):
         Registry(f"sqlite:///{tmp_path}/registry.db")
 
 

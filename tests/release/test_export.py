@@ -102,6 +102,9 @@ def test_what_is_no_model_or_is_there_already_is_refused(finished, caravan, expo
     report = finished.output("mix", "report")
     said = caravan("model", "export", report, str(exported / "x"), code=2)
     assert "not a model" in said
+    below = str(exported / "README.md" / "x")
+    said = caravan("model", "export", "latest:dpo/model", below, code=2)
+    assert "README.md: File exists; name a place that is a directory" in said
     with pytest.raises(CaravanError, match="exists"):
         export_model(finished.output("dpo"), exported, finished.registry, finished.store)
 

@@ -6,7 +6,7 @@ import streamlit as st
 import yaml
 
 from caravan.access import Role
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, without_traceback
 from caravan.registry import RunRow, StageRunRow, State
 from caravan_dashboard import charts, launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.markup import (
@@ -134,17 +134,13 @@ def show_failures(run: RunRow) -> None:
         with st.container(border=True):
             name = mono(node)
             ui.show(tag("div", tag("span", "Failed: ", class_="cv-wrong"), name))
-            ui.show(tag("b", prose(last_line(error))))
+            ui.show(tag("b", prose(without_traceback(error))))
             with st.expander("Traceback"):
                 st.code(error, language=None, wrap_lines=True)
     if errors or run.state in (State.INTERRUPTED, State.CANCELLED):
         st.text("Put it right, then press Resume, or on the command line:"
                 if errors else "Press Resume to continue, or on the command line:")  # fmt: skip
         st.code(f"caravan resume {run.id}", language=None)
-
-
-def last_line(error: str) -> str:
-    return next((line for line in reversed(error.splitlines()) if line.strip()), error)
 
 
 def show_stages(run_id: str) -> None:

@@ -183,7 +183,7 @@ def cancel(run: RunId = "latest") -> None:
 
 @app.command()
 def runs(
-    limit: Annotated[int, typer.Option(help="Newest runs to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """List the runs, newest first."""

@@ -16,6 +16,7 @@ from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli.common import open_registry
+from caravan_pipelines.cli.tables import columns, run_column
 
 
 def show(reference: str, *, as_json: bool) -> None:
@@ -40,15 +41,17 @@ def show(reference: str, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(
-        Text(f"{artifact.kind} {artifact.digest}\n{artifact.uri}, {artifact.size_bytes:,} bytes")
+        Text(f"{artifact.kind} {artifact.digest}\n{artifact.uri}, {artifact.size_bytes:,} bytes"),
+        soft_wrap=True,
     )
     for name, value in artifact.metadata.items():
-        console.print(Text(f"{name} {value}"))
-    files = Table("file", "bytes", "sha256")
+        console.print(Text(f"{name} {value}"), soft_wrap=True)
+    files = Table(*columns("file", "bytes", "sha256"))
     for file in manifest.files:
         files.add_row(Text(file.path), f"{file.size:,}", file.sha256[:12])
     console.print(files)
-    lineage = Table("lineage", "run", "stage", "artifact")
+    runs = run_column(edge.run_id for edge in [*made_from, *made_into])
+    lineage = Table(*columns("lineage"), runs, *columns("stage", "artifact"))
     for title, edges in (("made from", made_from), ("made into", made_into)):
         for edge in edges:
             lineage.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,8 +29,11 @@ def follow(
     process: subprocess.Popen[bytes],
     console: Console,
     patience_seconds: float,
+    since: datetime,
 ) -> None:
     """Show the stages of a run until the process that executes it ends.
+
+    What ended before `since` is of an earlier attempt, and may be done again.
 
     Raises:
         RegistryUnavailableError: the registry has been away for longer than `patience_seconds`.
@@ -46,7 +50,8 @@ def follow(
     while True:
         ended = process.poll() is not None
         for stage in known.now():
-            if stage.state.finished and stage.id not in told and _fresh(stage, process):
+            ended_now = stage.finished_at is not None and stage.finished_at >= since
+            if ended_now and stage.id not in told and _fresh(stage, process):
                 told.add(stage.id)
                 note = "  (reused)" if stage.reused_from else ""
                 console.print(

@@ -72,10 +72,10 @@ def inspect(
 
 def _rows(reference: str) -> Path:
     """The rows file that `reference` names."""
-    if Path(reference).exists():
+    if Path(reference).is_file():
         return Path(reference)
     try:
-        directory = _artifact(reference)
+        directory = Path(reference) if Path(reference).is_dir() else _artifact(reference)
     except CaravanError as error:
         raise CaravanError(f"{reference}: no such file, and no such artifact: {error}") from error
     if not (directory / ROWS).is_file():
@@ -94,7 +94,7 @@ def _stage_of(path: Path) -> str:
     """`dpo` where the first row is a pair, else `sft`."""
     file = path / ROWS if path.is_dir() else path
     try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
             first = json.loads(next(lines, "null"))
     except (OSError, ValueError):
         first = None  # reading the rows will say what is wrong
@@ -111,7 +111,7 @@ def _pick(
         if len(seen) < SUGGESTED_FROM:
             seen.append(row.id)
     if row_id is None:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows; give a file with at least one")
     raise DataError(f"{path} has no row {row_id!r}{suggest(row_id, seen)}")
 
 

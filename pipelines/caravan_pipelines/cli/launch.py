@@ -70,12 +70,12 @@ def follow(run_id: str, settings: Settings, console: Console) -> None:
                     why = f"  {_first_line(stage.error)}" if stage.error else ""
                     console.print(
                         f"{stage.node:<24} {stage.state:<10} {duration(stage.seconds):>8}{why}",
-                        highlight=False, markup=False,
+                        highlight=False, markup=False, soft_wrap=True,
                     )  # fmt: skip
             if run.state.finished:
                 break
             if run.error != waits and (waits := run.error):
-                console.print(f"waiting: {waits}", highlight=False, markup=False)
+                console.print(f"waiting: {waits}", highlight=False, markup=False, soft_wrap=True)
             time.sleep(POLL_SECONDS)
         finish(run, registry, settings, console)
 
@@ -89,13 +89,14 @@ def finish(run: RunRow, registry: Registry, settings: Settings, console: Console
         console.print(
             f"run {run.id} {run.state}{why}\n"
             f"finished stages are kept; continue with: caravan resume {run.id}",
-            markup=False, highlight=False,
+            markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         sys.exit(1)
     scores = registry.scores(run.id)
     console.print(scores_table(scores))
     console.print(comparisons_table(scores))
-    console.print(f"report:    {export_report(run.id, registry, settings)}", highlight=False)
+    report = export_report(run.id, registry, settings)
+    console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def logs(run: RunRow, settings: Settings) -> None:

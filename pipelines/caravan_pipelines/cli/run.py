@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from caravan.errors import CaravanError
-from caravan.recipe import Recipe
+from caravan.errors import CaravanError, RecipeError, without_traceback
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
@@ -72,19 +73,23 @@ def logs(run_id: str) -> None:
 
 def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     """Start or continue a run, follow it to its end and show what came out."""
-    console = Console()
+    console, since = Console(), datetime.now(UTC)
     started = local.start(run_id, settings, detached=detach)
-    console.print(f"run [bold]{run_id}[/bold]  (log: {started.log})", highlight=False)
+    console.print(
+        Text.assemble("run ", (run_id, "bold"), f"  (log: {started.log})"), soft_wrap=True
+    )
     if detach:
-        console.print(f"follow it with: caravan show {run_id}", highlight=False)
+        console.print(f"follow it with: caravan show {run_id}", highlight=False, soft_wrap=True)
         return
     with patiently(lambda: open_registry(settings), settings.patience_seconds) as registry:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
-        recipe = Recipe.model_validate(run.recipe)
         try:
             follow(
-                recipe, run_id, registry, started.process, console, settings.patience_seconds
+                local.recipe_of(run), run_id, registry, started.process, console,
+                settings.patience_seconds, since,
             )  # fmt: skip
+        except RecipeError:
+            pass  # the started process finds that too, and records it
         except KeyboardInterrupt:
             console.print("stopping ...")
             started.stop()
@@ -99,14 +104,16 @@ def _finish(
     run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
     console.print(stages_table(stage_runs))
     if run.state is not State.SUCCEEDED:
-        for stage in stage_runs:
-            if stage.state is State.FAILED:
-                reason = (stage.error or "").strip().splitlines()[-1:]
-                console.print(f"stage {stage.node} failed: {''.join(reason)}", markup=False)
+        failed = [stage for stage in stage_runs if stage.state is State.FAILED]
+        if run.error and not failed:
+            console.print(Text(without_traceback(run.error)), soft_wrap=True)
+        for stage in failed:
+            reason = without_traceback(stage.error or "no error was recorded")
+            console.print(Text(f"stage {stage.node} failed: {reason}"), soft_wrap=True)
         console.print(
             f"run {run_id} {run.state}; its log is {started.log}\n"
             f"finished stages are kept; continue with: caravan resume {run_id}",
-            markup=False, highlight=False,
+            markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         sys.exit(code or 1)
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
@@ -115,7 +122,7 @@ def _finish(
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",
-        markup=False, highlight=False,
+        markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, without_traceback
 from caravan.evals.models import model_of
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
@@ -50,7 +50,8 @@ def show(run_id: str, *, as_json: bool) -> None:
         console = Console()
         console.print(
             Text.assemble((run.id, "bold"), "  ", (run.state, STATE_STYLE[run.state]),
-                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}")
+                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}"),
+            soft_wrap=True,
         )  # fmt: skip
         console.print(stages_table(registry.stage_runs(run.id)))
         if scores := registry.scores(run.id):
@@ -58,10 +59,15 @@ def show(run_id: str, *, as_json: bool) -> None:
             console.print(comparisons_table(scores))
         for stage in registry.stage_runs(run.id):
             if stage.error:
-                console.print(Text(f"{stage.node}:\n{stage.error}", style="red"))
+                reason = without_traceback(stage.error)
+                console.print(Text(f"{stage.node}: {reason}", style="red"), soft_wrap=True)
+                if reason != stage.error.strip():
+                    console.print(Text(f"traceback: caravan logs {run.id}"), soft_wrap=True)
+        if run.error and not any(stage.error for stage in registry.stage_runs(run.id)):
+            console.print(Text(without_traceback(run.error), style="red"), soft_wrap=True)
     report = run_dir(settings, run.id) / "report" / "report.html"
     if report.exists():
-        console.print(Text(f"report: {report}"))
+        console.print(Text(f"report: {report}"), soft_wrap=True)
 
 
 def _refresh(run: RunRow, registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caravan.errors import CaravanError
 from caravan.evals.models import in_order, model_of
-from caravan.registry import Registry, ScoreRow
+from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.run import execute
-from caravan_pipelines.cli.tables import score_cell
+from caravan_pipelines.cli.tables import STATE_STYLE, columns, run_column, score_cell
 from caravan_pipelines.launch import kubeflow, local
 from caravan_pipelines.sweep import Member, new_tag, sweep_members
 
@@ -31,28 +33,52 @@ def sweep(
             tags=[(*tags, *member.values) for member in members],
         )  # fmt: skip
         for run_id, member in zip(submitted.run_ids, members, strict=True):
-            console.print(Text("  ".join((f"run {run_id}", *member.values))))
+            console.print(Text("  ".join((f"run {run_id}", *member.values))), soft_wrap=True)
         console.print(f"Kubeflow Pipelines: {submitted.link}", highlight=False, soft_wrap=True)
         return
-    run_ids = []
+    runs: list[tuple[str, Member]] = []
+    refusal = None
     for member in members:
-        console.print(Text("  ".join(member.values), style="bold"))
-        run_ids.append(_run(member, path.parent, (*tags, *member.values), settings))
+        console.print(Text("  ".join(member.values), style="bold"), soft_wrap=True)
+        try:
+            run_id = local.create_run(
+                member.recipe, settings, recipe_dir=path.parent, tags=(*tags, *member.values)
+            )
+            runs.append((run_id, member))
+            execute(run_id, settings, detach=False)
+        except SystemExit:  # the run did not succeed, and has said why
+            if _state(run_id, settings) is State.CANCELLED:
+                break
+        except KeyboardInterrupt:  # between two runs
+            break
+        except CaravanError as error:  # what keeps this member from starting keeps the others too
+            refusal = error
+            break
     with open_registry(settings) as registry:
-        console.print(sweep_table(members, run_ids, registry))
+        console.print(sweep_table(runs, registry))
+        done = [registry.get_run(run_id).state is State.SUCCEEDED for run_id, _ in runs]
+    for member in members[len(runs) :]:
+        console.print(Text(f"not started: {'  '.join(member.values)}"), soft_wrap=True)
+    if refusal is not None:
+        raise refusal
+    if done != [True] * len(members):
+        sys.exit(1)
 
 
-def _run(member: Member, recipe_dir: Path, tags: tuple[str, ...], settings: Settings) -> str:
-    run_id = local.create_run(member.recipe, settings, recipe_dir=recipe_dir, tags=tags)
-    execute(run_id, settings, detach=False)
-    return run_id
+def _state(run_id: str, settings: Settings) -> State:
+    with open_registry(settings) as registry:
+        return registry.get_run(run_id).state
 
 
-def sweep_table(members: Sequence[Member], run_ids: Sequence[str], registry: Registry) -> Table:
+def sweep_table(runs: Sequence[tuple[str, Member]], registry: Registry) -> Table:
     """The scores of each run's last model, by the metric that a task is known by."""
-    table = Table("run", "values", title="Scores of the last model, 95 % intervals")
+    table = Table(
+        run_column(run_id for run_id, _ in runs),
+        *columns("state", "values"),
+        title="Scores of the last model, 95 % intervals",
+    )
     rows = []
-    for member, run_id in zip(members, run_ids, strict=True):
+    for run_id, member in runs:
         scores = [s for s in registry.scores(run_id) if model_of(s.node)]
         last = in_order(model_of(s.node) or "" for s in scores)[-1:]
         first: dict[str, ScoreRow] = {}
@@ -62,8 +88,14 @@ def sweep_table(members: Sequence[Member], run_ids: Sequence[str], registry: Reg
         rows.append((run_id, member, first))
     tasks = list(dict.fromkeys(task for _, _, found in rows for task in found))
     for task in tasks:
-        table.add_column(task)
+        table.add_column(task, overflow="fold")
     for run_id, member, found in rows:
         cells = [score_cell(found.get(task)) for task in tasks]
-        table.add_row(Text(run_id), Text("\n".join(member.values)), *cells)
+        state = registry.get_run(run_id).state
+        table.add_row(
+            Text(run_id),
+            Text(state, style=STATE_STYLE[state]),
+            Text("\n".join(member.values)),
+            *cells,
+        )
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from caravan.evals.models import in_order, model_of
@@ -34,8 +34,22 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def runs_table(runs: Iterable[RunRow]) -> Table:
-    table = Table("run", "state", "seed", "started", "took", "owner", "tags")
+def columns(*headers: str) -> list[Column]:
+    """Columns whose words go on in the next line where they are too long; none is cut."""
+    return [Column(header, overflow="fold") for header in headers]
+
+
+def run_column(run_ids: Iterable[str]) -> Column:
+    """The ids of runs, which are copied: whole on one line where the terminal has room for it."""
+    width = max((len(run_id) for run_id in run_ids), default=0)
+    return Column("run", overflow="fold", width=max(width, len("run")))
+
+
+def runs_table(runs: Sequence[RunRow]) -> Table:
+    table = Table(
+        run_column(run.id for run in runs),
+        *columns("state", "seed", "started", "took", "owner", "tags"),
+    )
     for run in runs:
         started = run.started_at or run.created_at
         table.add_row(
@@ -47,7 +61,7 @@ def runs_table(runs: Iterable[RunRow]) -> Table:
 
 
 def stages_table(stages: Iterable[StageRunRow]) -> Table:
-    table = Table("stage", "state", "took", "artifacts")
+    table = Table(*columns("stage", "state", "took", "artifacts"))
     for stage in stages:
         state = "reused" if stage.reused_from else str(stage.state)
         outputs = "  ".join(f"{name} {digest[:12]}" for name, digest in stage.outputs.items())
@@ -60,7 +74,9 @@ def stages_table(stages: Iterable[StageRunRow]) -> Table:
 
 def comparisons_table(scores: Sequence[ScoreRow]) -> Table:
     """What the report stage compares: win rates, and differences between stages."""
-    table = Table("comparison", "metric", "%, 95 % interval", "n", title="Stage against stage")
+    table = Table(
+        *columns("comparison", "metric", "%, 95 % interval", "n"), title="Stage against stage"
+    )
     for score in scores:
         if score.stage == "report":
             table.add_row(Text(score.task), Text(score.metric), score_cell(score), str(score.n))
@@ -76,7 +92,7 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
     rows = list(dict.fromkeys((score.task, score.metric) for score in scores))
     found = {(s.task, s.metric, model_of(s.node) or s.node): s for s in scores}
     models = in_order(model for _, _, model in found)
-    table = Table("task", "metric", *models, "n", title="Scores, 95 % intervals")
+    table = Table(*columns("task", "metric", *models, "n"), title="Scores, 95 % intervals")
     for task, metric in rows:
         cells = [found.get((task, metric, model)) for model in models]
         table.add_row(

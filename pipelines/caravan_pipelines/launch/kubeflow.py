@@ -21,6 +21,7 @@ from caravan.cluster.pod import RUN_LABEL, label_value
 from caravan.cluster.profile import ClusterProfile, load_profile
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
+from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import recipe_digest
 from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
@@ -133,6 +134,8 @@ def launch_together(
         CaravanError: the recipes differ in their stages or pods, or something that they need
             cannot be used; nothing is left running.
     """
+    for recipe in recipes:
+        check_tasks(recipe)
     profile = load_profile(settings)
     # What cannot be placed is refused before anything is made.
     plans = [plan(recipe, profile, settings) for recipe in recipes]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, RecipeError
 from caravan.orphans import launcher_environment
 from caravan.recipe import Recipe
-from caravan.recipe.io import recipe_digest
-from caravan.registry import Registry
+from caravan.recipe.checks import check_tasks
+from caravan.recipe.io import recipe_digest, recipe_from_data
+from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import Store, open_store
@@ -42,6 +43,21 @@ class LocalRun:
         self.process.wait()
 
 
+def recipe_of(run: RunRow) -> Recipe:
+    """The recipe that the registry keeps of a run.
+
+    Raises:
+        RecipeError: this version of caravan cannot run it.
+    """
+    try:
+        return recipe_from_data(run.recipe)
+    except RecipeError as error:
+        raise RecipeError(
+            f"the recipe that the registry keeps of run {run.id} cannot be run: {error}; "
+            "correct the recipe's file and start a new run"
+        ) from error
+
+
 def run_dir(settings: Settings, run_id: str) -> Path:
     """Where a local run keeps its log, its lock and its report."""
     return settings.home / "runs" / run_id
@@ -53,9 +69,10 @@ def create_run(
     """Register a run of `recipe`; nothing is started.
 
     Raises:
-        CaravanError: the home, the registry or the store cannot be used, or the project's budget
-            is spent.
+        CaravanError: the recipe names a task that there is not, the home, the registry or the
+            store cannot be used, or the project's budget is spent.
     """
+    check_tasks(recipe)
     _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:

@@ -22,7 +22,7 @@ from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import die_with_parent, launcher_environment, patiently
-from caravan_pipelines.launch.local import STOP, close_open_stages, run_dir
+from caravan_pipelines.launch.local import STOP, close_open_stages, recipe_of, run_dir
 
 STOP_AGAIN_SECONDS = 0.5
 
@@ -46,9 +46,9 @@ def execute_run(run_id: str, settings: Settings) -> State:
         beat = threading.Thread(target=_heartbeat, args=(run_id, settings, stopped), daemon=True)
         beat.start()
         os.environ |= launcher_environment()
-        recipe = Recipe.model_validate(run.recipe)
         error = None
         try:
+            recipe = recipe_of(run)
             with run_span(run_id, {"caravan.recipe": recipe.name}):
                 _run_pipeline(recipe, run_id, settings)
             state = State.SUCCEEDED

@@ -13,16 +13,18 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, cast
 
 from pydantic import ValidationError
 
-from caravan.data.io import describe
+from caravan.data.io import describe, not_utf8
 from caravan.data.records import Conversation, Message, Role
 from caravan.errors import DataError, require
 from caravan.recipe import HubSource
@@ -52,6 +54,9 @@ _SPEAKERS = re.compile(
 
 csv.field_size_limit(2**31 - 1)
 """Documents in one cell are longer than the default of 128 KiB."""
+
+MAX_NESTING = 50
+"""Of lists and objects in a ground truth; constraints of ifeval take three."""
 
 RawRow = Mapping[str, Any]
 
@@ -93,9 +98,8 @@ def read_raw(path: Path) -> Iterator[tuple[int, RawRow]]:
         for number, row in readers[suffix](path):
             yield number, row
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, near row {number + 1}: not UTF-8 ({error.reason}); re-encode the file"
-        ) from error
+        open_binary = gzip.open if path.suffix == ".gz" else open
+        raise not_utf8(path, cast(IO[bytes], open_binary(path, "rb"))) from error
     except csv.Error as error:
         raise DataError(f"{path}, row {number + 1}: not CSV ({error}); correct it") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -184,10 +188,30 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, RawRow]]:
         source = pyarrow.input_stream(str(path)).read() if path.suffix == ".gz" else None
         file = parquet.ParquetFile(pyarrow.BufferReader(source) if source else path)
         for batch in file.iter_batches(batch_size=1000):
-            for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+            for row in _parquet_rows(batch, path, number):
+                number += 1
                 yield number, row
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path}, after row {number}: {error}; write the file again") from error
+
+
+def _parquet_rows(batch: Any, path: Path, before: int) -> Sequence[RawRow]:
+    """The rows of a batch, which is read as a whole; only where that fails, one by one."""
+    try:
+        return cast(list[RawRow], batch.to_pylist())
+    except (UnicodeDecodeError, RecursionError):
+        for i in range(batch.num_rows):
+            for column in batch.column_names:
+                where = f"{path}, row {before + i + 1}: column {column!r}"
+                try:
+                    batch.column(column)[i].as_py()
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{where} is not UTF-8 ({error.reason}); write the file again"
+                    ) from error
+                except RecursionError as error:
+                    raise DataError(f"{where} is too deeply nested; remove the row") from error
+        raise
 
 
 # --- rows into conversations ---------------------------------------------------------------------
@@ -344,12 +368,37 @@ def _ground_truth(row: RawRow) -> tuple[Any, str | None]:
         truth = truth[0] if isinstance(truth, list) and len(truth) == 1 else truth
     if truth is None:
         return None, None
+    _check_truth(truth, "ground_truth", 0)
     if verifier is not None and not isinstance(verifier, str):
         raise DataError(
             f"the verifier's name (column 'verifier', 'dataset' or 'data_source') is not text "
             f"but {verifier!r:.80}; correct the row"
         )
     return truth, VERIFIER_NAMES.get(verifier, verifier) if verifier else None
+
+
+def _check_truth(value: Any, where: str, depth: int) -> None:
+    """Refuse what JSON in UTF-8 cannot hold: a run would lose it, or learn of it at the end."""
+    if depth > MAX_NESTING:
+        raise DataError(f"column {where:.60} is too deeply nested; correct or remove the row")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_truth(inner, f"{where}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _check_truth(inner, f"{where}[{index}]", depth + 1)
+    elif isinstance(value, float | Decimal) and not math.isfinite(value):
+        raise DataError(
+            f"column {where} is {value}, which is no number; correct it, or write null where the "
+            "row has none"
+        )
+    elif isinstance(value, str | bytes):
+        try:
+            value.encode() if isinstance(value, str) else value.decode()
+        except (UnicodeEncodeError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"column {where} is not text in UTF-8 ({error.reason}); correct or remove the row"
+            ) from error
 
 
 def _text(row: RawRow, column: str) -> str:

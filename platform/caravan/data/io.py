@@ -33,7 +33,7 @@ def read_rows(path: Path, record: type[Row]) -> Iterator[Row]:
     path = path / ROWS if path.is_dir() else path
     try:
         # Only "\n" ends a row: U+2028 and friends are legal inside a JSON string.
-        file = path.open(encoding="utf-8", newline="\n")
+        file = path.open(encoding="utf-8-sig", newline="\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
     with file:
@@ -43,9 +43,23 @@ def read_rows(path: Path, record: type[Row]) -> Iterator[Row]:
                 if line.strip():
                     yield _parse(line, record, path, number)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, near row {number + 1}: not UTF-8 ({error.reason}); re-encode the file"
-            ) from error
+            raise not_utf8(path, path.open("rb")) from error
+
+
+def not_utf8(path: Path, file: IO[bytes]) -> DataError:
+    """The error that names the first line of `file` that is not UTF-8.
+
+    Text is decoded in blocks, so whoever reads it as text learns of it many lines too early.
+    """
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return DataError(
+                    f"{path}, line {number}: not UTF-8 ({error.reason}); re-encode the file"
+                )
+    return DataError(f"{path}: not UTF-8; re-encode the file")
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:

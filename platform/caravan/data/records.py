@@ -19,7 +19,10 @@ FinishReason = Literal["stop", "length"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True,
+        ser_json_inf_nan="constants",  # which to_line refuses; null would lose them in silence
+    )  # fmt: skip
 
 
 class Message(Record):

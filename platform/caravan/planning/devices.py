@@ -98,7 +98,19 @@ def place(resources: Resources, gpu: str | None = None) -> Placement:
     if not resources.gpus:
         cores = resources.cpus * resources.nodes
         return Placement(DEVICES["cpu"], cores, resources.memory_gib, resources.nodes)
-    wanted = (resources.gpu_type or gpu or DEFAULT_GPU).lower()
+    wanted = resources.gpu_type or gpu or DEFAULT_GPU
+    device = gpu_named(wanted)
+    memory = 40.0 if device.name == "a100" and "40gb" in wanted.lower() else device.memory_gib
+    return Placement(device, resources.gpus * resources.nodes, memory, resources.nodes)
+
+
+def gpu_named(type: str) -> Device:
+    """The GPU that a recipe, a node label or a user calls `type`.
+
+    Raises:
+        RecipeError: it is not in `DEVICES`.
+    """
+    wanted = type.lower()
     known = [name for name in DEVICES if name != "cpu"]
     # Node labels are longer than names: NVIDIA-H100-80GB-HBM3.
     name = next((name for name in known if name in wanted.replace("-", "").lower()), None)
@@ -106,6 +118,4 @@ def place(resources: Resources, gpu: str | None = None) -> Placement:
         raise RecipeError(
             f"gpu_type {wanted!r} is not in the table of devices{suggest(wanted, known)}"
         )
-    device = DEVICES[name]
-    memory = 40.0 if name == "a100" and "40gb" in wanted else device.memory_gib
-    return Placement(device, resources.gpus * resources.nodes, memory, resources.nodes)
+    return DEVICES[name]

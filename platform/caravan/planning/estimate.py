@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from caravan.errors import CaravanError
 from caravan.planning import work
-from caravan.planning.devices import GIB, Placement, place
+from caravan.planning.devices import GIB, Placement, gpu_named, place
 from caravan.planning.flow import Flow, Stream, flow_of
 from caravan.planning.memory import (
     TrainingSetup,
@@ -108,6 +108,8 @@ class _Planner:
     gpu: str | None
 
     def __post_init__(self) -> None:
+        if self.gpu is not None:
+            gpu_named(self.gpu)  # also where no stage has a GPU, or each names its own
         self.notes: list[str] = []
 
     @cached_property

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from caravan.errors import RecipeError
+
 if TYPE_CHECKING:
-    from caravan.recipe import Recipe
+    from caravan.recipe import CurateConfig, Recipe
 
 PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
 """Each of them reads what the one before writes; together they make the pairs."""
@@ -57,11 +59,16 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _duplicates(recipe)
     yield from _unknown_engines(recipe)
     yield from _unknown_sources(recipe)
+    yield from _unknown_names(recipe)
+    yield from refused_licenses(recipe.curate)
     yield from _missing_stages(recipe)
 
 
 def doubts(recipe: Recipe) -> Iterator[str]:
     """What `recipe` may say and probably does not mean: where, what, and what to do."""
+    if missing := list(_unknown_tasks(recipe)):
+        more = f" (and {len(missing) - 1} others)" if missing[1:] else ""
+        yield f"{missing[0]}{more}; the recipe can be planned, not run"
     if recipe.dpo is not None:
         yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
     rows = [("sft.sequences_per_step", recipe.sft.sequences_per_step, recipe.sft.resources)]
@@ -139,6 +146,67 @@ def _unknown_sources(recipe: Recipe) -> Iterator[str]:
     for i, skill in enumerate(recipe.rlvr.skills if recipe.rlvr is not None else ()):
         if skill not in skills:
             yield f"rlvr.skills[{i}]: no source has the skill {skill!r}{suggest(skill, skills)}"
+
+
+def _unknown_names(recipe: Recipe) -> Iterator[str]:
+    """Names of what this project brings: a run would meet them after hours of other work."""
+    # These know recipes, so a recipe can know them only when it is checked. None is heavy.
+    from caravan.pocket.sources import GENERATORS
+    from caravan.pocket.teacher import PROGRAMS
+    from caravan.verifiers import VERIFIERS
+
+    used: list[tuple[str, str, str, Iterable[str]]] = []
+    for name, engine in recipe.engines.items():
+        if engine.kind == "program":
+            used.append((f"engines.{name}.program", "program", engine.program, PROGRAMS))
+    for i, source in enumerate(recipe.curate.sources):
+        path = f"curate.sources[{i}]"
+        if source.origin.kind == "generated":
+            generator = source.origin.generator
+            used.append((f"{path}.origin.generator", "generator", generator, GENERATORS))
+        if source.verifier is not None:
+            used.append((f"{path}.verifier", "verifier", source.verifier, VERIFIERS))
+    for i, task in enumerate(recipe.synthesize.tasks if recipe.synthesize is not None else ()):
+        if task.verifier is not None:
+            used.append((f"synthesize.tasks[{i}].verifier", "verifier", task.verifier, VERIFIERS))
+    for path, what, name, known in used:
+        if name not in known:
+            yield f"{path}: there is no {what} {name!r}{suggest(name, known)}"
+
+
+def check_tasks(recipe: Recipe) -> None:
+    """Refuse to run what could not be evaluated at the end.
+
+    Such a recipe is valid: those of the paper name tasks that are not all here, and are planned.
+
+    Raises:
+        RecipeError: there is no evaluation task of a name.
+    """
+    if missing := list(_unknown_tasks(recipe)):
+        raise RecipeError("\n".join(missing))
+
+
+def _unknown_tasks(recipe: Recipe) -> Iterator[str]:
+    from caravan.evals.tasks import TASKS
+
+    for i, task in enumerate(recipe.evaluate.tasks):
+        if task.task not in TASKS:
+            yield (
+                f"evaluate.tasks[{i}].task: there is no evaluation task {task.task!r}"
+                f"{suggest(task.task, TASKS)}"
+            )
+
+
+def refused_licenses(curate: CurateConfig) -> Iterator[str]:
+    """Sources whose licence the recipe does not allow; an unknown one must be allowed."""
+    allowed = curate.allowed_licenses
+    for i, source in enumerate(curate.sources):
+        if source.license not in allowed if allowed else source.license == "unknown":
+            yield (
+                f"curate.sources[{i}].license: source {source.name} has the licence "
+                f"{source.license!r}, which curate.allowed_licenses does not allow; add it there, "
+                "or remove the source"
+            )
 
 
 def _missing_stages(recipe: Recipe) -> Iterator[str]:

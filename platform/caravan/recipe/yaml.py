@@ -6,6 +6,7 @@ YAML 1.1 loads `5e-7` (no dot) as text; pydantic makes it a number where one is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,15 +78,24 @@ def parse_document(text: str, file: str, directory: Path | None = None) -> Docum
 
 def apply_override(document: Document, override: str) -> Document:
     """`document` with `dotted.path=value`; the value is YAML. An item of a list is named by its
-    position or its name: `evaluate.tasks.gsm8k.limit=100`."""
+    position or its name: `evaluate.tasks.gsm8k.limit=100`, `evaluate.tasks[0].limit=100`."""
     dotted_path, equals, text = override.partition("=")
     if not equals or not dotted_path.strip():
         raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
+    shown = repr(override if len(override) <= 80 else f"{override[:77]}...")
+    loader = None
     try:
-        value = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _visit(node, (), f"--set {shown}", {})
+        value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{override[:80]!r}: the value is not YAML: {_problem(error)}") from error
-    parts = tuple(_segment(part) for part in dotted_path.strip().split("."))
+        raise RecipeError(f"{shown}: the value is not YAML: {_problem(error)}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+    parts = _parts(dotted_path.strip(), shown)
     path = _positions(document.data, parts)
     data = _with_value(document.data, path, _with_own_names(value), override, ())
     kept = {at: place for at, place in document.places.items() if at[: len(path)] != path}
@@ -104,6 +114,24 @@ def _positions(data: Any, path: FieldPath) -> FieldPath:
             found.append(str(part))
             data = data.get(str(part)) if isinstance(data, dict) else None
     return tuple(found)
+
+
+_POSITIONS = re.compile(r"(?P<name>[^\[\]]+)(?P<positions>(?:\[\d+\])*)")
+
+
+def _parts(dotted_path: str, override: str) -> FieldPath:
+    """`evaluate.tasks[0].limit`, as errors write it, or `evaluate.tasks.0.limit`."""
+    parts: list[str | int] = []
+    for part in dotted_path.split("."):
+        found = _POSITIONS.fullmatch(part)
+        if found is None:
+            raise RecipeError(
+                f"{override}: {part!r} is no part of a path; write names and positions, such as "
+                "evaluate.tasks[0].limit=100"
+            )
+        parts.append(_segment(found["name"]))
+        parts += [int(position) for position in re.findall(r"\d+", found["positions"])]
+    return tuple(parts)
 
 
 def _segment(part: str) -> str | int:

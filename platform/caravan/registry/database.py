@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from caravan.errors import RegistryError, RegistryUnavailableError, require
-from caravan.registry.models import SCHEMA_VERSION
+from caravan.registry.models import SCHEMA_VERSION, Base
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_SECONDS = 30
@@ -36,7 +36,7 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise RegistryError(
             "the registry's URL cannot be read; write sqlite:///path/to/registry.db "
             "or postgresql://user:password@host:5432/database"
@@ -91,6 +91,9 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+_MOVE_AWAY = "put a backup in its place, or move it away to start with an empty registry"
+
+
 @contextmanager
 def plain_errors(url: URL) -> Iterator[None]:
     """Turn the database's errors into ours: which registry, what is wrong, what to do."""
@@ -104,6 +107,8 @@ def plain_errors(url: URL) -> Iterator[None]:
         raise _translate(error, url) from error
     except SQLAlchemyError as error:
         raise RegistryError(f"registry {mask(url)}: {error}") from error
+    except UnicodeDecodeError as error:  # what SQLite holds as text is none
+        raise RegistryError(f"registry {mask(url)}: the file is damaged; {_MOVE_AWAY}") from error
 
 
 def _translate(error: DBAPIError, url: URL) -> RegistryError:
@@ -126,9 +131,7 @@ def _translate(error: DBAPIError, url: URL) -> RegistryError:
                 "(CARAVAN_HOME or CARAVAN_REGISTRY_URL names another place)"
             )
         if "not a database" in lowered or "malformed" in lowered:
-            return RegistryError(
-                f"{where}: {reason}; move the file away to start with an empty registry"
-            )
+            return RegistryError(f"{where}: {reason}; {_MOVE_AWAY}")
         return RegistryError(f"{where}: {reason}")
     if "authentication failed" in lowered or "no password supplied" in lowered:
         return RegistryError(f"{where}: {reason}; check user and password in CARAVAN_REGISTRY_URL")
@@ -174,6 +177,7 @@ def ensure_schema(engine: Engine, url: URL) -> None:
     with plain_errors(url):
         with engine.connect() as connection:
             version = current_version(connection)
+            absent = set(Base.metadata.tables) - set(inspect(connection).get_table_names())
         if version is None and url.get_backend_name() == "sqlite":
             with _one_at_a_time(url):
                 _migrate(engine, url)
@@ -191,6 +195,10 @@ def ensure_schema(engine: Engine, url: URL) -> None:
         raise RegistryError(
             f"registry {mask(url)} has schema {version}, newer than the {SCHEMA_VERSION} that this "
             "version of caravan knows; install the newer caravan"
+        )
+    if absent:
+        raise RegistryError(
+            f"registry {mask(url)} lacks the tables {', '.join(sorted(absent))}; {_MOVE_AWAY}"
         )
 
 
@@ -221,6 +229,10 @@ def _make_directory(url: URL) -> None:
     if url.get_backend_name() != "sqlite":
         return
     directory = Path(str(url.database)).parent
+    if Path(str(url.database)).is_dir():
+        raise RegistryError(
+            f"registry {mask(url)} is a directory; name the database file in it, or move it away"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

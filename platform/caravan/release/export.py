@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,12 +45,12 @@ def export_model(
     Raises:
         CaravanError: the target is there, the artifact is no model, or it cannot be chatted with.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise CaravanError(f"{target} exists; name a directory that does not")
     facts = model_facts(digest, registry, store, run_id)
     source = store.fetch(digest)
     template = template_of(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
         directory = Path(aside) / "model"
         if dtype is None:
@@ -61,6 +62,16 @@ def export_model(
         (directory / TEMPLATE).write_text(template)
         (directory / README).write_text(card_of(facts, template))
         directory.rename(target)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaravanError(
+            f"cannot export into {directory}: {error.strerror}; name a place that is a directory, "
+            "or can be made one"
+        ) from error
 
 
 def card_of(facts: ModelFacts, template: str) -> str:

@@ -22,7 +22,7 @@ from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
 from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source
-from caravan.recipe.checks import suggest
+from caravan.recipe.checks import refused_licenses, suggest
 from caravan.stages.context import StageContext, StageResult
 from caravan.verifiers import VERIFIERS
 
@@ -163,14 +163,8 @@ def check_licenses(config: CurateConfig) -> None:
     Raises:
         RecipeError: names the source.
     """
-    for source in config.sources:
-        allowed = config.allowed_licenses
-        refused = source.license not in allowed if allowed else source.license == "unknown"
-        if refused:
-            raise RecipeError(
-                f"source {source.name} has the licence {source.license!r}, which "
-                f"curate.allowed_licenses does not allow; add it there, or remove the source"
-            )
+    if refused := list(refused_licenses(config)):
+        raise RecipeError("\n".join(refused))
 
 
 def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:

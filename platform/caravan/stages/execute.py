@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -400,19 +401,17 @@ class _Execution:
             self.stop_signals.ignore()
             self._mark(opened, State.CANCELLED, str(stopped), CANCEL_PATIENCE_SECONDS)
             raise
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+        except BaseException as error:
+            full = _disk_full(error)
+            if full is None:
                 self._mark(opened, State.FAILED, _describe(error))
                 raise
             plain = StageError(
-                f"{self.node}: {error.strerror} while working in {self.directory}; free some "
+                f"{self.node}: {full} while working in {self.directory}; free some "
                 "space or point CARAVAN_HOME at another disk, then resume the run"
             )
             self._mark(opened, State.FAILED, _describe(plain, error))
             raise plain from error
-        except BaseException as error:
-            self._mark(opened, State.FAILED, _describe(error))
-            raise
 
     def _mark(
         self, opened: StageRunRow, state: State, text: str, patience_seconds: float | None = None
@@ -454,6 +453,16 @@ def _plain(result: StageResult) -> StageResult:
         for score in result.scores
     )  # fmt: skip
     return StageResult({k: float(v) for k, v in result.metrics.items()}, scores)
+
+
+def _disk_full(error: BaseException) -> str | None:
+    """How the system says that a disk or a quota is full, if that is what `error` comes from."""
+    if isinstance(error, OSError):
+        code = error.errno
+    else:  # libraries in Rust, safetensors among them, keep the number only in the text
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(found[1]) if found else None
+    return os.strerror(code) if code in DISK_FULL else None
 
 
 def _describe(error: BaseException, cause: BaseException | None = None) -> str:

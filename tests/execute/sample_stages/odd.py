@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from safetensors import SafetensorError
+
 from caravan.errors import DataError
 from caravan.recipe import Config
 from caravan.stages.context import StageResult
@@ -31,6 +33,10 @@ def run(config, inputs, context):
             raise DataError("rows.jsonl, row 3: field 'messages' is missing")
         case "full disk":
             raise OSError(errno.ENOSPC, "No space left on device", str(context.workdir / "x"))
+        case "full disk of safetensors":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        case "other trouble of safetensors":
+            raise SafetensorError("I/O error: Permission denied (os error 13)")
         case "large":
             (context.workdir / "checkpoint").write_bytes(bytes(1 << 20))
         case "nothing":

@@ -1,0 +1,111 @@
+"""What the command prints on a narrow terminal: what is copied out of it stays whole."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from caravan.recipe.io import load_recipe
+from caravan.registry import Registry, ScoreRow, State
+from caravan.settings import Settings
+from caravan_command import command_here
+from caravan_pipelines.cli import run as run_command
+from caravan_pipelines.cli.tables import scores_table
+from caravan_pipelines.launch import local
+
+ERROR = (
+    "sft: row 3 of rows.jsonl has no messages; correct or remove it\n\nTraceback ...\nKeyError: 3"
+)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / ("a-directory-with-a-long-name-" * 3))
+
+
+@pytest.fixture
+def registry(settings, mini):
+    settings.home.mkdir()
+    with Registry(settings.resolved_registry_url) as registry:
+        yield registry
+
+
+@pytest.fixture
+def failed(registry, settings, mini):
+    """A run whose stage `sft` has failed."""
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    stage = registry.open_stage_run(run_id, "sft", "sft", "k" * 64)
+    registry.start_stage_run(stage.id, {})
+    registry.finish_stage_run(stage.id, State.FAILED, error=ERROR)
+    registry.update_run_state(run_id, State.FAILED, error="a step failed")
+    return run_id
+
+
+@pytest.fixture
+def command(settings, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    return command_here(settings, monkeypatch, capsys)
+
+
+def test_a_failed_run_ends_with_its_advice_and_hints_on_one_line(
+    failed, registry, settings, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "50")
+    log = local.run_dir(settings, failed) / "log.txt"
+    started = local.LocalRun(failed, SimpleNamespace(wait=lambda: 1), log)
+    with pytest.raises(SystemExit, match="1"):
+        run_command._finish(failed, registry, settings, started, Console())
+
+    lines = capsys.readouterr().out.splitlines()
+    assert f"stage sft failed: {ERROR.partition(chr(10))[0]}" in lines
+    assert f"run {failed} failed; its log is {log}" in lines
+    assert f"finished stages are kept; continue with: caravan resume {failed}" in lines
+    assert "KeyError" not in "".join(lines)
+
+
+def test_show_tells_the_error_and_where_its_traceback_is(failed, command):
+    lines = command("show", failed).splitlines()
+
+    assert f"sft: {ERROR.partition(chr(10))[0]}" in lines
+    assert f"traceback: caravan logs {failed}" in lines
+    assert "KeyError" not in "".join(lines)
+    assert json.loads(command("show", failed, "--json"))["stages"][0]["error"] == ERROR
+
+
+def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, command):
+    tags = tuple(f"a-long-tag-{i}" for i in range(8))
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent, tags=tags)
+    printed = command("runs")
+
+    assert f" {run_id} " in printed
+    assert "…" not in printed
+
+
+def test_names_of_metrics_go_on_in_the_next_line(capsys):
+    metric, models = "prompt_level_strict_acc_of_everything", ["base", "sft", "dpo", "rlvr"]
+    scores = [
+        ScoreRow(i, i, "r", f"evaluate-{model}", "evaluate", "constraints", metric, "dev",
+                 0.5, 0.4, 0.6, 9)
+        for i, model in enumerate(models)
+    ]  # fmt: skip
+    Console(width=60).print(scores_table(scores))
+    printed = capsys.readouterr().out
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+
+    assert "".join(row[2].strip() for row in rows) == metric
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_a_list_of_no_runs_is_refused(command, limit):
+    assert "--limit" in command("runs", "--limit", limit, code=2)
+
+
+def test_a_gpu_that_is_not_known_is_refused_also_where_no_stage_uses_one(mini, command):
+    assert "GPU-hours" not in command("plan", str(mini), "--gpu", "h100")
+    assert "'zz' is not in the table of devices" in command(
+        "plan", str(mini), "--gpu", "zz", code=2
+    )

@@ -1,0 +1,102 @@
+"""A sweep on this machine: members that fail, and members that are never started."""
+
+from __future__ import annotations
+
+import pytest
+
+from caravan.errors import RecipeError, StoreError
+from caravan.registry import Registry, State
+from caravan.settings import Settings
+from caravan_command import command_here
+from caravan_pipelines.cli import sweep as command
+from caravan_pipelines.launch import local
+from caravan_pipelines.sweep import sweep_members
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def sweep(settings, mini, monkeypatch, capsys):
+    """A sweep over three betas whose runs end in the given states; gives what is printed."""
+
+    def call(*ends: State, code: int) -> str:
+        left = iter(ends)
+
+        def execute(run_id, settings, *, detach):
+            state = next(left)
+            with Registry(settings.resolved_registry_url) as registry:
+                registry.update_run_state(run_id, state)
+            if state is not State.SUCCEEDED:
+                raise SystemExit(1)
+
+        monkeypatch.setattr(command, "execute", execute)
+        caravan = command_here(settings, monkeypatch, capsys)
+        printed = caravan("sweep", str(mini), "--over", "dpo.beta=1,2,5", code=code)
+        assert next(left, None) is None
+        return printed
+
+    return call
+
+
+def states(settings):
+    with Registry(settings.resolved_registry_url) as registry:
+        return [run.state for run in reversed(registry.list_runs())]
+
+
+def test_a_member_that_fails_does_not_keep_the_others_from_running(sweep, settings):
+    ends = [State.SUCCEEDED, State.FAILED, State.SUCCEEDED]
+    printed = sweep(*ends, code=1)
+
+    assert states(settings) == ends
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[2:4]] for row in rows] == [
+        ["succeeded", "dpo.beta=1"], ["failed", "dpo.beta=2"], ["succeeded", "dpo.beta=5"],
+    ]  # fmt: skip
+    assert "not started" not in printed
+
+
+def test_all_members_that_succeed_are_a_success(sweep):
+    sweep(*[State.SUCCEEDED] * 3, code=0)
+
+
+def test_a_sweep_that_is_stopped_says_which_members_did_not_start(sweep, settings):
+    printed = sweep(State.CANCELLED, code=1)
+
+    assert states(settings) == [State.CANCELLED]
+    assert "not started: dpo.beta=2\nnot started: dpo.beta=5\n" in printed
+
+
+def test_a_member_that_is_refused_comes_after_the_table_of_the_others(sweep, settings, monkeypatch):
+    create, made = local.create_run, []
+
+    def create_one(*args, **kwargs):
+        if made:
+            raise StoreError("the store is full; free some space")
+        made.append(create(*args, **kwargs))
+        return made[0]
+
+    monkeypatch.setattr(local, "create_run", create_one)
+    printed = sweep(State.SUCCEEDED, code=2)
+
+    assert made[0] in printed
+    assert "not started: dpo.beta=2\nnot started: dpo.beta=5\n" in printed
+    assert "error: the store is full; free some space" in printed
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        (["dpo.beta=1,2", "dpo.beta=5"], "--over dpo.beta is given 2 times"),
+        (["dpo.beta=1,1.0"], "dpo.beta=1 and dpo.beta=1.0 give the same recipe"),
+        (
+            ["sft.max_length=64,128", "sft.max_seq_length=64,128"],
+            "sft.max_length=64 sft.max_seq_length=64 and .* give the same recipe",
+        ),
+    ],
+)
+def test_a_sweep_that_would_run_the_same_twice_is_refused(mini, axes, said):
+    with pytest.raises(RecipeError, match=said):
+        sweep_members(mini, axes, [])
