@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from caravan.errors import MissingExtraError
 from caravan.interruption import StageStopped, StopSignals
-from caravan.recipe import DPOConfig, Resources, RewardModelConfig, SFTConfig
+from caravan.recipe import DPOConfig, LoRAConfig, Resources, RewardModelConfig, SFTConfig
 from caravan.stages import dpo, reward_model, sft
 from caravan.training.models import load_policy, load_reward_model
 from tiny import Context
@@ -73,6 +74,24 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ({"zero_stage": 3, **TWO}, "deepspeed"),
+        ({"lora": LoRAConfig()}, "peft"),
+        ({"lora": LoRAConfig(), "quantization": "nf4"}, "bitsandbytes"),
+    ],
+    ids=["zero", "lora", "nf4"],
+)
+def test_an_option_without_its_package_is_refused_before_anything_is_read(
+    options, module, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    nowhere = {"model": tmp_path / "none", "dataset": tmp_path / "none"}
+    with pytest.raises(MissingExtraError, match=f"needs '{module}': install it with"):
+        sft.run(STAGES["sft"][1].derive(**options), nowhere, Context(tmp_path / "stage"))
 
 
 @dataclass
