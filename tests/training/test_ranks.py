@@ -21,7 +21,7 @@ from caravan.errors import MissingExtraError
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import DPOConfig, LoRAConfig, Resources, RewardModelConfig, SFTConfig
 from caravan.stages import dpo, reward_model, sft
-from caravan.training.models import load_policy, load_reward_model
+from caravan.training.models import load_policy, load_reward_model, save_model
 from tiny import Context
 
 COMMON = {
@@ -129,6 +129,27 @@ def test_stopped_ranks_go_on_in_any_number_with_any_sharing(inputs, tmp_path):
     assert set(losses(elsewhere)) == {step for step in range(1, 7) if step > int(saved[0][5:])}
     for step, loss in losses(elsewhere).items():
         assert loss == pytest.approx(losses(undisturbed)[step], rel=1e-4)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_checkpoint_from_before_the_first_taken_step_is_gone_on_from(
+    zero_stage, inputs, tmp_path
+):
+    """All steps are left out, so the optimiser has no moments to save."""
+    model, tokenizer = load_policy(inputs["model"])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = torch.nan
+    save_model(model, tokenizer, tmp_path / "spoilt")
+    spoilt = inputs | {"model": tmp_path / "spoilt"}
+    config = STAGES["sft"][1].derive(zero_stage=zero_stage, on_non_finite="skip", save_steps=1)
+    evicted = Evicted(tmp_path / "a")
+    with StopSignals(), pytest.raises(StageStopped):
+        sft.run(config.derive(**TWO), spoilt, evicted)
+    elsewhere = Context(tmp_path / "b")
+    shutil.copytree(evicted.workdir / "checkpoints", elsewhere.workdir / "checkpoints")
+
+    assert sft.run(config.derive(**TWO), spoilt, evicted).metrics["skipped_steps"] == 4
+    assert sft.run(config, spoilt, elsewhere).metrics["skipped_steps"] == 4
 
 
 WAIT_SECONDS = 600
