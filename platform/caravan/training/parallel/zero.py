@@ -63,8 +63,9 @@ class ZeroUpdater(Updater):
             if self.config.zero_stage == 3:
                 # Weight by weight; `initialize` would first put the whole model on the device.
                 deepspeed.zero.Init(module=self.model, config_dict_or_path=config)
-                for buffer in self.model.buffers():  # which `Init` leaves where they are
-                    buffer.data = buffer.data.to(_device())
+                for module in self.model.modules():  # `Init` leaves buffers where they are
+                    for name, buffer in list(module.named_buffers(recurse=False)):
+                        setattr(module, name, buffer.to(_device()))
             self._engine, *_ = deepspeed.initialize(
                 model=_Call(self.model), optimizer=self.optimizer, config=config
             )
