@@ -20,7 +20,7 @@ for image in "$@"; do
   case $image in
     stage-cpu) lock stage-cpu train pipelines postgres otel ;;
     dashboard) UV_CONSTRAINT=images/stage-cpu.txt lock dashboard dashboard pipelines postgres metrics otel ;;
-    stage-gpu) UV_FIND_LINKS='' lock stage-gpu train vllm pipelines postgres otel ;; # wheels for CUDA, not this machine's
+    stage-gpu) UV_FIND_LINKS='' lock stage-gpu train train-gpu deepspeed lora qlora vllm pipelines postgres otel ;; # wheels for CUDA, not this machine's
     *) echo "lock.sh: no image $image" >&2; exit 2 ;;
   esac
 done

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.data.records import Conversation
-from caravan.errors import CaravanError, DataError, RecipeError
+from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError
 from caravan.recipe import (
     BaseModelConfig,
     EvalTask,
@@ -94,6 +94,7 @@ def _checks(
     yield "lengths", lambda: _lengths(recipe, recipe_dir)
     yield "template and masks", lambda: _masks(recipe, recipe_dir, rows)
     yield "memory", lambda: _memory(recipe, recipe_dir)
+    yield "packages", lambda: _packages(recipe)
     if isinstance(recipe.base_model, PretrainedBase):
         yield "two steps of base", lambda: _two_steps("base", recipe.base_model)
     yield "two steps of sft", lambda: _two_steps("sft", recipe.sft, rows)
@@ -129,6 +130,22 @@ def _has_vllm() -> str:
     if find_spec("vllm") is None:
         raise RecipeError("vllm is not installed: pip install 'caravan[vllm]'")
     return "vllm is installed"
+
+
+def _packages(recipe: Recipe) -> str:
+    from caravan.stages.extras import check_extras
+
+    for name, stage in (
+        ("sft", recipe.sft), ("dpo", recipe.dpo), ("reward_model", recipe.reward_model)
+    ):  # fmt: skip
+        if stage is not None:
+            resources = stage.resources
+            several = resources.nodes * (resources.gpus or resources.processes) > 1
+            try:
+                check_extras(stage, several=several)
+            except MissingExtraError as error:
+                raise MissingExtraError(f"{name}: {error}") from error
+    return "those of the training stages' options are installed"
 
 
 def _licences(recipe: Recipe) -> str:

@@ -70,6 +70,8 @@ def require(module: str, *, extra: str, feature: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise  # the module is there; something inside it is broken
-        raise MissingExtraError(
-            f"{feature} needs {module!r}: install it with pip install 'caravan[{extra}]'"
-        ) from error
+        raise MissingExtraError(missing_extra(module, extra, feature)) from error
+
+
+def missing_extra(module: str, extra: str, feature: str) -> str:
+    return f"{feature} needs {module!r}: install it with pip install 'caravan[{extra}]'"

@@ -50,9 +50,6 @@ class Work:
     key_heads: int | None = None
     """None: as many as query heads, of 64 dimensions each."""
     head_size: int = 64
-    tied: bool = True
-    dtype: str = "float32"
-    """Of weights, gradients and optimiser state."""
     gradient_checkpointing: bool = False
 
 
@@ -63,32 +60,17 @@ WORK = {
     "5M": Work(256, 6, 704, 4096, 16, 8, 184, 741, 0.65, 0.4, 4096),
     # Matrices large enough that products, not Python, take the time.
     "22M": Work(512, 6, 1408, 8192, 8, 8, 184, 741, 0.65, 0.4, 4096),
-    # For a GPU: the shapes of Llama 3.2 1B and Llama 3.1 8B, with random weights.
-    "1B": Work(
-        2048, 16, 8192, 128_256, 20, 64, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 64, True, "bfloat16"
-    ),
-    "8B": Work(
-        4096,
-        32,
-        14_336,
-        128_256,
-        10,
-        32,
-        800,
-        4096,
-        0.8,
-        0.4,
-        16_384,
-        4096,
-        8,
-        128,
-        False,
-        "bfloat16",
-        True,
+    # For a GPU: the shapes of Llama 3.2 1B and 3B, with random weights.
+    "1B": Work(2048, 16, 8192, 128_256, 20, 64, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 64),
+    "3B": Work(
+        3072, 28, 8192, 128_256, 10, 32, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 128,
+        gradient_checkpointing=True,
     ),
     # The same path within seconds on a CPU.
-    "tiny": Work(64, 2, 128, 512, 4, 4, 40, 96, 0.5, 0.4, 256, 128, 1, 32, False, "bfloat16", True),
-}
+    "tiny": Work(
+        64, 2, 128, 512, 4, 4, 40, 96, 0.5, 0.4, 256, 128, 1, 32, gradient_checkpointing=True
+    ),
+}  # fmt: skip
 
 
 def lengths(work: Work, seed: int = 0) -> np.ndarray:
@@ -154,7 +136,7 @@ def model(work: Work) -> PreTrainedModel:
             num_attention_heads=work.hidden // work.head_size,
             num_key_value_heads=work.key_heads,
             max_position_embeddings=work.window,
-            tie_word_embeddings=work.tied,
+            tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
             use_cache=False,
             bos_token_id=None,
@@ -163,7 +145,7 @@ def model(work: Work) -> PreTrainedModel:
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with device:
-            return LlamaForCausalLM._from_config(shape, dtype=getattr(torch, work.dtype)).train()
+            return LlamaForCausalLM._from_config(shape, dtype=torch.float32).train()
     pretrained = PretrainedBase(
         vocab_size=work.vocabulary,
         hidden_size=work.hidden,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,19 @@ def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(
     assert not content
     assert "failed  lengths" in output
     assert "ok      two steps of sft" in output
+
+
+def test_options_whose_packages_are_missing_are_found(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    many = {"zero_stage": 3, "resources": {"gpus": 2}}
+    output, content = check(recipe(tmp_path, sft={**SMALL, **many}), tmp_path)
+    assert not content
+    assert "sft: zero_stage above 0 needs 'deepspeed': install it with" in output
+    alone = {"zero_stage": 3, "resources": {"gpus": 1}}
+    output, _ = check(recipe(tmp_path, sft={**SMALL, **alone}), tmp_path)
+    assert "ok      packages" in output
 
 
 def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:

@@ -100,6 +100,33 @@ def test_auto_plans_with_the_most_tokens_that_fit(tulu):
     assert sft.problem == ""
 
 
+def test_rlvr_is_planned_as_the_one_process_that_it_is(tulu, mini):
+    """Whatever GPUs the recipe names; more of them are no remedy."""
+    rlvr = stage(plan_of(tulu), "rlvr")
+    assert rlvr.problem.startswith("rlvr trains in one process on one GPU; one row of 4,096 tokens")
+    assert "take a device with more memory" in rlvr.problem
+    assert rlvr.devices == 8
+    one = tulu.rlvr.derive(resources=tulu.rlvr.resources.derive(gpus=1))
+    alone = stage(plan_of(tulu.derive(rlvr=one)), "rlvr")
+    assert (rlvr.seconds, rlvr.memory_gib) == (alone.seconds, alone.memory_gib)
+
+    small = mini.derive(rlvr=mini.rlvr.derive(resources={"gpus": 4}))
+    assert stage(plan_of(small), "rlvr").problem == ""
+    assert "rlvr trains in one process on one GPU; the others of its 4 would be idle" in (
+        plan_of(small).notes
+    )
+
+
+def test_a_reference_that_does_not_fit_is_named(tulu):
+    assert stage(plan_of(tulu), "reference").problem == ""
+    old = tulu.dpo.resources.derive(gpu_type="a100-40gb")
+    small = tulu.derive(dpo=tulu.dpo.derive(resources=old, tokens_per_pass=60_000))
+    problem = stage(plan_of(small), "reference").problem
+    fitting = int(problem.split("set tokens_per_pass: ")[1])
+    fits = small.derive(dpo=small.dpo.derive(tokens_per_pass=fitting))
+    assert stage(plan_of(fits), "reference").problem == ""
+
+
 def test_node_labels_name_devices():
     named = Resources(gpus=8, gpu_type="NVIDIA-H100-80GB-HBM3")
     assert place(named).device.name == "h100"

@@ -10,8 +10,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from caravan.errors import RecipeError
-from caravan.recipe import DPOConfig, DPOLoss, SimPO
+from caravan.recipe import DPOConfig, DPOLoss
 from caravan.recipe.io import canonical_json, json_schema, load_recipe, parse_recipe
+from caravan.training.losses.simpo import SimPO
 
 RECIPE = """\
 name: small

@@ -12,6 +12,7 @@ from caravan.data.records import RolloutGroup
 from caravan.errors import CaravanError, DataError, StageError
 from caravan.recipe import GRPOConfig, PPOConfig, Resources, RLVRConfig, Sampling
 from caravan.stages import rlvr
+from caravan.training import models
 from caravan.training.optim import NonFiniteError
 from caravan.training.rl import rollout
 from caravan.verifiers import VERIFIERS, VerifierError
@@ -146,6 +147,15 @@ def test_ppo_without_a_reward_model_starts_its_value_model_from_the_policy(input
     there = context("run")
     rlvr.run(config(PPO, max_steps=1), inputs, there)
     assert "loss/value" in there.logged[1]
+
+
+def test_policy_and_value_model_get_fused_kernels_where_there_are_any(inputs, context, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        models, "use_fused_kernels", lambda model, _: asked.append(type(model).__name__)
+    )
+    rlvr.run(config(PPO, max_steps=1), inputs, context("run"))
+    assert asked == ["LlamaForCausalLM", "LlamaForSequenceClassification"]
 
 
 def test_rollouts_are_kept_with_their_rewards_and_advantages(inputs, context):

@@ -5,7 +5,7 @@ import torch
 
 from caravan.errors import CaravanError
 from caravan.store.checkpoints import S3Checkpoints
-from caravan.training.checkpoint import STATE, TENSORS, Checkpoints, TrainingState
+from caravan.training.checkpoint import STATE, TENSORS, Checkpoints, Copies, TrainingState
 from caravan.training.optim import Schedule, Updater
 
 
@@ -105,6 +105,24 @@ def test_weights_that_change_while_a_checkpoint_is_written_are_not_in_it(policy,
                 parameter.add_(1.0)
     checkpoints.restore(state)
     assert all(torch.equal(before[k], v) for k, v in policy.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [dict, Copies])
+def test_what_is_a_copy_already_is_not_copied_again(kind, tmp_path, monkeypatch):
+    """Under ZeRO the leading rank has gathered the whole model, and has no room for it twice."""
+
+    class OneTensor:
+        def tensors(self):
+            return kind(weight=weight)
+
+    weight, written = torch.ones(3), []
+    monkeypatch.setattr(
+        Checkpoints, "_write", lambda _, step, tensors, text: written.append(tensors)
+    )
+    checkpoints = Checkpoints(tmp_path, fingerprint="x")
+    checkpoints.save(1, OneTensor())
+    checkpoints.wait()
+    assert (written[0]["weight"] is weight) == (kind is Copies)
 
 
 def test_a_checkpoint_that_could_not_be_written_is_an_error_of_the_next(policy, tmp_path):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.benchmarks import gpu_training
 from tests.benchmarks import training_work as w
 
@@ -28,9 +29,37 @@ def test_the_gpu_benchmark_measures_both_sides_of_both_tasks(
     assert table.count("| tiny |") == 4
 
 
-def test_flops_per_token_of_llama_3_1_8b() -> None:
-    """About 6 per parameter, without the embedding, with three fifths of the output head (what is
-    trained on) and with attention over the rows as they are."""
-    parameters = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336) + 0.6 * 4096 * 128_256
-    found = gpu_training.flops_per_token(w.WORK["8B"])
+def test_the_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    class Recorded:
+        def __init__(self, task: str, side: str, name: str) -> None:
+            self.side = side
+
+        def __enter__(self) -> Recorded:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            order.append("end")
+
+        def train(self, steps: int) -> dict[str, float]:
+            order.append(self.side)
+            return {"tokens": steps, "seconds": 1.0, "peak_mib": 1024.0}
+
+    monkeypatch.setattr(gpu_training, "Side", Recorded)
+    found = gpu_training.measure("sft", "tiny", ("a", "b"), 2)
+    assert order == ["a", "end", "b", "end"] * 2  # one at a time on the card
+    assert [len(result["tokens_per_second"]) for result in found] == [2, 2]
+
+
+def test_the_model_of_the_benchmark_has_the_weights_of_a_stage() -> None:
+    assert {p.dtype for p in w.model(w.WORK["tiny"]).parameters()} == {torch.float32}
+
+
+def test_flops_per_token_of_llama_3_2_3b() -> None:
+    """About 6 per parameter, with a fifth of the output head (what is trained on) and with
+    attention over the rows as they are."""
+    share = 1 - w.WORK["3B"].prompt_share
+    parameters = 28 * (2 * 3072**2 + 2 * 3072 * 1024 + 3 * 3072 * 8192) + share * 3072 * 128_256
+    found = gpu_training.flops_per_token(w.WORK["3B"])
     assert 6 * parameters < found < 6.6 * parameters

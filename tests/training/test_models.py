@@ -15,6 +15,7 @@ from caravan.data.records import Message
 from caravan.data.template import TEMPLATE, render
 from caravan.errors import DataError
 from caravan.recipe import ImportedBase, SFTConfig
+from caravan.training import models
 from caravan.training.adapters import load_base
 from caravan.training.importing import find_model, import_model
 from caravan.training.models import (
@@ -249,3 +250,15 @@ def test_ranks_of_zero_3_but_the_first_read_no_weights_and_take_no_memory_for_th
     assert reward_model.score.weight.shape == (1, 512)
     with pytest.raises(DataError, match="cannot be loaded"):
         load_base(tmp_path, SFTConfig(zero_stage=2))
+
+
+def test_under_zero_3_kernels_are_those_of_the_gpu_though_the_model_is_on_the_host(
+    policy, monkeypatch
+):
+    devices = []
+    monkeypatch.setattr(models, "use_fused_kernels", lambda _, device: devices.append(device))
+    monkeypatch.setattr(ranks, "_current", ranks.Ranks(0, 2))
+    gpu = torch.device("cuda")
+    placed = models.place(policy.model, gpu, gradient_checkpointing=False, zero_stage=3)
+    assert devices == [gpu]
+    assert placed.device.type == "cpu"

@@ -216,3 +216,18 @@ def reward_model(model):
 
 def whole(tokens: int) -> int:
     return -(-tokens // WHOLE_TOKENS) * WHOLE_TOKENS
+
+
+def test_under_autocast_the_kernel_is_chosen_for_bfloat16(policy, monkeypatch):
+    """Rotary embeddings come out in float32, which no flash kernel takes."""
+    seen = []
+
+    def grouped(query, key, value, layout, scale):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return value
+
+    monkeypatch.setattr(attention, "_grouped_attention", grouped)
+    batch = collate([TokenRow("a", [5, 6, 7, 8], [False, True, True, True])], 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        token_logprobs(policy.model, batch.input_ids, batch.loss_mask, batch.layout)
+    assert seen == [{torch.bfloat16}] * 2

@@ -6,13 +6,16 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from caravan.errors import DataError
 from caravan.recipe import DPOConfig
 from caravan.stages import dpo
+from caravan.training import reference
 from caravan.training.batching import TokenRow
 from caravan.training.divergence import Divergence, mismatched
 from caravan.training.models import Policy
@@ -176,6 +179,27 @@ def test_the_reference_is_the_log_probability_of_the_completions(policy: Policy)
             with torch.no_grad():
                 mean = policy.model(input_ids=ids, labels=labels).loss
             assert value == pytest.approx(-float(mean) * sum(side.loss_mask), rel=1e-4)
+
+
+def test_the_reference_is_frozen_while_it_is_read(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of weights that can be trained autocast keeps copies in bf16, half as much memory again."""
+    seen: list[bool] = []
+    read = reference.token_logprobs
+
+    def spied(model: PreTrainedModel, *rest: Any) -> torch.Tensor:
+        seen.extend(p.requires_grad for p in model.parameters())
+        return read(model, *rest)
+
+    monkeypatch.setattr(reference, "token_logprobs", spied)
+    reference_logprobs(
+        policy.model, rows_of(policy, 3), tokens_per_pass=64, bf16=True,
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )  # fmt: skip
+    assert seen
+    assert not any(seen)
+    assert all(p.requires_grad for p in policy.model.parameters())
 
 
 def test_the_reference_of_other_pairs_is_refused(policy: Policy, tmp_path: Path) -> None:

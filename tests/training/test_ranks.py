@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from caravan.errors import MissingExtraError
 from caravan.interruption import StageStopped, StopSignals
-from caravan.recipe import DPOConfig, Resources, RewardModelConfig, SFTConfig
+from caravan.recipe import DPOConfig, LoRAConfig, Resources, RewardModelConfig, SFTConfig
 from caravan.stages import dpo, reward_model, sft
-from caravan.training.models import load_policy, load_reward_model
+from caravan.training.models import load_policy, load_reward_model, save_model
 from tiny import Context
 
 COMMON = {
@@ -75,6 +76,24 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ({"zero_stage": 3, **TWO}, "deepspeed"),
+        ({"lora": LoRAConfig()}, "peft"),
+        ({"lora": LoRAConfig(), "quantization": "nf4"}, "bitsandbytes"),
+    ],
+    ids=["zero", "lora", "nf4"],
+)
+def test_an_option_without_its_package_is_refused_before_anything_is_read(
+    options, module, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    nowhere = {"model": tmp_path / "none", "dataset": tmp_path / "none"}
+    with pytest.raises(MissingExtraError, match=f"needs '{module}': install it with"):
+        sft.run(STAGES["sft"][1].derive(**options), nowhere, Context(tmp_path / "stage"))
+
+
 @dataclass
 class Evicted(Context):
     """Sends this process SIGTERM when a step is done, as the end of a pod does."""
@@ -123,6 +142,27 @@ def test_ranks_that_drop_at_random_go_on_with_the_same_losses(inputs, tmp_path):
     shutil.copytree(undisturbed.workdir / first, resumed.workdir / first)
     sft.run(STAGES["sft"][1].derive(**TWO), inputs, resumed)
     assert losses(resumed) == {step: losses(undisturbed)[step] for step in (3, 4)}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_checkpoint_from_before_the_first_taken_step_is_gone_on_from(
+    zero_stage, inputs, tmp_path
+):
+    """All steps are left out, so the optimiser has no moments to save."""
+    model, tokenizer = load_policy(inputs["model"])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = torch.nan
+    save_model(model, tokenizer, tmp_path / "spoilt")
+    spoilt = inputs | {"model": tmp_path / "spoilt"}
+    config = STAGES["sft"][1].derive(zero_stage=zero_stage, on_non_finite="skip", save_steps=1)
+    evicted = Evicted(tmp_path / "a")
+    with StopSignals(), pytest.raises(StageStopped):
+        sft.run(config.derive(**TWO), spoilt, evicted)
+    elsewhere = Context(tmp_path / "b")
+    shutil.copytree(evicted.workdir / "checkpoints", elsewhere.workdir / "checkpoints")
+
+    assert sft.run(config.derive(**TWO), spoilt, evicted).metrics["skipped_steps"] == 4
+    assert sft.run(config, spoilt, elsewhere).metrics["skipped_steps"] == 4
 
 
 WAIT_SECONDS = 600

@@ -6,7 +6,7 @@ Peaks are the makers' dense bf16 numbers; the shares are assumptions, stated her
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caravan.errors import RecipeError
 from caravan.recipe import Resources
@@ -82,6 +82,11 @@ class Placement:
     def link(self) -> float:
         """Bytes per second that one rank exchanges with the others."""
         return self.device.link if self.nodes == 1 else min(self.device.link, NODE_LINK)
+
+    def for_one_process(self) -> Placement:
+        """What a stage that does not train on ranks makes use of."""
+        count = self.count // self.nodes if self.device.name == "cpu" else 1
+        return replace(self, count=count, nodes=1)
 
     @property
     def flops(self) -> float:

@@ -198,10 +198,11 @@ class _Planner:
         found = work.forward_passes(setup, placement, sides, tokens_per_pass=tokens)
         start = placement.device.start_seconds + _loading(shape, placement)
         memory = placement.device.base_gib + 4 * shape.parameters / GIB
+        in_pass = max(min(tokens, math.ceil(sides.count * sides.tokens)), longest)
         return StagePlan(
             node.name, node.stage, placement.device.name, placement.count, pairs,
             sides.count * sides.tokens, found.flops, start + found.seconds, memory,
-            placement.memory_gib,
+            placement.memory_gib, problem=_problem(setup, placement, longest, in_pass),
         )  # fmt: skip
 
     def _pairs(
@@ -225,7 +226,8 @@ class _Planner:
         """Tokens of both its sides."""
         return 2 * int(min(max_length, self.flow.prompts.longest))
 
-    def _rlvr(self, node: Node, placement: Placement, config: RLVRConfig) -> StagePlan:
+    def _rlvr(self, node: Node, asked: Placement, config: RLVRConfig) -> StagePlan:
+        placement = asked.for_one_process()
         algorithm = config.algorithm
         rollouts = config.prompts_per_step * algorithm.num_generations
         reply = self._reply(config.sampling)
@@ -255,11 +257,25 @@ class _Planner:
         all_rows = replace(rows, count=rollouts * config.max_steps)
         plan = self._trained(node, placement, setup, all_rows, found, tokens,
                              rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
-        cache = rollouts / setup.ranks * (prompt + config.sampling.max_completion_length)
+        cache = rollouts * (prompt + config.sampling.max_completion_length)
         width = 2 if placement.device.name == "cpu" else 1  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
         passing = setup.lanes * setup.token_bytes() * tokens / GIB
-        return replace(plan, memory_gib=plan.memory_gib + max(0.0, held - passing))
+        problem, gpu = plan.problem, placement.device.name != "cpu"
+        where = "on one GPU" if gpu else "on one node"
+        if problem:
+            problem = f"{node.name} trains in one process {where}; {problem}"
+        elif asked.count > placement.count:
+            self.notes.append(
+                f"{node.name} trains in one process {where}; the others of its "
+                f"{asked.count if gpu else asked.nodes} would be idle"
+            )
+        return replace(
+            plan,
+            devices=asked.count,  # which it holds, of use or not
+            memory_gib=plan.memory_gib + max(0.0, held - passing),
+            problem=problem,
+        )
 
     def _setup(
         self, placement: Placement, config: SFTConfig | DPOConfig | RewardModelConfig | RLVRConfig
@@ -285,24 +301,13 @@ class _Planner:
         in_pass = max(min(tokens_per_pass, step_tokens), longest)
         memory = setup.gib(in_pass) + placement.device.base_gib
         fitting = fitting_tokens(setup, placement, longest)
-        problem = ""
-        if fitting is None:
-            problem = (
-                f"one row of {longest:,} tokens needs {setup.gib(longest):.1f} GiB of "
-                f"{placement.memory_gib:g}; {remedies(setup, placement, longest)}"
-            )
-        elif in_pass > fitting:
-            problem = (
-                f"tokens_per_pass {tokens_per_pass:,} needs {memory:.1f} GiB of "
-                f"{placement.memory_gib:g}; set tokens_per_pass: {fitting}"
-            )
         seconds = found.seconds + placement.device.start_seconds + _loading(setup.shape, placement)
         return StagePlan(
             node.name, node.stage, placement.device.name, placement.count, rows.count,
             rows.count * rows.tokens, found.flops, seconds, memory, placement.memory_gib,
             tokens_per_pass,
             work.passes_per_step(rows, rows_per_step, setup, tokens_per_pass),
-            fitting, problem,
+            fitting, _problem(setup, placement, longest, in_pass),
         )  # fmt: skip
 
     # --- stages that ask models -------------------------------------------------------------
@@ -494,6 +499,24 @@ def _cut(count: float, stream: Stream, max_length: int) -> Rows:
     """`count` rows of a stream, of which what is longer than `max_length` is cut off."""
     share = min(1.0, max_length / stream.tokens)
     return Rows(count, stream.tokens * share, stream.reply_tokens * share)
+
+
+def _problem(setup: TrainingSetup, placement: Placement, longest: int, in_pass: int) -> str:
+    """Why passes of `in_pass` tokens do not fit, and what to do; empty where they do.
+
+    Args:
+        longest: tokens that one pass cannot go below.
+    """
+    fitting = fitting_tokens(setup, placement, longest)
+    if fitting is not None and in_pass <= fitting:
+        return ""
+    tokens = longest if fitting is None else in_pass
+    needed = f"{setup.gib(tokens) + placement.device.base_gib:.1f} GiB of {placement.memory_gib:g}"
+    if fitting is None:
+        return (
+            f"one row of {longest:,} tokens needs {needed}; {remedies(setup, placement, longest)}"
+        )
+    return f"a pass of {in_pass:,} tokens needs {needed}; set tokens_per_pass: {fitting}"
 
 
 def _loading(shape: ModelShape, placement: Placement) -> float:

@@ -40,6 +40,8 @@ class TrainingSetup:
     """The frozen weights of layers are held in 4 bits (QLoRA)."""
     lanes: int = 1
     """Passes side by side in one process, on a CPU's cores, each with gradients of its own."""
+    alone: bool = False
+    """One process whatever the devices, as in RLVR."""
     offload: str = "none"
     """As the recipe's `zero_offload`: what lies in the host's memory."""
 
@@ -101,6 +103,7 @@ def training_setup(
 ) -> TrainingSetup:
     """What one process of a training stage holds, from the stage's part of the recipe."""
     trained, frozen = 1, 0
+    alone = isinstance(config, RLVRConfig)
     if isinstance(config, RLVRConfig):
         trained = 2 if config.algorithm.kind == "ppo" else 1
         frozen = 1 if config.beta > 0 else 0
@@ -115,6 +118,7 @@ def training_setup(
         lora_rank=config.lora.rank if config.lora else 0,
         nf4=config.quantization is not None,
         lanes=lanes,
+        alone=alone,
         offload=config.zero_offload,
     )
 
@@ -163,7 +167,7 @@ def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
         if fitting_tokens(changed, placement, longest) is not None:
             return f"set {words}"
     ranks = max(setup.ranks, 1)
-    while placement.device.name != "cpu" and ranks < 4096:
+    while placement.device.name != "cpu" and ranks < 4096 and not setup.alone:
         ranks *= 2
         sharded = replace(setup, ranks=ranks, zero_stage=3, gradient_checkpointing=True)
         if fitting_tokens(sharded, placement, longest) is not None:

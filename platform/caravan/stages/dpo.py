@@ -39,15 +39,18 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
     from caravan.training.pairs import longest_pair
-    from caravan.training.parallel.ranks import first_device
     from caravan.training.reference import NO_REFERENCE, load_reference
     from caravan.training.tokenize import check_length, tokenize_pairs
 
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_base(inputs["model"], config)
     check_length(model, config.max_length)
-    device = first_device(device, config.zero_stage)
-    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
+    model = place(
+        model,
+        device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        zero_stage=config.zero_stage,
+    )
     data = tokenize_pairs(read_rows(inputs["pairs"], Pair), tokenizer, config.max_length)
     of_run = identity(NAME, config, context.seed, inputs["model"], data.rows)
     pad = tokenizer.pad_token_id

@@ -54,7 +54,7 @@ def train(
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch
     from caravan.training.pairs import longest_pair
-    from caravan.training.parallel.ranks import first_device, reads_weights
+    from caravan.training.parallel.ranks import reads_weights
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -62,8 +62,12 @@ def train(
     weights = reads_weights(config.zero_stage)
     model, tokenizer = new_reward_model(inputs["model"], weights=weights)
     check_length(model, config.max_length)
-    device = first_device(device, config.zero_stage)
-    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
+    model = place(
+        model,
+        device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        zero_stage=config.zero_stage,
+    )
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
     config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))

@@ -35,15 +35,18 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
     from caravan.training.adapters import add_adapters, load_base
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
-    from caravan.training.parallel.ranks import first_device
     from caravan.training.sft import sft_job
     from caravan.training.tokenize import check_length, tokenize_conversations
 
     device = prepare_torch(config.resources.cpus, context.seed)
     model, tokenizer = load_base(inputs["model"], config)
     check_length(model, config.max_length)
-    device = first_device(device, config.zero_stage)
-    model = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
+    model = place(
+        model,
+        device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        zero_stage=config.zero_stage,
+    )
     conversations = read_rows(inputs["dataset"], Conversation)
     data = tokenize_conversations(conversations, tokenizer, config.max_length)
     config = with_pass_tokens(

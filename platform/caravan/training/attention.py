@@ -68,6 +68,8 @@ def packed_attention(
         key: [N, K, D].
         value: [N, K, D].
     """
+    if query.dtype != value.dtype:  # autocast leaves rotary embeddings in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)
     if query.is_cuda and varlen_attn is not None and query.dtype in (torch.bfloat16, torch.half):
         return _varlen_attention(query, key, value, layout, scale)
     return _grouped_attention(query, key, value, layout, scale)
@@ -136,8 +138,6 @@ def _grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
 ) -> Tensor:
     tokens, heads, size = query.shape
-    if query.dtype != value.dtype:  # autocast leaves rotary embeddings in float32
-        query, key = query.to(value.dtype), key.to(value.dtype)
     grouping = _grouping(layout, heads, key.shape[1])
     split = [group.segments * heads * group.queries for group in grouping.groups]
     split_keys = [group.segments * heads * group.keys for group in grouping.groups]

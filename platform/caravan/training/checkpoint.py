@@ -42,6 +42,10 @@ TENSORS = "tensors.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+class Copies(dict[str, Tensor]):
+    """Tensors on the host that nothing else refers to, so that a checkpoint need not copy them."""
+
+
 class State(Protocol):
     """What a checkpoint holds."""
 
@@ -155,7 +159,11 @@ class Checkpoints:
         tensors = state.tensors()
         if not current().leads:
             return
-        copied = {key: value.to("cpu", copy=True) for key, value in tensors.items()}
+        copied = (
+            tensors
+            if isinstance(tensors, Copies)
+            else {key: value.to("cpu", copy=True) for key, value in tensors.items()}
+        )
         document = {
             "step": step,
             "fingerprint": self._fingerprint,

@@ -29,6 +29,7 @@ from caravan.data.template import chat_template
 from caravan.data.template_stamp import check_template
 from caravan.errors import DataError
 from caravan.training.kernels import use_fused_kernels
+from caravan.training.parallel.ranks import first_device
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEAD_EXTRAS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -56,13 +57,17 @@ def prepare_torch(cpus: int, seed: int) -> torch.device:
 
 
 def place(
-    model: PreTrainedModel, device: torch.device, *, gradient_checkpointing: bool
+    model: PreTrainedModel,
+    device: torch.device,
+    *,
+    gradient_checkpointing: bool,
+    zero_stage: int = 0,
 ) -> PreTrainedModel:
-    """The model on its device, ready to be trained."""
+    """The model ready to be trained on `device`, and there; under ZeRO-3 still on the host."""
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     use_fused_kernels(model, device)
-    return cast(PreTrainedModel, model.to(device).train())
+    return cast(PreTrainedModel, model.to(first_device(device, zero_stage)).train())
 
 
 def load_policy(directory: Path, *, weights: bool = True, **options: Any) -> Policy:

@@ -43,7 +43,8 @@ def reference_logprobs(
     total = torch.empty(len(rows) * 2)
     places = torch.arange(len(rows) * 2).view(-1, 2)
     device, training = model.device, model.training
-    model.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)  # of what can be trained autocast keeps copies in bf16
     # In place of reference log-probabilities, each pass is told where its own ones go.
     for batch in pair_passes(rows, places, tokens_per_pass, pad_token_id, range(len(rows))):
         sides = batch.sides.to(device)
@@ -51,6 +52,8 @@ def reference_logprobs(
             values = token_logprobs(model, sides.input_ids, sides.loss_mask, sides.layout)
         total[batch.reference] = sum_rows(values, sides.loss_mask).cpu()
     model.train(training)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return total.view(-1, 2)
 
 

@@ -24,6 +24,7 @@ from caravan.errors import CaravanError, StageError
 from caravan.interruption import HeldStop, StageStopped, hold_stops
 from caravan.recipe import Resources, TrainingConfig
 from caravan.stages.context import StageContext, StageResult
+from caravan.stages.extras import check_extras
 from caravan.stages.ranks.directory import RankDirectory, Spec, name_of
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,12 @@ def on_ranks(
 
     Raises:
         CaravanError: as a rank has raised.
+        MissingExtraError: a package that the config's options need is not installed.
         StageError: a rank crashed.
         StageStopped: this process was asked to stop, or the ranks of another node were.
     """
     layout = find_layout(config.resources, os.environ)
+    check_extras(config, several=not layout.alone)
     if layout.alone:
         return train(config, inputs, context)
     cpus = max(1, config.resources.cpus // layout.per_node)

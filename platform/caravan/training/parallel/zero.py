@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from caravan.errors import require
 from caravan.recipe import TrainingConfig
-from caravan.training.checkpoint import MOMENTS, State, optimizer_key, own_tensors, tensor_key
+from caravan.training.checkpoint import (
+    MOMENTS,
+    Copies,
+    State,
+    optimizer_key,
+    own_tensors,
+    tensor_key,
+)
 from caravan.training.optim import Schedule, Update, Updater, unusable_gradient
 from caravan.training.parallel.ranks import current, reads_weights
 
@@ -52,10 +59,15 @@ class ZeroUpdater(Updater):
         """DeepSpeed's; it takes the model over when it is first asked for."""
         if self._engine is None:
             deepspeed = _deepspeed()
+            config = _config(self.model, self.config)
+            if self.config.zero_stage == 3:
+                # Weight by weight; `initialize` would first put the whole model on the device.
+                deepspeed.zero.Init(module=self.model, config_dict_or_path=config)
+                for module in self.model.modules():  # `Init` leaves buffers where they are
+                    for name, buffer in list(module.named_buffers(recurse=False)):
+                        setattr(module, name, buffer.to(_device()))
             self._engine, *_ = deepspeed.initialize(
-                model=_Call(self.model),
-                optimizer=self.optimizer,
-                config=_config(self.model, self.config),
+                model=_Call(self.model), optimizer=self.optimizer, config=config
             )
         return self._engine
 
@@ -115,20 +127,24 @@ class _ZeroState:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Gathered one by one; ranks other than the leader keep none."""
-        _link_moments(self._updater.engine.optimizer)
-        kept: dict[str, Tensor] = {}
+        zero = self._updater.engine.optimizer
+        steps = _steps_taken(self._updater.optimizer)
+        if steps is not None:
+            _link_moments(zero)
+        kept = Copies()
 
         def keep(key: str, value: Tensor) -> None:
             if current().leads:
                 kept[key] = value.detach().to("cpu", copy=True)
 
-        steps = _steps_taken(self._updater.optimizer)
         for path, value in own_tensors(self._updater.model).items():
             if not isinstance(value, nn.Parameter):
                 keep(tensor_key(POLICY, path), value)
                 continue
             with _gathered(value):
                 keep(tensor_key(POLICY, path), value)
+            if steps is None:  # no step was taken yet: all were left out
+                continue
             number = self._numbers[id(value)]
             for name in MOMENTS:
                 keep(optimizer_key(POLICY, number, name), _moment(value, name))
@@ -145,12 +161,19 @@ class _ZeroState:
                 if keeps or not isinstance(value, nn.Parameter):
                     value.copy_(given)
         zero = self._updater.engine.optimizer  # its own copies of the weights are made of these
-        _make_moments(zero, self._updater.optimizer, tensors[optimizer_key(POLICY, 0, "step")])
+        steps = [optimizer_key(POLICY, number, "step") for number in self._numbers.values()]
+        there = set(tensors)
+        known = next((key for key in steps if key in there), None)
+        if known is None:  # saved before the first step was taken
+            return
+        _make_moments(zero, self._updater.optimizer, tensors[known])
         for value in own_tensors(self._updater.model).values():
             if isinstance(value, nn.Parameter):
                 number = self._numbers[id(value)]
                 for name in MOMENTS:
-                    _put_moment(value, name, tensors[optimizer_key(POLICY, number, name)])
+                    key = optimizer_key(POLICY, number, name)
+                    if key in there:  # a weight that never had a gradient has no moments
+                        _put_moment(value, name, tensors[key])
 
 
 def _make_moments(zero: Any, optimizer: torch.optim.Optimizer, step: Tensor) -> None:
@@ -195,8 +218,10 @@ def _put_moment(parameter: nn.Parameter, name: str, value: Tensor) -> None:
     )
 
 
-def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor:
-    return next(cast(Tensor, s["step"]) for s in optimizer.state.values() if "step" in s)
+def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """None before the first one: the optimiser has no state then."""
+    taken = (cast(Tensor, s["step"]) for s in optimizer.state.values() if "step" in s)
+    return next(taken, None)
 
 
 def _gathered(parameter: nn.Parameter) -> Any:
@@ -234,6 +259,11 @@ def _config(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # it is compiled at run time; torch's is as good
     }
+
+
+def _device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _elements(model: nn.Module) -> Iterator[int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from caravan.data.io import ROWS, read_rows, write_rows
@@ -23,6 +24,7 @@ from caravan.training.models import (
     load_policy,
     load_reward_model,
     new_reward_model,
+    place,
     prepare_torch,
     save_model,
 )
@@ -49,10 +51,10 @@ def train_rlvr(
     value = None if isinstance(config.algorithm, GRPOConfig) else _value_model(inputs)
     trainer = RLTrainer(
         RLModels(
-            policy=_trained(policy.to(device), config),
+            policy=_trained(policy, config, device),
             tokenizer=tokenizer,
             reference=_frozen(policy) if config.beta > 0 else None,
-            value=None if value is None else _trained(value.to(device), config),
+            value=None if value is None else _trained(value, config, device),
         ),
         config,
         context.seed,
@@ -120,16 +122,14 @@ def _value_model(inputs: Mapping[str, Path]) -> PreTrainedModel:
     return new_reward_model(inputs["policy"]).model
 
 
-def _trained(model: PreTrainedModel, config: RLVRConfig) -> PreTrainedModel:
-    """Without dropout, so that sampling and training agree on the probability of a token."""
+def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
+    """On `device`; without dropout, so that sampling and training agree on probabilities."""
     for module in model.modules():
         for name in ("p", "attention_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model.train()
-    return model.eval()
+    placed = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
+    return placed if config.gradient_checkpointing else placed.eval()
 
 
 def _frozen(policy: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,27 @@
+"""Optional packages that a training stage's options need, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from caravan.errors import MissingExtraError, missing_extra
+from caravan.recipe import TrainingConfig
+
+
+def check_extras(config: TrainingConfig, *, several: bool) -> None:
+    """Refuse options whose packages are not installed.
+
+    Args:
+        several: more than one process trains; alone, none needs DeepSpeed.
+
+    Raises:
+        MissingExtraError: says which extra of the distribution is missing.
+    """
+    wanted = (
+        (config.lora is not None, "peft", "lora", "lora"),
+        (config.quantization is not None, "bitsandbytes", "qlora", "quantization"),
+        (config.zero_stage > 0 and several, "deepspeed", "deepspeed", "zero_stage above 0"),
+    )
+    for asked, module, extra, feature in wanted:
+        if asked and find_spec(module) is None:
+            raise MissingExtraError(missing_extra(module, extra, feature))
