@@ -46,11 +46,11 @@ engines:
   terse: {kind: program, program: terse}
 curate:
   sources:
-    - {name: word-problems, origin: {kind: generated, generator: x, count: 40},
+    - {name: word-problems, origin: {kind: generated, generator: math-book, count: 40},
        license: Apache-2.0, skill: math, provenance: written for the tests}
-    - {name: constraints, origin: {kind: generated, generator: x, count: 30},
+    - {name: constraints, origin: {kind: generated, generator: math-book, count: 30},
        license: Apache-2.0, skill: precise-if}
-    - {name: small-talk, origin: {kind: generated, generator: x, count: 20},
+    - {name: small-talk, origin: {kind: generated, generator: math-book, count: 20},
        license: ODC-BY-1.0, skill: chat}
 sft: {sequences_per_step: 8}
 sample_prompts: {used_in_sft: 10, unused_in_sft: 10}
@@ -429,7 +429,8 @@ def write_runs(home: Path, scratch: Path) -> dict[str, str]:
     failed.data()
     failed.model("sft", ["base", "mix"], 1.6, 0.5)
     stage = failed.open("dpo")
-    error = f"Traceback (most recent call last):\n  ...\nDataError: rows.jsonl, row 3: {EVIL}"
+    sentence = f"rows.jsonl, row 3: {EVIL}; correct or remove it"
+    error = f"{sentence}\n\nTraceback (most recent call last):\n  ...\nKeyError: 'the cause'"
     failed.registry.finish_stage_run(stage, State.FAILED, error=error)
     complete = SampleRun(home, scratch, tags=["baseline", "<b>tag</b>"])
     complete.everything()

@@ -171,7 +171,9 @@ def test_runs_are_filtered_by_the_address(open_page, run_ids):
 def test_a_failed_run_says_why_and_how_to_go_on(open_page, run_ids):
     app = open_page("run", run=run_ids["failed"])
 
-    assert "DataError: rows.jsonl, row 3" in markup(app)
+    assert "rows.jsonl, row 3" in markup(app)
+    assert "; correct or remove it" in markup(app)
+    assert "KeyError" not in markup(app)
     assert f"caravan resume {run_ids['failed']}" in plain(app)
     assert [b.label for b in app.button] == ["Resume"]
 
