@@ -18,11 +18,11 @@ from caravan_pipelines.launch import kfp_client, kfp_state, kubeflow, pod_ends
 
 
 class Losing(Recorder):
-    """Pods of one stage are lost a number of times, while it works or after it has failed."""
+    """Pods of one stage are lost a number of times, while it works or after its `end`."""
 
-    def __init__(self, stage: str, times: int, *, fails: bool) -> None:
+    def __init__(self, stage: str, times: int, end: State | None) -> None:
         super().__init__()
-        self.stage, self.times, self.fails = stage, times, fails
+        self.stage, self.times, self.end = stage, times, end
         self.registry_url = ""
 
     def run(self, step: Step, stop: threading.Event) -> End:
@@ -35,8 +35,10 @@ class Losing(Recorder):
             run_id = given["inputs"]["parameterValues"]["run"]
             opened = registry.open_stage_run(run_id, self.stage, self.stage, "key")
             registry.start_stage_run(opened.id, pod="gone")
-            if self.fails:
+            if self.end is State.FAILED:
                 registry.finish_stage_run(opened.id, State.FAILED, error="too large")
+            if self.end is State.SUCCEEDED:
+                registry.succeed_stage_run(opened.id, {})
         return End(1, why="pod deleted", lost=True)
 
 
@@ -52,8 +54,8 @@ def pods(monkeypatch) -> list[dict]:
 def losing(new_stand_in, tmp_path):
     """A stand-in that loses pods, and settings for it."""
 
-    def new(times: int, *, fails: bool = False, **retries: int):
-        executor = Losing("sft", times, fails=fails)
+    def new(times: int, *, end: State | None = None, **retries: int):
+        executor = Losing("sft", times, end)
         server = new_stand_in(executor)
         profile = json.dumps({"retries": retries})
         settings = settings_for(server, tmp_path, cluster_profile=profile)
@@ -90,6 +92,14 @@ def test_a_run_whose_pods_are_lost_is_submitted_again_until_it_is_done(losing):
     assert row(run_id, settings).error is None
 
 
+def test_a_pod_that_is_lost_when_its_stage_has_succeeded_is_an_interruption_too(losing):
+    server, settings = losing(1, end=State.SUCCEEDED)
+    run_id = launched(settings)
+
+    assert wait_for_end(run_id, settings) is State.SUCCEEDED
+    assert names(server) == [run_id, f"{run_id}-again-1"]
+
+
 def test_a_run_is_submitted_again_as_often_as_the_profile_says(losing):
     server, settings = losing(99, interruptions=1)
     run_id = launched(settings)
@@ -104,7 +114,7 @@ def test_a_run_is_submitted_again_as_often_as_the_profile_says(losing):
 
 
 def test_a_stage_that_failed_keeps_its_failures_and_is_not_submitted_with_too_many(losing):
-    server, settings = losing(99, fails=True, count=1)
+    server, settings = losing(99, end=State.FAILED, count=1)
     run_id = launched(settings)
 
     assert wait_for_end(run_id, settings) is State.FAILED

@@ -12,6 +12,7 @@ from caravan.registry import Registry, RunRow, StageRunRow
 from caravan.registry.states import State
 
 LOST = "its pod is gone: the node was lost or drained, or somebody deleted it"
+GONE = {"status": {"phase": "Failed"}}
 NO_WORD = "its pod ended without a word; the cluster's API, which would say why, is not open to us"
 
 
@@ -43,8 +44,10 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
 
 
 def interruptions(run: RunRow, registry: Registry, namespace: str, since: datetime) -> list[str]:
-    """What has interrupted the stages that worked `since` a time and have not succeeded, of a run
-    whose backend has given it up. Those whose pods failed are closed, the others stay open.
+    """What has interrupted the stages that worked `since` a time, of a run whose backend has given
+    it up. Those whose pods failed are closed, the others stay open.
+
+    A stage may also have succeeded and then lost its pod, before that could say so.
 
     None, where pods cannot be read: one that was lost is then like one that was killed for memory.
     """
@@ -53,16 +56,20 @@ def interruptions(run: RunRow, registry: Registry, namespace: str, since: dateti
         return []
     record_ends(run, registry, namespace, State.RUNNING)
     pods = {pod["metadata"]["name"]: pod for pod in listed[1]}
-    found = []
+    found, late = [], []
     for stage in registry.stage_runs(run.id):
-        if stage.state is State.SUCCEEDED or (stage.heartbeat_at or stage.created_at) < since:
+        if (stage.heartbeat_at or stage.created_at) < since:
+            continue
+        if stage.state is State.SUCCEEDED:
+            if stage.pod and pods.get(stage.pod, GONE)["status"]["phase"] == "Failed":
+                late.append(f"{stage.node} succeeded, but {LOST}")
             continue
         if stage.state.finished:
             why = (stage.error or stage.state).splitlines()[0]
         else:
             why = f"{stage.node}: {why_ended(pods.get(stage.pod, {})) or LOST}"
         found.append(why)
-    return found
+    return found or late
 
 
 def _end_of(
