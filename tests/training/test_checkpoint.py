@@ -78,6 +78,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(policy, tmp_path, dama
     assert ("is damaged" in caplog.text) == (damage != "half written")
 
 
+def test_where_the_only_checkpoint_is_damaged_nothing_starts_anew_unasked(policy, tmp_path):
+    _, state = make(policy.model)
+    with Checkpoints(tmp_path, fingerprint="x") as checkpoints:
+        checkpoints.save(1, state)
+    tensors = checkpoints.directory / "step-00000001" / TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    with pytest.raises(CaravanError, match=r"step-00000001 is damaged .* delete .* to start anew"):
+        Checkpoints(tmp_path, fingerprint="x").restore(state)
+
+
 def test_a_checkpoint_of_another_run_is_refused(policy, tmp_path):
     _, state = make(policy.model)
     with Checkpoints(tmp_path, fingerprint="x") as checkpoints:

@@ -7,7 +7,7 @@
 No random number generator is part of it: each step draws from seeds of its own.
 
 Nothing is pickled. A checkpoint that was cut short or altered does not count: the one before it is
-taken, or training starts from the beginning, which gives the same result.
+taken, which gives the same result. Where there is no other, it is an error.
 
 The format knows nothing of ranks: what one process wrote, several can continue from, under any ZeRO
 stage, and the other way round.
@@ -246,7 +246,8 @@ class Checkpoints:
                 self._remote.fetch(self.directory)
             except StoreError as error:
                 logger.warning("checkpoints of other machines were not looked for: %s", error)
-        for directory in self._complete():
+        checkpoints = self._complete()
+        for directory in checkpoints:
             document = _read(directory)
             if document is None:
                 logger.warning("%s is damaged and is left out", directory)
@@ -257,6 +258,11 @@ class Checkpoints:
                     f"settings); delete {self.directory} to start anew"
                 )
             return directory, document
+        if checkpoints:
+            raise CaravanError(
+                f"{checkpoints[0]} is damaged (cut short or altered), and there is no other "
+                f"checkpoint to continue from; delete {self.directory} to start anew"
+            )
         return None
 
     def _path(self, step: int) -> Path:
