@@ -164,6 +164,8 @@ def test_only_what_worked_lately_tells_of_an_interruption(registry, listed):
     assert (stage.state, stage.failures) == (State.RUNNING, 0)
 
     registry.finish_stage_run(stage.id, State.SUCCEEDED)
+    assert interruptions(run.created_at) == ["sft had succeeded: evicted from its node: disk"]
+    listed[:] = [named({"spec": SPEC, "status": {"phase": "Succeeded"}}, "p1")]
     assert interruptions(run.created_at) == []
 
 

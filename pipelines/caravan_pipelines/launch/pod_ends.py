@@ -12,7 +12,6 @@ from caravan.registry import Registry, RunRow, StageRunRow
 from caravan.registry.states import State
 
 LOST = "its pod is gone: the node was lost or drained, or somebody deleted it"
-GONE = {"status": {"phase": "Failed"}}
 NO_WORD = "its pod ended without a word; the cluster's API, which would say why, is not open to us"
 
 
@@ -61,8 +60,9 @@ def interruptions(run: RunRow, registry: Registry, namespace: str, since: dateti
         if (stage.heartbeat_at or stage.created_at) < since:
             continue
         if stage.state is State.SUCCEEDED:
-            if stage.pod and pods.get(stage.pod, GONE)["status"]["phase"] == "Failed":
-                late.append(f"{stage.node} succeeded, but {LOST}")
+            pod = pods.get(stage.pod)
+            if stage.pod and (pod is None or why_ended(pod)):
+                late.append(f"{stage.node} had succeeded: {why_ended(pod) if pod else LOST}")
             continue
         if stage.state.finished:
             why = (stage.error or stage.state).splitlines()[0]
