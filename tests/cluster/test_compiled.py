@@ -158,7 +158,7 @@ def test_members_of_the_pool_get_their_own_kind_of_pod_and_are_judged_in_order(b
 def test_a_pool_of_too_many_kinds_of_pods_is_refused(tmp_path):
     recipe = load_recipe(RECIPES["pocket"])
     data = recipe.model_dump()
-    data["respond"]["pool"].append({"name": "base", "artifact": "base"})
+    data["respond"]["pool"] += ({"name": "base", "artifact": "base"},)
     for number, member in enumerate(data["respond"]["pool"]):
         member["resources"] = {"cpus": number + 1}
     with pytest.raises(RecipeError, match=r"respond\.pool asks for 5 kinds of pods"):
