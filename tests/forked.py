@@ -16,8 +16,9 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-PRELOADED = ["pytest", "caravan.stages.execute", "caravan.store.s3", "minio", "psycopg",
-             "sqlalchemy.dialects.postgresql.psycopg", "alembic.command", "numpy"]  # fmt: skip
+PRELOADED = ["pytest", "caravan.stages.execute", "caravan.recipe", "caravan.store.s3", "minio",
+             "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "alembic.command",
+             "alembic.config", "numpy"]  # fmt: skip
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
