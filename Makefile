@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml images/stage-cpu.txt
 	$(BIN)/python -m pip install -qq --constraint images/stage-cpu.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
-demo: setup ## Run the whole recipe on this machine (ten to twenty minutes) and show what each stage changed
+demo: setup ## Run the whole recipe on this machine (five to twenty minutes) and show what each stage changed
 	$(BIN)/caravan run pipelines/recipes/pocket.yaml
 
 test: setup test-tools check ## Run the tests
