@@ -13,8 +13,10 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 PRELOADED = ["pytest", "caravan.stages.execute", "caravan.recipe", "caravan.store.s3", "minio",
              "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "alembic.command",
@@ -31,7 +33,8 @@ class Script:
         self._process = _context.Process(
             target=_run, args=(textwrap.dedent(script), arguments, dict(env), self._directory)
         )
-        self._process.start()
+        with _bare_main():
+            self._process.start()
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -55,6 +58,18 @@ class Script:
     @property
     def stderr(self) -> str:
         return (self._directory / "2").read_text()
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
+    """Keep a process from importing what is the main module here: pytest, or a page of the
+    dashboard that a test has drawn, with all that it takes."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _run(
