@@ -15,6 +15,7 @@ from caravan.recipe import Recipe
 from caravan.registry import Registry, RunRow
 from caravan.settings import Settings
 from caravan_pipelines.graph import stage_graph
+from caravan_pipelines.run_data import stored_recipe
 
 
 def project_tags(tags: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
@@ -74,5 +75,5 @@ def check_budget(recipe: Recipe, recipe_dir: Path, settings: Settings, registry:
 
 
 def _planned(run: RunRow, settings: Settings) -> float:
-    recipe = Recipe.model_validate(run.recipe)
+    recipe = stored_recipe(run)
     return planned_cost(plan_recipe(recipe, stage_graph(recipe), Path(run.recipe_dir)), settings)

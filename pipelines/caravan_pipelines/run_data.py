@@ -1,10 +1,12 @@
-"""What a step reads of its run: the registry has the recipe."""
+"""What is read of a run: the registry has the recipe."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from caravan.errors import RecipeError
 from caravan.recipe import Recipe
+from caravan.recipe.io import recipe_from_data
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
 from caravan.stages.execute import patiently
@@ -29,4 +31,19 @@ def run_of(run: str) -> RunRow:
 @lru_cache(maxsize=1)
 def recipe_of(run: str) -> Recipe:
     """The recipe of a run, as the registry has it."""
-    return Recipe.model_validate(run_of(run).recipe)
+    return stored_recipe(run_of(run))
+
+
+def stored_recipe(run: RunRow) -> Recipe:
+    """The recipe that the registry keeps of a run.
+
+    Raises:
+        RecipeError: this version of caravan cannot run it.
+    """
+    try:
+        return recipe_from_data(run.recipe)
+    except RecipeError as error:
+        raise RecipeError(
+            f"the recipe that the registry keeps of run {run.id} cannot be run: {error}; "
+            "correct the recipe's file and start a new run"
+        ) from error

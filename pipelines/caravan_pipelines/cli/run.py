@@ -22,6 +22,7 @@ from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
 from caravan_pipelines.launch import backend, local
+from caravan_pipelines.run_data import stored_recipe
 
 
 def run(
@@ -85,7 +86,7 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
         try:
             follow(
-                local.recipe_of(run), run_id, registry, started.process, console,
+                stored_recipe(run), run_id, registry, started.process, console,
                 settings.patience_seconds, since,
             )  # fmt: skip
         except RecipeError:

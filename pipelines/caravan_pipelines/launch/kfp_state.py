@@ -10,13 +10,13 @@ from typing import Any
 from caravan.cluster.api import kubernetes_api
 from caravan.cluster.profile import ClusterProfile, load_profile
 from caravan.cluster.trainjob import TrainJobs
-from caravan.recipe import Recipe
 from caravan.registry import Registry, RunRow
 from caravan.registry.states import State
 from caravan.settings import Settings
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.kfp_client import in_words, open_client
 from caravan_pipelines.launch.pod_ends import interruptions, record_ends
+from caravan_pipelines.run_data import stored_recipe
 
 STATES = {
     "SUCCEEDED": State.SUCCEEDED,
@@ -111,7 +111,7 @@ def _times(found: Any) -> int:
 
 def _complete(run: RunRow, registry: Registry) -> bool:
     """Whether the last stage has been done, for which all others must have been."""
-    last = stage_graph(Recipe.model_validate(run.recipe))[-1].name
+    last = stage_graph(stored_recipe(run))[-1].name
     return any(s.node == last and s.state is State.SUCCEEDED for s in registry.stage_runs(run.id))
 
 
@@ -124,7 +124,7 @@ def others_of_sweep(run: RunRow, registry: Registry) -> list[RunRow]:
 
 def remove_jobs(run: RunRow, profile: ClusterProfile) -> None:
     """Jobs on several nodes outlive the pod that waits for them, so that it may be restarted."""
-    if all(node.resources.nodes == 1 for node in stage_graph(Recipe.model_validate(run.recipe))):
+    if all(node.resources.nodes == 1 for node in stage_graph(stored_recipe(run))):
         return
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError

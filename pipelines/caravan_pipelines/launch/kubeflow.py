@@ -35,6 +35,7 @@ from caravan_pipelines.launch.kfp_state import others_of_sweep, remove_jobs, syn
 from caravan_pipelines.launch.local import check_writable
 from caravan_pipelines.launch.pod_ends import record_ends
 from caravan_pipelines.page import run_link
+from caravan_pipelines.run_data import stored_recipe
 
 if TYPE_CHECKING:
     from caravan_pipelines.pods import ClusterPlacement, Placed
@@ -208,7 +209,7 @@ def _submit(
 ) -> Submitted:
     """`again` counts the times that runs were submitted again after interruptions."""
     first, others = runs[0], [run.id for run in runs[1:]]
-    recipe = Recipe.model_validate(first.recipe)
+    recipe = stored_recipe(first)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory, in_words(settings):
         path = Path(directory, "pipeline.yaml")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caravan.errors import CaravanError, RecipeError
+from caravan.errors import CaravanError
 from caravan.orphans import launcher_environment
 from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
-from caravan.recipe.io import recipe_digest, recipe_from_data
-from caravan.registry import Registry, RunRow
+from caravan.recipe.io import recipe_digest
+from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import Store, open_store
@@ -41,21 +41,6 @@ class LocalRun:
         if self.process.poll() is None:
             os.killpg(self.process.pid, STOP)
         self.process.wait()
-
-
-def recipe_of(run: RunRow) -> Recipe:
-    """The recipe that the registry keeps of a run.
-
-    Raises:
-        RecipeError: this version of caravan cannot run it.
-    """
-    try:
-        return recipe_from_data(run.recipe)
-    except RecipeError as error:
-        raise RecipeError(
-            f"the recipe that the registry keeps of run {run.id} cannot be run: {error}; "
-            "correct the recipe's file and start a new run"
-        ) from error
 
 
 def run_dir(settings: Settings, run_id: str) -> Path:

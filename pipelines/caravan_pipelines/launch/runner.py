@@ -22,7 +22,8 @@ from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import die_with_parent, launcher_environment, patiently
-from caravan_pipelines.launch.local import STOP, close_open_stages, recipe_of, run_dir
+from caravan_pipelines.launch.local import STOP, close_open_stages, run_dir
+from caravan_pipelines.run_data import stored_recipe
 
 STOP_AGAIN_SECONDS = 0.5
 
@@ -48,7 +49,7 @@ def execute_run(run_id: str, settings: Settings) -> State:
         os.environ |= launcher_environment()
         error = None
         try:
-            recipe = recipe_of(run)
+            recipe = stored_recipe(run)
             with run_span(run_id, {"caravan.recipe": recipe.name}):
                 _run_pipeline(recipe, run_id, settings)
             state = State.SUCCEEDED
