@@ -139,10 +139,8 @@ def _packages(recipe: Recipe) -> str:
         ("sft", recipe.sft), ("dpo", recipe.dpo), ("reward_model", recipe.reward_model)
     ):  # fmt: skip
         if stage is not None:
-            resources = stage.resources
-            several = resources.nodes * (resources.gpus or resources.processes) > 1
             try:
-                check_extras(stage, several=several)
+                check_extras(stage, several=stage.resources.training_processes > 1)
             except MissingExtraError as error:
                 raise MissingExtraError(f"{name}: {error}") from error
     return "those of the training stages' options are installed"

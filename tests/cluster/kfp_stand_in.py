@@ -29,6 +29,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from json_answer import answer_json
 from kfp_pipeline import Executor, Pipeline, Stopped
 
 API = "/apis/v2beta1"
@@ -251,12 +252,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer({"error": message, "code": code, "message": message, "details": []}, status)
 
     def _answer(self, content: Any, status: int = 200) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        answer_json(self, content, status)
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 from urllib.parse import urlparse
 
+from json_answer import answer_json
 from kubernetes import client
 
 
@@ -69,9 +70,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = _handle
 
     def _answer(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        answer_json(self, content, status)

@@ -53,17 +53,18 @@ def show(run_id: str, *, as_json: bool) -> None:
                           f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}"),
             soft_wrap=True,
         )  # fmt: skip
-        console.print(stages_table(registry.stage_runs(run.id)))
+        stages = registry.stage_runs(run.id)
+        console.print(stages_table(stages))
         if scores := registry.scores(run.id):
             console.print(scores_table(scores))
             console.print(comparisons_table(scores))
-        for stage in registry.stage_runs(run.id):
+        for stage in stages:
             if stage.error:
                 reason = without_traceback(stage.error)
                 console.print(Text(f"{stage.node}: {reason}", style="red"), soft_wrap=True)
                 if reason != stage.error.strip():
                     console.print(Text(f"traceback: caravan logs {run.id}"), soft_wrap=True)
-        if run.error and not any(stage.error for stage in registry.stage_runs(run.id)):
+        if run.error and not any(stage.error for stage in stages):
             console.print(Text(without_traceback(run.error), style="red"), soft_wrap=True)
     report = run_dir(settings, run.id) / "report" / "report.html"
     if report.exists():

@@ -76,7 +76,7 @@ def doubts(recipe: Recipe) -> Iterator[str]:
         if stage is not None:
             rows.append((f"{name}.pairs_per_step", stage.pairs_per_step, stage.resources))
     for path, per_step, resources in rows:
-        processes = resources.nodes * (resources.gpus or resources.processes)
+        processes = resources.training_processes
         if per_step < processes:
             yield (
                 f"{path}: {per_step} rows for {processes} processes leave "

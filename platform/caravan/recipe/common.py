@@ -45,6 +45,11 @@ class Resources(Config):
     queue: str = ""
     """Kueue queue that admits the stage; empty takes the cluster's."""
 
+    @property
+    def training_processes(self) -> int:
+        """On all nodes."""
+        return self.nodes * (self.gpus or self.processes)
+
 
 class Sampling(Config):
     """How completions are drawn."""
