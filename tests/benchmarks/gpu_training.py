@@ -3,9 +3,9 @@
 Random weights in the shapes of Llama 3.2 1B and 3B, rows of up to 4,096 tokens. Both sides compute
 as the stages do: weights, gradients and optimiser state in float32, passes cast to bfloat16. That
 is 18 bytes a parameter before activations, so a model of 8B does not fit one card. TRL packs SFT
-rows (best-fit decreasing) with flash attention and Liger kernels where `flash_attn` and
-`liger_kernel` are installed, and computes the reference of DPO beforehand. Both sides see the same
-rows in the same order, and take turns.
+rows (best-fit decreasing), groups pairs by length and computes the reference of DPO beforehand,
+with flash attention (see `flash_for_trl`) and Liger kernels where `liger_kernel` is installed. Both
+sides train on the same rows, about as many tokens in a pass, and take turns.
 
 MFU = trained tokens per second x FLOPs per token / peak FLOP/s of the card, with
 
@@ -25,6 +25,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,18 @@ def main(arguments: Sequence[str] = ("1B", "3B"), repetitions: int = REPETITIONS
 
 
 def measure(task: str, name: str, sides: Sequence[str], repetitions: int) -> list[dict[str, Any]]:
-    """The sides in turns, each alone on the card: two at once would share its memory."""
+    """The sides in turns; each gives its memory back before the other begins. The first turn, in
+    which kernels are made, does not count."""
     work = w.WORK[name]
     every: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(repetitions):
-        for side in sides:
-            with Side(task, side, name) as process:
+    with ExitStack() as stack:
+        processes = {side: stack.enter_context(Side(task, side, name)) for side in sides}
+        for process in processes.values():
+            process.train(WARM_UP + 1)
+        for _ in range(repetitions):
+            for side, process in processes.items():
                 every[side].append(process.train(work.steps))
+                print(json.dumps([name, task, side, every[side][-1]]), file=sys.stderr, flush=True)
     results = []
     for side, runs in every.items():
         pairs = trained_tokens(work)

@@ -9,6 +9,7 @@ measured for itself.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from tests.benchmarks import training_work as w
+from tests.benchmarks.flash_for_trl import use_flash_attention
 
 from caravan.recipe import DPOConfig, SFTConfig
 from caravan.training.batching import StepSampler
@@ -107,7 +109,7 @@ def caravan(task: str, work: w.Work, *, bf16: bool) -> Marks:
     return marks
 
 
-def trl(task: str, work: w.Work, **options: Any) -> Marks:
+def trl(task: str, work: w.Work, *, accumulation: int = 1, **options: Any) -> Marks:
     from datasets import Dataset, disable_caching, disable_progress_bars
     from transformers import TrainerCallback
     from trl import DPOConfig as TRLDPOConfig
@@ -130,8 +132,8 @@ def trl(task: str, work: w.Work, **options: Any) -> Marks:
             marks.first = marks.first or logs
 
     model, tokenizer = w.model(work), w.tokenizer(work)
-    if torch.cuda.is_available() and installed("flash_attn"):
-        model.set_attn_implementation("flash_attention_2")
+    if torch.cuda.is_available():
+        use_flash_attention(model)
     packed = options.get("packing", False)
     with tempfile.TemporaryDirectory() as directory:
         model.name_or_path = directory  # precomputing asks for it
@@ -141,7 +143,8 @@ def trl(task: str, work: w.Work, **options: Any) -> Marks:
             "lr_scheduler_type": "constant",
             "num_train_epochs": 1,
             "max_length": work.window,
-            "per_device_train_batch_size": work.batch,
+            "per_device_train_batch_size": work.batch // accumulation,
+            "gradient_accumulation_steps": accumulation,
             "train_sampling_strategy": "sequential",
             "logging_steps": 1 if options.pop("log_every_step", False) else 10,
             "report_to": "none",
@@ -155,8 +158,12 @@ def trl(task: str, work: w.Work, **options: Any) -> Marks:
         if task == "sft":
             rows = w.token_rows(work)
             if packed:  # as many tokens a step, in rows of max_length of which no batch is padded
-                bins = max(1, round(sum(row.length for row in rows) / work.steps / work.window))
-                settings |= {"per_device_train_batch_size": bins}
+                bins = sum(row.length for row in rows) / work.steps / work.window
+                per_pass = max(1, min(round(bins), work.tokens_per_pass // work.window))
+                settings |= {
+                    "per_device_train_batch_size": per_pass,
+                    "gradient_accumulation_steps": max(1, round(bins / per_pass)),
+                }
             columns = {
                 "input_ids": [row.input_ids for row in rows],
                 "labels": [
@@ -229,7 +236,15 @@ SIDES: dict[str, Callable[[str, w.Work], Marks]] = {
     "trl-packed": lambda task, work: trl(task, work, **BEST, packing=True),
     # For a GPU: what `gpu_training` compares.
     "trl-gpu-sft": lambda task, work: trl(task, work, **gpu_options(work), packing=True),
-    "trl-gpu-dpo": lambda task, work: trl(task, work, **gpu_options(work), **PRECOMPUTED["dpo"]),
+    "trl-gpu-dpo": lambda task, work: trl(
+        task,
+        work,
+        **gpu_options(work),
+        **PRECOMPUTED["dpo"],
+        accumulation=work.trl_accumulation,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+    ),
 }
 PRECOMPUTED: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -238,7 +253,7 @@ PRECOMPUTED: dict[str, dict[str, Any]] = {
 
 
 def gpu_options(work: w.Work) -> dict[str, Any]:
-    """TRL's best: Liger kernels where they are installed, flash attention set on the model."""
+    """TRL's best: Liger kernels where they are installed; flash attention is set on the model."""
     return {
         "bf16": True,
         "gradient_checkpointing": work.gradient_checkpointing,
@@ -288,6 +303,8 @@ def main(arguments: Sequence[str]) -> None:
             "tokens": marks.tokens[-1] - marks.tokens[WARM_UP - 1],
             "rows": (int(line) - WARM_UP) * w.WORK[name].batch,
         }
+        gc.collect()
+        torch.cuda.empty_cache()  # for the other side
         print("MARKS", json.dumps(asdict(marks) | {"first": first} | measured))
         sys.stdout.flush()
 

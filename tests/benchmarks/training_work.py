@@ -51,6 +51,8 @@ class Work:
     """None: as many as query heads, of 64 dimensions each."""
     head_size: int = 64
     gradient_checkpointing: bool = False
+    trl_accumulation: int = 1
+    """Passes in which TRL computes a step's pairs, so that one fits a GPU."""
 
 
 WORK = {
@@ -61,14 +63,18 @@ WORK = {
     # Matrices large enough that products, not Python, take the time.
     "22M": Work(512, 6, 1408, 8192, 8, 8, 184, 741, 0.65, 0.4, 4096),
     # For a GPU: the shapes of Llama 3.2 1B and 3B, with random weights.
-    "1B": Work(2048, 16, 8192, 128_256, 20, 64, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 64),
+    "1B": Work(
+        2048, 16, 8192, 128_256, 8, 64, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 64,
+        trl_accumulation=16,
+    ),
     "3B": Work(
-        3072, 28, 8192, 128_256, 10, 32, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 128,
-        gradient_checkpointing=True,
+        3072, 28, 8192, 128_256, 6, 32, 800, 4096, 0.8, 0.4, 16_384, 4096, 8, 128,
+        gradient_checkpointing=True, trl_accumulation=8,
     ),
     # The same path within seconds on a CPU.
     "tiny": Work(
-        64, 2, 128, 512, 4, 4, 40, 96, 0.5, 0.4, 256, 128, 1, 32, gradient_checkpointing=True
+        64, 2, 128, 512, 4, 4, 40, 96, 0.5, 0.4, 256, 128, 1, 32, gradient_checkpointing=True,
+        trl_accumulation=2,
     ),
 }  # fmt: skip
 
@@ -125,7 +131,7 @@ def words(ids: list[int]) -> str:
 
 
 def model(work: Work) -> PreTrainedModel:
-    """The same weights in every process."""
+    """The same weights in every process; on the GPU where there is one."""
     torch.manual_seed(0)
     if work.key_heads is not None:
         shape = LlamaConfig(

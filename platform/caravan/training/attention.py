@@ -11,6 +11,7 @@ queries, C keys.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,8 +28,9 @@ from caravan.training.packing import Layout, Segment, key_places
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
+except ImportError:  # PyTorch 2.9
     varlen_attn = None  # type: ignore[assignment]
+VARLEN_OPTIONS = set() if varlen_attn is None else set(inspect.signature(varlen_attn).parameters)
 
 NAME = "caravan_packed"
 MAX_KEYS = 512
@@ -70,7 +72,8 @@ def packed_attention(
     """
     if query.dtype != value.dtype:  # autocast leaves rotary embeddings in float32
         query, key = query.to(value.dtype), key.to(value.dtype)
-    if query.is_cuda and varlen_attn is not None and query.dtype in (torch.bfloat16, torch.half):
+    half = query.dtype in (torch.bfloat16, torch.half)
+    if query.is_cuda and half and "window_size" in VARLEN_OPTIONS:  # PyTorch 2.11 and later
         return _varlen_attention(query, key, value, layout, scale)
     return _grouped_attention(query, key, value, layout, scale)
 
@@ -81,10 +84,13 @@ def _varlen_attention(
     rows = layout.varlen
     if rows.key_places is not None:
         key, value = key[rows.key_places], value[rows.key_places]
+    options: dict[str, Any] = {}
+    if "enable_gqa" in VARLEN_OPTIONS:  # PyTorch 2.11 has no option for it, and just does it
+        options = {"enable_gqa": query.shape[1] != key.shape[1]}
     # The window (-1, 0) is causal, with the last query at the last key.
     attended = varlen_attn(
         query, key, value, rows.queries, rows.keys, rows.max_queries, rows.max_keys,
-        scale=scale, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+        scale=scale, window_size=(-1, 0), **options,
     )  # fmt: skip
     return cast(Tensor, attended)
 

@@ -1,15 +1,43 @@
-"""Fused kernels of Liger for norms, rotary embeddings and gated layers, where they can run.
+"""Fused kernels for a GPU: Liger's for norms, rotary embeddings and gated layers, and what PyTorch
+compiles for `logprobs.linear_logprobs`, which serves every objective where Liger's fused cross
+entropy serves one.
 
-The output head keeps `logprobs.linear_logprobs`: it serves every objective, and Liger's fused cross
-entropy one.
+Shapes: S tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+
+
+@cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as one kernel for every number of tokens, compiled when it is first called."""
+    return torch.compile(function, dynamic=True)
+
+
+def pick_logits(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """[S] the logits [S, V] at `labels` [S], and [S] the logarithm of the sum of exponentials."""
+    scaled = logits.float() / temperature
+    return scaled.gather(1, labels[:, None]).squeeze(1), torch.logsumexp(scaled, dim=1)
+
+
+def logits_gradient(
+    logits: Tensor, labels: Tensor, normaliser: Tensor, scale: Tensor, temperature: float
+) -> Tensor:
+    """[S, V] d logp(label) / d logits = onehot(label) - softmax, times `scale` [S], in the
+    precision of `logits`."""
+    softmax = (logits.float() / temperature - normaliser[:, None]).exp()
+    places = torch.arange(logits.shape[1], device=logits.device)
+    onehot = (places == labels[:, None]).float()
+    return ((onehot - softmax) * scale[:, None]).to(logits.dtype)
 
 
 def use_fused_kernels(model: PreTrainedModel, device: torch.device) -> bool:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.attention import attends_packed
+from caravan.training.kernels import fused, logits_gradient, pick_logits
 from caravan.training.packing import WHOLE_TOKENS, Layout
 
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
 LOGITS_PER_CHUNK_ON_GPU = 1 << 28
-"""The same on a GPU: 1 GiB, enough rows to keep its matrix units busy."""
+"""The same on a GPU, enough rows to keep its matrix units busy: half a GiB in bfloat16."""
 
 
 def token_logprobs(
@@ -62,10 +63,10 @@ def hidden_at(
     """[S, H] last hidden states where `places` [B, T] holds, row by row."""
     if layout is None or not attends_packed(model):
         # No attention mask: causal attention keeps the padding out, and the kernels are faster.
-        output = model.base_model(input_ids=input_ids, use_cache=False)
+        output = model.base_model(inputs_embeds=_embedded(model, input_ids), use_cache=False)
         return cast(Tensor, output.last_hidden_state[places])
     output = model.base_model(
-        input_ids=input_ids.flatten()[layout.kept][None],
+        inputs_embeds=_embedded(model, input_ids.flatten()[layout.kept][None]),
         position_ids=layout.positions[None],
         # A mask of four dimensions is handed on as it is: none is made, and none is used.
         attention_mask=input_ids.new_empty(1, 1, 1, 1),
@@ -73,6 +74,15 @@ def hidden_at(
         layout=layout,
     )
     return cast(Tensor, output.last_hidden_state[0].index_select(0, layout.found[places]))
+
+
+def _embedded(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """[B, T, H] what layers add to, in the precision that they compute in on a GPU: float32 between
+    them would double what moves through its memory, which takes as long as the products do."""
+    embedded = cast(Tensor, model.get_input_embeddings()(input_ids))
+    if embedded.is_cuda and torch.is_autocast_enabled("cuda"):
+        return embedded.to(torch.get_autocast_dtype("cuda"))
+    return embedded
 
 
 def to_rows(values: Tensor, loss_mask: Tensor) -> Tensor:
@@ -114,10 +124,10 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         chosen = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(chosen)
+        pick = fused(pick_logits) if weight.is_cuda else _pick_logits
         for rows in _chunks(len(labels), weight):
-            logits = _logits(hidden[rows], weight, temperature)
-            normaliser[rows] = torch.logsumexp(logits, dim=1)
-            chosen[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
+            logits = hidden[rows] @ weight.T
+            chosen[rows], normaliser[rows] = pick(logits, labels[rows], temperature)
         ctx.save_for_backward(hidden, weight, labels, normaliser)
         ctx.temperature = temperature
         return chosen - normaliser
@@ -125,22 +135,35 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels, normaliser = ctx.saved_tensors
-        scale = (upstream[0] / ctx.temperature)[:, None]
+        scale = upstream[0] / ctx.temperature
+        gradient = fused(logits_gradient) if weight.is_cuda else _logits_gradient
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         for rows in _chunks(len(labels), weight):
-            logits = _logits(hidden[rows], weight, ctx.temperature)
-            # d logp(label) / d logits = onehot(label) - softmax
-            grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale[rows])
-            grad.scatter_add_(1, labels[rows, None], scale[rows])
-            grad = grad.to(hidden.dtype)
+            logits = hidden[rows] @ weight.T
+            grad = gradient(logits, labels[rows], normaliser[rows], scale[rows], ctx.temperature)
             hidden_grad[rows] = grad @ weight
             weight_grad += grad.T @ hidden[rows]
         return hidden_grad, weight_grad.to(weight.dtype), None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight.T).float()
+# What `kernels` fuses on a GPU, for a CPU: in place, as it has no kernel that does all at once.
+
+
+def _pick_logits(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    scaled = _scaled(logits, temperature)
+    return scaled.gather(1, labels[:, None]).squeeze(1), torch.logsumexp(scaled, dim=1)
+
+
+def _logits_gradient(
+    logits: Tensor, labels: Tensor, normaliser: Tensor, scale: Tensor, temperature: float
+) -> Tensor:
+    grad = _scaled(logits, temperature).sub_(normaliser[:, None]).exp_().mul_(-scale[:, None])
+    return grad.scatter_add_(1, labels[:, None], scale[:, None]).to(logits.dtype)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -48,6 +49,8 @@ class Policy(NamedTuple):
 def prepare_torch(cpus: int, seed: int) -> torch.device:
     """Fix threads, algorithms and seed, so that equal runs give equal bytes; gives the device."""
     torch.set_num_threads(cpus)
+    # Without it CUDA's matrix products are not the same twice, and torch refuses them.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory before writing it, and filling it all costs a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

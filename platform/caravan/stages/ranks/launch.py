@@ -150,8 +150,6 @@ def _processes(resources: Resources) -> int:
 def _environment(layout: Layout, cpus: int) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cpus))
-    # Without it CUDA's matrix products are not the same twice, and torch refuses them.
-    own.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Each meeting of the nodes gets a store of its own: the one that agents share still has the
     # addresses of ranks that are gone.
     own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
