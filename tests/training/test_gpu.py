@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -155,13 +162,28 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bytes(stage, config, inputs
     assert undisturbed.logged[6]["perf/peak_gpu_memory_gib"] > 0
 
 
-def test_the_losses_of_a_stage_are_those_of_a_cpu(inputs, tmp_path, monkeypatch):
+def test_the_losses_of_a_stage_are_those_of_a_cpu(inputs, tmp_path):
     on_gpu, on_cpu = Context(tmp_path / "gpu"), Context(tmp_path / "cpu")
     config = SFT.derive(bf16=False)
+    program = """
+import pickle, sys
+import torch
+# Liger replaces what is in transformers for the whole process.
+torch.cuda.is_available = lambda: False
+from caravan.stages import sft
+config, inputs, context, logged = pickle.load(sys.stdin.buffer)
+sft.run(config, inputs, context)
+pickle.dump(context.logged, open(logged, "wb"))
+"""
+    logged = tmp_path / "logged"
+    given = (config.derive(resources=Resources(cpus=1)), inputs, on_cpu, logged)
+    tests = str(Path(__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(given), check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+    )  # fmt: skip
     sft.run(config, inputs, on_gpu)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    sft.run(config.derive(resources=Resources(cpus=1)), inputs, on_cpu)
-    for step, values in on_cpu.logged.items():
+    for step, values in pickle.loads(logged.read_bytes()).items():
         assert on_gpu.logged[step]["loss"] == pytest.approx(values["loss"], rel=1e-3), step
 
 
@@ -172,23 +194,34 @@ def test_four_bit_weights_are_trained_with_adapters(inputs, tmp_path):
         learning_rate=1e-2, max_steps=30, lora=LoRAConfig(rank=8, alpha=16), quantization="nf4"
     )
     sft.run(config, inputs, context)
-    assert context.logged[30]["loss"] < 0.8 * context.logged[1]["loss"]
+    assert context.logged[30]["loss"] < 0.95 * context.logged[1]["loss"]
     load_policy(context.directory / "out" / "model")
 
 
+@dataclass
+class Crowded(Context):
+    """When the model is on the GPU, nothing more is to be had of its memory."""
+
+    def progress(self, done: int, total: int) -> None:
+        torch.cuda.empty_cache()
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole)
+
+
 def test_a_pass_that_does_not_fit_says_what_to_do(inputs, tmp_path):
-    torch.cuda.set_per_process_memory_fraction(2e-4)
     try:
         with pytest.raises(CaravanError, match="give tokens_per_pass a lower number"):
-            sft.run(SFT.derive(tokens_per_pass=100_000), inputs, Context(tmp_path))
+            sft.run(SFT.derive(tokens_per_pass=100_000), inputs, Crowded(tmp_path))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_peaks_near_the_plan(checkpointing):
-    model = llama(8, 4, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
-    shape = ModelShape(1024, 4096, 8, 8, 4, 1024, tied=True)
+    shape = ModelShape(1024, 4096, 8, 8, 4, 32_768, tied=True)
+    model = llama(
+        8, 4, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=32_768
+    )
     place(model, GPU, gradient_checkpointing=checkpointing)
     updater = Updater(model, Schedule(1e-4, 2))
     batch = collate(rows(*[512] * 32), 0)
@@ -197,6 +230,7 @@ def test_training_peaks_near_the_plan(checkpointing):
         computed(model, batch, bf16=True)
         updater.step(step)
     peak = torch.cuda.max_memory_allocated() / GIB
-    planned = TrainingSetup(shape, gradient_checkpointing=checkpointing).gib(512 * 32)
+    setup = TrainingSetup(shape, gradient_checkpointing=checkpointing, gpu=True)
+    planned = setup.gib(512 * 32)
     print(f"planned {planned:.2f} GiB, peak {peak:.2f} GiB")
-    assert planned == pytest.approx(peak, rel=0.35)
+    assert planned == pytest.approx(peak, rel=0.2)

@@ -71,12 +71,16 @@ class Placement:
     @property
     def ranks(self) -> int:
         """Processes that train: one for each GPU, one for all cores."""
-        return self.count if self.device.name != "cpu" else self.nodes
+        return self.count if self.on_gpu else self.nodes
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.name != "cpu"
 
     @property
     def lanes(self) -> int:
         """Passes side by side in one process: one on each core, where there is no GPU."""
-        return self.count // self.nodes if self.device.name == "cpu" else 1
+        return 1 if self.on_gpu else self.count // self.nodes
 
     @property
     def link(self) -> float:
@@ -85,7 +89,7 @@ class Placement:
 
     def for_one_process(self) -> Placement:
         """What a stage that does not train on ranks makes use of."""
-        count = self.count // self.nodes if self.device.name == "cpu" else 1
+        count = 1 if self.on_gpu else self.count // self.nodes
         return replace(self, count=count, nodes=1)
 
     @property

@@ -165,7 +165,9 @@ class _Planner:
         window = config.max_position_embeddings
         per_step = max(1, config.tokens_per_step // window)
         rows = Rows(config.max_steps * per_step, window, window)
-        setup = TrainingSetup(self.base[0], bf16=config.bf16, lanes=placement.lanes)
+        setup = TrainingSetup(
+            self.base[0], bf16=config.bf16, gpu=placement.on_gpu, lanes=placement.lanes
+        )
         found = work.training(
             setup, placement, rows, steps=config.max_steps, tokens_per_pass=config.tokens_per_step
         )
@@ -192,7 +194,7 @@ class _Planner:
     ) -> StagePlan:
         pairs, shape = self._pair_count(), self.base[0]
         sides = _cut(2 * pairs, self.flow.prompts, config.max_length)
-        setup = forward_setup(shape, bf16=config.bf16)
+        setup = forward_setup(shape, gpu=placement.on_gpu, bf16=config.bf16)
         longest = self._longest_pair(config.max_length)
         tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
         found = work.forward_passes(setup, placement, sides, tokens_per_pass=tokens)
@@ -258,10 +260,10 @@ class _Planner:
         plan = self._trained(node, placement, setup, all_rows, found, tokens,
                              rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
         cache = rollouts * (prompt + config.sampling.max_completion_length)
-        width = 2 if placement.device.name == "cpu" else 1  # keys and values in float32
+        width = 1 if placement.on_gpu else 2  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
         passing = setup.lanes * setup.token_bytes() * tokens / GIB
-        problem, gpu = plan.problem, placement.device.name != "cpu"
+        problem, gpu = plan.problem, placement.on_gpu
         where = "on one GPU" if gpu else "on one node"
         if problem:
             problem = f"{node.name} trains in one process {where}; {problem}"
@@ -280,7 +282,13 @@ class _Planner:
     def _setup(
         self, placement: Placement, config: SFTConfig | DPOConfig | RewardModelConfig | RLVRConfig
     ) -> TrainingSetup:
-        return training_setup(config, self.base[0], ranks=placement.ranks, lanes=placement.lanes)
+        return training_setup(
+            config,
+            self.base[0],
+            gpu=placement.on_gpu,
+            ranks=placement.ranks,
+            lanes=placement.lanes,
+        )
 
     def _trained(
         self,
@@ -418,7 +426,7 @@ class _Planner:
                 if isinstance(engine, TransformersEngineConfig)
                 else (VLLM_ROWS * max(1, placement.count // engine.tensor_parallel_size))
             )
-            gpu = placement.device.name != "cpu"
+            gpu = placement.on_gpu
             held = (2 if gpu else 4) * shape.parameters / GIB
             if isinstance(engine, VLLMEngineConfig):
                 held /= engine.tensor_parallel_size

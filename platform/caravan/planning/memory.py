@@ -15,6 +15,8 @@ from caravan.recipe import RLVRConfig, TrainingConfig
 
 HEADROOM = 0.92
 """Share of a device's memory that is planned with; the rest goes to fragments and peaks."""
+LOGITS_PER_CHUNK = 1 << 28
+"""That a GPU holds at once, as `caravan.training.logprobs` says."""
 TOKENS_STEP = 1024
 MAX_TOKENS_PER_PASS = 65_536
 """More in one pass makes nothing faster."""
@@ -38,6 +40,8 @@ class TrainingSetup:
     """Of low-rank adapters on every linear layer; 0 trains the weights themselves."""
     nf4: bool = False
     """The frozen weights of layers are held in 4 bits (QLoRA)."""
+    gpu: bool = False
+    """With Liger's kernels, and in bf16 between layers, too."""
     lanes: int = 1
     """Passes side by side in one process, on a CPU's cores, each with gradients of its own."""
     alone: bool = False
@@ -83,23 +87,39 @@ class TrainingSetup:
     def token_bytes(self) -> float:
         """Of each token of a pass, kept from the forward to the backward pass."""
         s = self.shape
-        d, a, i = s.hidden_size, s.attention_width, s.intermediate_size
+        d, a, k, i = s.hidden_size, s.attention_width, s.kv_width, s.intermediate_size
+        width = 2 if self.bf16 else 4
+        if self.gpu:
+            # Inputs and outputs of both norms; queries, keys, values, attention's output; gate, up
+            # and product of the MLP. What else the backward pass needs, kernels compute again.
+            layer = width * (4 * d + 2 * a + 2 * k + 3 * i)
+            if self.gradient_checkpointing:
+                return width * d * s.num_layers + 1.5 * layer + 24 * d
+            return s.num_layers * layer + 24 * d
         # A layer keeps the input and the normalised input of both norms in float32; and in the
         # computing precision both norms' outputs, queries, keys and values (widened to all heads),
         # attention's output, and gate, up, activation and product of the MLP.
-        width = 2 if self.bf16 else 4
         layer = 16 * d + width * (2 * d + 4 * a + 4 * i)
         ends = 24 * d  # embeddings, the last norm, and what goes into the output head
         if self.gradient_checkpointing:  # the layers' inputs; one layer again, and its gradients
             return 4 * d * s.num_layers + 3 * layer + ends
         return (s.num_layers + 1) * layer + ends  # one more while its gradient is computed
 
+    def head_bytes(self) -> float:
+        """Of the output head on a GPU, whatever the tokens: a chunk of logits, their gradient, and
+        the gradient of the head in float32 beside a chunk's part of it."""
+        if not self.gpu or not self.trained:
+            return 0.0
+        width = 2 if self.bf16 else 4
+        return 2 * width * LOGITS_PER_CHUNK + (4 + width) * self.shape.head_parameters
+
     def gib(self, tokens_per_pass: float) -> float:
-        return (self.state_bytes() + self.lanes * self.token_bytes() * tokens_per_pass) / GIB
+        passing = self.lanes * self.token_bytes() * tokens_per_pass
+        return (self.state_bytes() + self.head_bytes() + passing) / GIB
 
 
 def training_setup(
-    config: TrainingConfig, shape: ModelShape, *, ranks: int, lanes: int
+    config: TrainingConfig, shape: ModelShape, *, gpu: bool, ranks: int, lanes: int
 ) -> TrainingSetup:
     """What one process of a training stage holds, from the stage's part of the recipe."""
     trained, frozen = 1, 0
@@ -117,15 +137,18 @@ def training_setup(
         frozen=frozen,
         lora_rank=config.lora.rank if config.lora else 0,
         nf4=config.quantization is not None,
+        gpu=gpu,
         lanes=lanes,
         alone=alone,
         offload=config.zero_offload,
     )
 
 
-def forward_setup(shape: ModelShape, *, bf16: bool) -> TrainingSetup:
+def forward_setup(shape: ModelShape, *, gpu: bool, bf16: bool) -> TrainingSetup:
     """What one process holds that only reads a model."""
-    return TrainingSetup(shape, bf16=bf16, gradient_checkpointing=True, trained=0, frozen=1)
+    return TrainingSetup(
+        shape, bf16=bf16, gradient_checkpointing=True, trained=0, frozen=1, gpu=gpu
+    )
 
 
 def pass_tokens(
@@ -145,7 +168,9 @@ def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> 
         longest: tokens of the longest row, which is never split.
     """
     room = placement.memory_gib * HEADROOM - placement.device.base_gib
-    tokens = (room * GIB - setup.state_bytes()) / setup.token_bytes() / setup.lanes
+    tokens = (
+        (room * GIB - setup.state_bytes() - setup.head_bytes()) / setup.token_bytes() / setup.lanes
+    )
     if tokens < longest:
         return None
     whole = int(tokens) // TOKENS_STEP * TOKENS_STEP
@@ -167,7 +192,7 @@ def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
         if fitting_tokens(changed, placement, longest) is not None:
             return f"set {words}"
     ranks = max(setup.ranks, 1)
-    while placement.device.name != "cpu" and ranks < 4096 and not setup.alone:
+    while placement.on_gpu and ranks < 4096 and not setup.alone:
         ranks *= 2
         sharded = replace(setup, ranks=ranks, zero_stage=3, gradient_checkpointing=True)
         if fitting_tokens(sharded, placement, longest) is not None:

@@ -41,7 +41,7 @@ def with_pass_tokens(config: C, model: Path, longest: int) -> C:
 
     ranks, device = current(), device_here(config.resources)
     lanes = device.lanes if ranks.count == 1 else 1
-    setup = training_setup(config, _shape(model), ranks=ranks.count, lanes=lanes)
+    setup = training_setup(config, _shape(model), gpu=device.on_gpu, ranks=ranks.count, lanes=lanes)
     fitting = ranks.gather([_fitting(setup, device, longest)])
     return config.derive(tokens_per_pass=min(tokens for (tokens,) in fitting))
 
@@ -50,8 +50,9 @@ def reference_pass_tokens(config: ReferenceStageConfig, model: Path, longest: in
     """`tokens_per_pass` of a stage that only reads a model, as a number."""
     if config.tokens_per_pass != "auto":
         return config.tokens_per_pass
-    setup = forward_setup(_shape(model), bf16=config.bf16)
-    return _fitting(setup, device_here(config.resources), longest)
+    device = device_here(config.resources)
+    setup = forward_setup(_shape(model), gpu=device.on_gpu, bf16=config.bf16)
+    return _fitting(setup, device, longest)
 
 
 def device_here(resources: Resources) -> Placement:
