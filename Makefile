@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-tools test-vllm test-cluster images check format bench clean
+.PHONY: help setup demo test test-tools test-gpu test-vllm test-cluster images check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-tools: setup .venv-checkov/.installed
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/pip install -qq 'checkov>=3.2,<4'
 	touch $@
+
+test-gpu: setup ## Run the tests of what runs on an NVIDIA GPU only (EXTRAS=dev,train-gpu,qlora)
+	$(BIN)/python -m pytest -m gpu
 
 # vLLM wants packages of its own, so it gets an environment of its own. It asks for torchvision,
 # torchaudio and torchcodec, which text models do not use and which have no CPU build everywhere.

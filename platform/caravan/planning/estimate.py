@@ -262,7 +262,7 @@ class _Planner:
         cache = rollouts * (prompt + config.sampling.max_completion_length)
         width = 1 if placement.on_gpu else 2  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
-        passing = setup.lanes * setup.token_bytes() * tokens / GIB
+        passing = setup.gib(tokens) - setup.gib(0)
         problem, gpu = plan.problem, placement.on_gpu
         where = "on one GPU" if gpu else "on one node"
         if problem:

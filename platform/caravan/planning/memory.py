@@ -84,26 +84,27 @@ class TrainingSetup:
         trained = self.trained * (held + t * (gradients + moments + more_gradients) + gathered)
         return trained + self.frozen * n * weights
 
-    def token_bytes(self) -> float:
-        """Of each token of a pass, kept from the forward to the backward pass."""
+    def token_bytes(self) -> tuple[float, float]:
+        """Of each token of a pass: what is kept from the forward to the backward pass, and what a
+        layer that is computed again adds."""
         s = self.shape
         d, a, k, i = s.hidden_size, s.attention_width, s.kv_width, s.intermediate_size
         width = 2 if self.bf16 else 4
+        ends = 24 * d  # embeddings, the last norm, and what goes into the output head
         if self.gpu:
             # Inputs and outputs of both norms; queries, keys, values, attention's output; gate, up
             # and product of the MLP. What else the backward pass needs, kernels compute again.
             layer = width * (4 * d + 2 * a + 2 * k + 3 * i)
-            if self.gradient_checkpointing:
-                return width * d * s.num_layers + 1.5 * layer + 24 * d
-            return s.num_layers * layer + 24 * d
+            if self.gradient_checkpointing:  # the layers' inputs
+                return width * d * s.num_layers + ends, layer
+            return s.num_layers * layer + ends, 0.0
         # A layer keeps the input and the normalised input of both norms in float32; and in the
         # computing precision both norms' outputs, queries, keys and values (widened to all heads),
         # attention's output, and gate, up, activation and product of the MLP.
         layer = 16 * d + width * (2 * d + 4 * a + 4 * i)
-        ends = 24 * d  # embeddings, the last norm, and what goes into the output head
         if self.gradient_checkpointing:  # the layers' inputs; one layer again, and its gradients
-            return 4 * d * s.num_layers + 3 * layer + ends
-        return (s.num_layers + 1) * layer + ends  # one more while its gradient is computed
+            return 4 * d * s.num_layers + ends, 3 * layer
+        return (s.num_layers + 1) * layer + ends, 0.0  # one more while its gradient is computed
 
     def head_bytes(self) -> float:
         """Of the output head on a GPU, whatever the tokens: a chunk of logits, their gradient, and
@@ -113,9 +114,29 @@ class TrainingSetup:
         width = 2 if self.bf16 else 4
         return 2 * width * LOGITS_PER_CHUNK + (4 + width) * self.shape.head_parameters
 
+    def freed_bytes(self) -> float:
+        """Of `state_bytes`, what is gone before the backward pass: autocast's copies of matrices in
+        layers that are computed again."""
+        sharded = self.ranks if self.zero_stage == 3 else 1
+        freed = self.gpu and self.bf16 and self.gradient_checkpointing
+        return 2 * self.shape.parameters * self.trained / sharded if freed else 0.0
+
     def gib(self, tokens_per_pass: float) -> float:
-        passing = self.lanes * self.token_bytes() * tokens_per_pass
-        return (self.state_bytes() + self.head_bytes() + passing) / GIB
+        kept, again = self.token_bytes()
+        tokens = self.lanes * tokens_per_pass
+        backward = max(self.head_bytes(), again * tokens) - self.freed_bytes()
+        return (self.state_bytes() + kept * tokens + max(backward, 0)) / GIB
+
+    def tokens_in(self, gib: float) -> float:
+        """The most tokens of a pass that take no more than `gib`; negative where it has no room."""
+        room = gib * GIB - self.state_bytes()
+        kept, again = self.token_bytes()
+        fit = (
+            room / kept,
+            (room + self.freed_bytes() - self.head_bytes()) / kept,
+            (room + self.freed_bytes()) / (kept + again),
+        )
+        return min(fit) / self.lanes
 
 
 def training_setup(
@@ -167,10 +188,7 @@ def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> 
     Args:
         longest: tokens of the longest row, which is never split.
     """
-    room = placement.memory_gib * HEADROOM - placement.device.base_gib
-    tokens = (
-        (room * GIB - setup.state_bytes() - setup.head_bytes()) / setup.token_bytes() / setup.lanes
-    )
+    tokens = setup.tokens_in(placement.memory_gib * HEADROOM - placement.device.base_gib)
     if tokens < longest:
         return None
     whole = int(tokens) // TOKENS_STEP * TOKENS_STEP
