@@ -1,9 +1,11 @@
 """The engines that run in this process, and the respond stage on top of them."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from caravan.data.io import read_rows, write_rows
 from caravan.data.records import Completion, Conversation, Message
@@ -51,6 +53,15 @@ def test_a_model_directory_answers(directory, model, tokenizer):
             logits = model(torch.tensor([[*ids, *reply.token_ids]])).logits[0, len(ids) - 1 : -1]
             wanted = logits.log_softmax(-1).gather(-1, torch.tensor(reply.token_ids)[:, None])
             assert reply.logprobs == pytest.approx(wanted[:, 0].tolist(), abs=2e-5)
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(directory, tmp_path):
+    damaged = shutil.copytree(directory, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EngineError, match=r"lacks weights: model\.norm\.weight; copy it again"):
+        TransformersEngine.from_pretrained(damaged)
 
 
 def test_the_end_token_is_not_in_the_text(model, tokenizer):

@@ -16,6 +16,9 @@ from caravan.inference.engine import EngineError, Generation
 from caravan.inference.sampler import TokenSequence, generate_tokens
 from caravan.recipe import Sampling
 
+TENSORS_NAMED = 5
+"""Of those that are missing, in an error."""
+
 
 class TransformersEngine:
     """A causal language model in memory, with the chat template of `caravan.data.template`."""
@@ -41,10 +44,11 @@ class TransformersEngine:
         on_gpu = torch.cuda.is_available()
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model_name_or_path))
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 str(model_name_or_path),
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
                 use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError) as error:
             raise EngineError(
@@ -52,6 +56,12 @@ class TransformersEngine:
                 "Give a directory with config.json, model.safetensors and tokenizer.json, "
                 "or the name of a model on the hub"
             ) from error
+        if found["missing_keys"]:  # transformers would draw them at random
+            missing = ", ".join(sorted(found["missing_keys"])[:TENSORS_NAMED])
+            raise EngineError(
+                f"the model {str(model_name_or_path)!r} lacks weights: {missing}; copy it again, "
+                "whole, or give one that can generate"
+            )
         return cls(model.to("cuda" if on_gpu else "cpu").eval(), tokenizer, batch_size=batch_size)
 
     def generate(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import TrainingConfig
 from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
+from caravan.training.dropout import dropout_rates
 from caravan.training.health import SpikeWatch, speed
 from caravan.training.loop import B, Objective, Pass, StepMetrics, train
 from caravan.training.optim import NonFiniteError, Updater
@@ -79,13 +79,14 @@ class Job(Generic[B]):
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[StepMetrics]:
         """Train, yielding once per optimiser step."""
+        draws = any(dropout_rates(self.model))  # in an order that threads would not keep
         return train(
             self.model,
             self.updater,
             partial(self._own_passes, [row.length for row in self.rows]),
             self.objective,
             bf16=bf16,
-            lanes=1 if current().count > 1 or _draws(self.model) else self.lanes,
+            lanes=1 if current().count > 1 or draws else self.lanes,
             first_step=first_step,
             skip_non_finite=skip_non_finite,
             stop=stop,
@@ -105,16 +106,6 @@ class Job(Generic[B]):
         if self.add_estimate is not None:
             batches = self.add_estimate(batches, own)
         return [Pass(batch, counts=bool(own)) for batch in batches]
-
-
-def _draws(model: nn.Module) -> bool:
-    """Whether passes draw random numbers, in an order that threads would not keep."""
-    return any(
-        isinstance(value, float) and value > 0
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name == "p" or "drop" in name  # of nn.Dropout; of attention, which has no such module
-    )
 
 
 def fit(

@@ -19,6 +19,7 @@ from caravan.recipe import GRPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
+from caravan.training.dropout import without_dropout
 from caravan.training.fit import identity
 from caravan.training.models import (
     load_policy,
@@ -124,10 +125,7 @@ def _value_model(inputs: Mapping[str, Path]) -> PreTrainedModel:
 
 def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
     """On `device`; without dropout, so that sampling and training agree on probabilities."""
-    for module in model.modules():
-        for name in ("p", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    without_dropout(model)
     placed = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
     return placed if config.gradient_checkpointing else placed.eval()
 
