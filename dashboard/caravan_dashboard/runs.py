@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from caravan.evals.models import model_of
+from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, State
 
 
 def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, float]]:
-    """By run and model, the mean over tasks of the first metric of each, in order of evaluation."""
+    """By run and model, the mean over tasks of the first metric of each; models in the order in
+    which a recipe makes them, whichever was evaluated first."""
     first: dict[tuple[str, str, str], float] = {}
     for score in scores:
         model = model_of(score.node)
@@ -20,7 +21,7 @@ def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, float]]:
     for (run_id, model, _), value in first.items():
         by_model.setdefault(run_id, {}).setdefault(model, []).append(value)
     return {
-        run_id: {model: fmean(values) for model, values in models.items()}
+        run_id: {model: fmean(models[model]) for model in in_order(models)}
         for run_id, models in by_model.items()
     }
 

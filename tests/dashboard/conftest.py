@@ -405,7 +405,7 @@ class SampleRun:
         self.model("dpo", ["sft", "pair"], 0.69, 0.55)
         self.model("reward-model", ["sft", "pair"], 0.69, 0.4)
         self.model("rlvr", ["dpo", "reward-model", "decontaminate"], 0.1, 0.02)
-        for model in ("base", "sft", "dpo", "rlvr"):
+        for model in ("sft", "base", "rlvr", "dpo"):  # those that run at once end in any order
             self.evaluate(model, model)
         wins = Score("small-talk:dpo>sft", "win_rate", 0.66, 0.6, 0.72, 200)
         page = self.put("report", {"report.html": "<p>report</p>"})

@@ -195,6 +195,13 @@ def test_a_run_whose_heartbeat_stopped_can_be_resumed(open_page, run_ids, monkey
     assert f"caravan resume {run_ids['running']}" in plain(app)
 
 
+def test_a_run_shows_its_models_in_order_however_they_were_evaluated(open_page, run_ids):
+    app = open_page("run", run=run_ids["complete"])
+
+    assert [card.label for card in app.metric] == ["BASE", "SFT", "DPO", "RLVR"]
+    assert [card.delta.startswith("+") for card in app.metric[1:]] == [True, True, True]
+
+
 def test_metrics_of_a_stage_are_drawn(open_page, run_ids):
     app = open_page("run", run=run_ids["complete"], stage="sft")
 

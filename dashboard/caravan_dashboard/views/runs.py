@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
+from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard import library, runs, ui
 from caravan_dashboard.markup import Html, join, page_link, pill, state_pill, table, tag
@@ -60,7 +61,7 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
 def run_table(
     page: Sequence[RunRow], means: Mapping[str, Mapping[str, float]], now: datetime
 ) -> Html:
-    models = list(dict.fromkeys(model for run in page for model in means.get(run.id, {})))
+    models = in_order(model for run in page for model in means.get(run.id, {}))
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
     rows = []
     for run in page:
