@@ -117,6 +117,14 @@ def test_rlvr_is_planned_as_the_one_process_that_it_is(tulu, mini):
     )
 
 
+def test_replies_whose_keys_and_values_do_not_fit_are_a_problem(mini):
+    assert mini.rlvr
+    many = mini.derive(rlvr=mini.rlvr.derive(prompts_per_step=300_000))
+    problem = stage(plan_of(many), "rlvr").problem
+    assert "keys and values of" in problem
+    assert "lower prompts_per_step" in problem
+
+
 def test_a_reference_that_does_not_fit_is_named(tulu):
     assert stage(plan_of(tulu), "reference").problem == ""
     old = tulu.dpo.resources.derive(gpu_type="a100-40gb")

@@ -21,6 +21,7 @@ from caravan.planning import work
 from caravan.planning.devices import GIB, Placement, gpu_named, place
 from caravan.planning.flow import Flow, Stream, flow_of
 from caravan.planning.memory import (
+    HEADROOM,
     TrainingSetup,
     fitting_tokens,
     forward_setup,
@@ -263,7 +264,14 @@ class _Planner:
         width = 1 if placement.on_gpu else 2  # keys and values in float32
         held = width * cache * setup.shape.kv_bytes_per_token / GIB
         passing = setup.gib(tokens) - setup.gib(0)
+        memory = plan.memory_gib + max(0.0, held - passing)
         problem, gpu = plan.problem, placement.on_gpu
+        if not problem and memory > placement.memory_gib * HEADROOM:
+            problem = (
+                f"keys and values of {rollouts:,} replies take {held:.1f} GiB, "
+                f"{memory:.1f} GiB in all of {placement.memory_gib:.0f}; lower "
+                "prompts_per_step, num_generations or max_completion_length"
+            )
         where = "on one GPU" if gpu else "on one node"
         if problem:
             problem = f"{node.name} trains in one process {where}; {problem}"
@@ -275,7 +283,7 @@ class _Planner:
         return replace(
             plan,
             devices=asked.count,  # which it holds, of use or not
-            memory_gib=plan.memory_gib + max(0.0, held - passing),
+            memory_gib=memory,
             problem=problem,
         )
 
