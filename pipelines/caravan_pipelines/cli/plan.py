@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -86,7 +88,7 @@ def _print(plan: Plan, compared: Comparison | None) -> None:
         f"[bold]{plan.recipe}[/bold]: {plan.parameters:,} parameters, from {plan.known_by}",
         highlight=False,
     )
-    console.print(plan_table(plan))
+    _whole(console, plan_table(plan))
     total = f"{plan.core_hours:,.2f} core-hours"
     if plan.gpu_hours:
         total = f"{plan.gpu_hours:,.0f} GPU-hours and " + total
@@ -96,7 +98,7 @@ def _print(plan: Plan, compared: Comparison | None) -> None:
     for problem in plan.problems:
         console.print(Text(f"does not fit: {problem}", style="red"))
     if compared is not None:
-        console.print(comparison_table(compared))
+        _whole(console, comparison_table(compared))
         console.print(
             f"planned {duration(compared.planned_seconds)}, measured {duration(compared.seconds)}; "
             f"a stage is off by a factor of {compared.typical_factor:.2f} (mean, by time)",
@@ -104,21 +106,29 @@ def _print(plan: Plan, compared: Comparison | None) -> None:
         )
 
 
+def _whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: names and numbers that are cut say nothing."""
+    wide = console.options.update(max_width=10_000)
+    width = Measurement.get(console, wide, table).maximum
+    Console(width=width).print(table)
+
+
 def plan_table(plan: Plan) -> Table:
-    table = Table("stage", title="Plan")
-    for name in ("on", "rows", "tokens", "memory, GiB", "tokens a pass", "time", "device-hours"):
+    table = Table("stage", title="Plan", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("on", "rows", "tokens", "GiB", "tokens a pass", "fits", "time", "device-hours")
+    for name in names:
         table.add_column(name, justify="right")
     for stage in plan.stages:
         table.add_row(
             Text(stage.node), f"{stage.devices} {stage.device}", f"{stage.rows:,.0f}",
-            _large(stage.tokens), _memory(stage), _passes(stage), duration(stage.seconds),
+            _large(stage.tokens), _memory(stage), *_passes(stage), duration(stage.seconds),
             f"{stage.device_hours:,.2f}", style="red" if stage.problem else "",
         )  # fmt: skip
     return table
 
 
 def comparison_table(compared: Comparison) -> Table:
-    table = Table("stage", title="Planned and measured")
+    table = Table("stage", title="Planned and measured", box=SIMPLE_HEAD)
     for name in ("planned", "measured", "planned / measured", "GiB planned", "GiB measured"):
         table.add_column(name, justify="right")
     for stage in compared.stages:
@@ -141,10 +151,9 @@ def _memory(stage: StagePlan) -> str:
     return f"{stage.memory_gib:.1f} of {stage.device_memory_gib:g}"
 
 
-def _passes(stage: StagePlan) -> str:
-    """`4,096 x 2 (fits 8,192)`: tokens of a pass, passes of a step, and the most that fit."""
+def _passes(stage: StagePlan) -> tuple[str, str]:
+    """`4,096 x 2`: tokens of a pass, and passes of a step; and the most tokens that fit."""
     if stage.tokens_per_pass is None:
-        return ""
+        return "", ""
     fits = stage.fitting_tokens_per_pass
-    most = f"fits {fits:,}" if fits else "does not fit"
-    return f"{stage.tokens_per_pass:,} x {stage.passes_per_step} ({most})"
+    return f"{stage.tokens_per_pass:,} x {stage.passes_per_step}", f"{fits:,}" if fits else "none"
