@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from caravan.errors import CaravanError
+from caravan.inference.sampler import generate_tokens
 from caravan.planning.devices import GIB
 from caravan.planning.memory import TrainingSetup
 from caravan.planning.shapes import ModelShape
@@ -24,7 +25,7 @@ from caravan.training.attention import VARLEN_OPTIONS
 from caravan.training.batching import TokenRow, collate
 from caravan.training.kernels import fused, logits_gradient, pick_logits, use_fused_kernels
 from caravan.training.logprobs import token_logprobs
-from caravan.training.models import load_policy, place
+from caravan.training.models import load_policy, place, prepare_torch
 from caravan.training.optim import Schedule, Updater
 from tiny import Context, Stopped
 
@@ -237,3 +238,19 @@ def test_training_peaks_near_the_plan(checkpointing):
     planned = setup.gib(512 * 32)
     print(f"planned {planned:.2f} GiB, peak {peak:.2f} GiB")
     assert planned == pytest.approx(peak, rel=0.2)
+
+
+def test_replies_are_drawn_from_a_nucleus_by_deterministic_algorithms():
+    device = prepare_torch(cpus=1, seed=0)
+    model = llama().to(device)
+
+    def replies(temperature: float, top_p: float) -> list[list[int]]:
+        groups = generate_tokens(
+            model, [[5, 6, 7], [8, 9]], n=2, temperature=temperature, top_p=top_p,
+            max_new_tokens=12, eos_token_id=1, pad_token_id=0,
+            generator=torch.Generator(device).manual_seed(1),
+        )  # fmt: skip
+        return [reply.token_ids for group in groups for reply in group]
+
+    assert replies(1.0, 0.9) == replies(1.0, 0.9)
+    assert replies(1.0, 1e-6) == replies(0.0, 1.0)

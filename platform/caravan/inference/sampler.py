@@ -167,8 +167,9 @@ def _draw(
 def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     """`log_probs` with minus infinity outside the smallest set that holds `top_p` of the mass."""
     ordered, order = log_probs.sort(-1, descending=True)
-    probs = ordered.exp()
-    outside = probs.cumsum(-1) - probs >= top_p  # the most likely token is never outside
+    units = (ordered.exp().double() * _UNITS).long()
+    # The most likely token is never outside.
+    outside = units.cumsum(-1) - units >= top_p * _UNITS
     return log_probs.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
