@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from caravan.training import logprobs
+from caravan.training import kernels, logprobs
 from caravan.training.batching import TokenRow, collate
 
 
@@ -57,3 +57,26 @@ def test_values_come_back_in_their_places():
     placed = logprobs.to_rows(torch.tensor([1.0, 2.0, 3.0]), mask)
     assert placed.tolist() == [[1.0, 0.0], [2.0, 3.0]]  # nothing comes before the first token
     assert logprobs.sum_rows(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [1.0, 5.0]
+
+
+def test_without_a_c_compiler_no_kernels_are_made_and_it_is_said_once(monkeypatch, caplog):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CC", "")
+    kernels.can_compile.cache_clear()
+    assert not kernels.can_compile()
+    assert not kernels.can_compile()
+    assert caplog.text.count("gcc or clang") == 1
+    kernels.can_compile.cache_clear()
+
+
+def test_the_formulas_that_a_gpu_compiles_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    logits, scale = torch.randn(7, 33), torch.randn(7)
+    labels = torch.randint(0, 33, (7,))
+    expected = logprobs._pick_logits(logits.clone(), labels, 0.7)
+    found = kernels.pick_logits(logits, labels, 0.7)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        kernels.logits_gradient(logits, labels, found[1], scale, 0.7),
+        logprobs._logits_gradient(logits.clone(), labels, found[1], scale, 0.7),
+    )

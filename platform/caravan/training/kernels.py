@@ -7,6 +7,9 @@ Shapes: S tokens, V vocabulary.
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def can_compile() -> bool:
+    """Whether kernels can be made here: Triton needs the machine's C compiler when it runs."""
+    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
+    there = find_spec("triton") is not None and any(map(shutil.which, compilers))
+    if not there:
+        logger.warning("slower kernels are used: install triton, and gcc or clang, on this machine")
+    return there
 
 
 @cache
@@ -43,7 +58,7 @@ def logits_gradient(
 def use_fused_kernels(model: PreTrainedModel, device: torch.device) -> bool:
     """Patch `model` in place; gives whether that was done: on a GPU with `liger_kernel` installed
     (the extra `train-gpu`), for the architectures that it knows."""
-    if device.type != "cuda" or find_spec("liger_kernel") is None:
+    if device.type != "cuda" or find_spec("liger_kernel") is None or not can_compile():
         return False
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.attention import attends_packed
-from caravan.training.kernels import fused, logits_gradient, pick_logits
+from caravan.training.kernels import can_compile, fused, logits_gradient, pick_logits
 from caravan.training.packing import WHOLE_TOKENS, Layout
 
 LOGITS_PER_CHUNK = 1 << 21
@@ -124,7 +124,8 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         chosen = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(chosen)
-        pick = fused(pick_logits) if weight.is_cuda else _pick_logits
+        compiled = weight.is_cuda and can_compile()
+        pick = fused(pick_logits) if compiled else _pick_logits
         for rows in _chunks(len(labels), weight):
             logits = hidden[rows] @ weight.T
             chosen[rows], normaliser[rows] = pick(logits, labels[rows], temperature)
@@ -136,7 +137,8 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels, normaliser = ctx.saved_tensors
         scale = upstream[0] / ctx.temperature
-        gradient = fused(logits_gradient) if weight.is_cuda else _logits_gradient
+        compiled = weight.is_cuda and can_compile()
+        gradient = fused(logits_gradient) if compiled else _logits_gradient
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         for rows in _chunks(len(labels), weight):
