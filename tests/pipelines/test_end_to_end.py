@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +69,21 @@ def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, ca
     seconds = {stage["name"]: stage["seconds"] for stage in shown["stages"]}
     assert {name: seconds[name] for name in finished_before} == finished_before, "repeated"
     assert caravan.digests() == undisturbed.digests()
+
+
+def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):
+    process = caravan.start("run", str(mini))
+    caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
+    for pid in caravan.processes():
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"python" in program and b"kfp.dsl.executor_main" in arguments:
+            os.kill(pid, signal.SIGKILL)  # as the kernel does when memory runs out
+    output, _ = process.communicate(timeout=120)
+
+    assert caravan.stage("base")["state"] == "failed"
+    assert "stage base failed: its process ended without a word" in output
+    assert "caravan resume" in output
+    assert "\x1b" not in output + json.dumps(caravan.show())
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):

@@ -130,11 +130,20 @@ def cancel(run_id: str, settings: Settings | None = None) -> None:
     os.killpg(pid, STOP)
 
 
-def close_open_stages(run_id: str, registry: Registry, state: State) -> None:
+LOST = (
+    "its process ended without a word, as one does that is killed because memory ran out; "
+    "the last lines of the run's log are what is known"
+)
+"""What is said of a stage, or a run, that could not say itself why it ended."""
+
+
+def close_open_stages(
+    run_id: str, registry: Registry, state: State, error: str | None = None
+) -> None:
     """Give every stage run that a dead process left open its final `state`."""
     for stage in registry.stage_runs(run_id):
         if not stage.state.finished:
-            registry.finish_stage_run(stage.id, state)
+            registry.finish_stage_run(stage.id, state, error=error)
 
 
 def check_writable(store: Store) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,10 +23,12 @@ from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import die_with_parent, launcher_environment, patiently
-from caravan_pipelines.launch.local import STOP, close_open_stages, run_dir
+from caravan_pipelines.launch.local import LOST, STOP, close_open_stages, run_dir
 from caravan_pipelines.run_data import stored_recipe
 
 STOP_AGAIN_SECONDS = 0.5
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""With which KFP writes the names of steps into its errors."""
 
 
 def execute_run(run_id: str, settings: Settings) -> State:
@@ -56,10 +59,19 @@ def execute_run(run_id: str, settings: Settings) -> State:
         except Exception as failure:  # a step failed: its own traceback is in the registry
             traceback.print_exc()
             state, error = (State.CANCELLED, None) if stopped.is_set() else (State.FAILED, failure)
-        reason = str(error) if error else None
-        patiently(lambda: close_open_stages(run_id, registry, State.CANCELLED), patience)
+        reason = COLOURS.sub("", str(error)) if error else None
+        patiently(lambda: _close(run_id, registry, state), patience)
         patiently(lambda: registry.update_run_state(run_id, state, error=reason), patience)
     return state
+
+
+def _close(run_id: str, registry: Registry, state: State) -> None:
+    """End the stages that are still open. Where a run failed and none says that it did, they are
+    those whose process is gone."""
+    told = any(stage.state is State.FAILED for stage in registry.stage_runs(run_id))
+    if state is State.FAILED and not told:
+        close_open_stages(run_id, registry, State.FAILED, LOST)
+    close_open_stages(run_id, registry, State.CANCELLED)
 
 
 def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
