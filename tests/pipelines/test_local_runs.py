@@ -79,7 +79,8 @@ def test_a_registry_that_restarts_does_not_end_what_follows_a_run(stoppable_post
         ended = local.LocalRun(run_id, process, mini)
         with pytest.raises(SystemExit):
             command._finish(run_id, registry, Settings(patience_seconds=20), ended, shown)
-        assert registry.get_run(run_id).state is State.CANCELLED
+        run = registry.get_run(run_id)
+        assert (run.state, "ended without a word" in run.error) == (State.FAILED, True)
 
 
 def test_what_an_earlier_attempt_finished_is_not_told_as_done_now(run_id, settings, mini):

@@ -92,7 +92,7 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         except RecipeError:
             pass  # the started process finds that too, and records it
         except KeyboardInterrupt:
-            console.print("stopping ...")
+            console.print(f"stopping ...; go on later with: caravan resume {run_id}", soft_wrap=True)
             started.stop()
         _finish(run_id, registry, settings, started, console)
 
@@ -130,7 +130,7 @@ def _finish(
 def _end(run_id: str, registry: Registry) -> tuple[RunRow, list[StageRunRow]]:
     """How a run ended whose executing process has ended, and its stages."""
     if not registry.get_run(run_id).state.finished:  # the process died without a word
-        registry.update_run_state(run_id, State.FAILED, error=f"the run's process: {local.LOST}")
+        registry.update_run_state(run_id, State.FAILED, error=f"the run: {local.LOST}")
         local.close_open_stages(run_id, registry, State.CANCELLED)
     return registry.get_run(run_id), registry.stage_runs(run_id)
 
