@@ -35,6 +35,8 @@ from caravan.settings import Settings
 
 SAMPLE_ROWS = 200
 """Rows of each source that are rendered and masked; of files, every row is read all the same."""
+SAMPLE_CHARACTERS = 4_000
+"""Of a message, for a tokenizer like the one that the run will train."""
 BYTES_PER_PARAMETER = 16
 """Weights, gradients and Adam's two moments in float32."""
 GIB = 2**30
@@ -233,7 +235,8 @@ def _tokenizer(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> An
     base = recipe.base_model
     if isinstance(base, ImportedBase):
         return check_import(find_model(base, recipe_dir)).tokenizer
-    texts = [message.content for row in rows for message in row.messages]
+    # Training a tokenizer takes time that grows with the square of the longest word.
+    texts = [message.content[:SAMPLE_CHARACTERS] for row in rows for message in row.messages]
     return train_tokenizer(
         texts, vocab_size=base.vocab_size, model_max_length=base.max_position_embeddings
     )

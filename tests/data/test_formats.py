@@ -233,6 +233,8 @@ def test_parquet_numbers_rows_over_batches(tmp_path: Path):
         ("r.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", "row 2: not JSON"),
         ("r.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "row 1: too deeply nested"),
         ("r.json", b"[" * 100_000, "too deeply nested"),
+        ("r.jsonl", b'{"a": 1}\n{"a": "x\\ud800"}\n', r"row 2: '\\ud800' is half of a character"),
+        ("r.json", b'[{"a": "\\ud83d\\ude00"}, {"a": "\\ude00"}]', "row 2: .* half of a character"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 3 + b'{"a": "\xe9"}\n'), "line 4: not UTF-8"),
         ("r.parquet", b"PAR1", "write the file again"),
     ],

@@ -20,7 +20,12 @@ from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
-from caravan_pipelines.cli.tables import comparisons_table, scores_table, stages_table
+from caravan_pipelines.cli.tables import (
+    comparisons_table,
+    scores_table,
+    shortfalls,
+    stages_table,
+)
 from caravan_pipelines.launch import backend, local
 from caravan_pipelines.run_data import stored_recipe
 
@@ -92,7 +97,9 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         except RecipeError:
             pass  # the started process finds that too, and records it
         except KeyboardInterrupt:
-            console.print(f"stopping ...; go on later with: caravan resume {run_id}", soft_wrap=True)
+            console.print(
+                f"stopping ...; go on later with: caravan resume {run_id}", soft_wrap=True
+            )
             started.stop()
         _finish(run_id, registry, settings, started, console)
 
@@ -120,6 +127,8 @@ def _finish(
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
     console.print(scores_table(scores))
     console.print(comparisons_table(scores))
+    for shortfall in shortfalls(stage_runs):
+        console.print(Text(shortfall, style="yellow"), soft_wrap=True)
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",

@@ -19,6 +19,7 @@ from caravan_pipelines.cli.tables import (
     comparisons_table,
     runs_table,
     scores_table,
+    shortfalls,
     stages_table,
 )
 from caravan_pipelines.launch.local import run_dir
@@ -58,6 +59,8 @@ def show(run_id: str, *, as_json: bool) -> None:
         if scores := registry.scores(run.id):
             console.print(scores_table(scores))
             console.print(comparisons_table(scores))
+        for shortfall in shortfalls(stages):
+            console.print(Text(shortfall, style="yellow"), soft_wrap=True)
         for stage in stages:
             if stage.error:
                 reason = without_traceback(stage.error)

@@ -72,6 +72,20 @@ def stages_table(stages: Iterable[StageRunRow]) -> Table:
     return table
 
 
+def shortfalls(stage_runs: Sequence[StageRunRow]) -> list[str]:
+    """What stages found fewer rows of than the recipe asks for, in words."""
+    found = []
+    for stage in stage_runs:
+        for name, value in stage.metrics.items():
+            of, _, kind = name.rpartition("/")
+            if kind == "missing" and value:
+                which = of or f"its sources (caravan artifact get {stage.run_id}:mix/report)"
+                found.append(
+                    f"{stage.node}: {value:,.0f} rows fewer than the recipe asks for, of {which}"
+                )
+    return found
+
+
 def comparisons_table(scores: Sequence[ScoreRow]) -> Table:
     """What the report stage compares: win rates, and differences between stages."""
     table = Table(

@@ -55,6 +55,8 @@ _SPEAKERS = re.compile(
 csv.field_size_limit(2**31 - 1)
 """Documents in one cell are longer than the default of 128 KiB."""
 
+SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+"""An escape of JSON that stands for half of a character."""
 MAX_NESTING = 50
 """Of lists and objects in a ground truth; constraints of ifeval take three."""
 
@@ -145,13 +147,14 @@ def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
         while first and not first.strip():
             first, number = file.readline(), number + 1
         if first.lstrip().startswith("["):
-            rows = _parse_json(first + file.read(), f"{path}")
-            yield from ((n, _row(row, f"{path}, row {n}")) for n, row in enumerate(rows, start=1))
+            text = first + file.read()
+            for number, row in enumerate(_parse_json(text, f"{path}"), start=1):
+                yield number, _row(row, text, f"{path}, row {number}")
             return
         while first:
             if first.strip():
                 where = f"{path}, row {number}"
-                yield number, _row(_parse_json(first, where), where)
+                yield number, _row(_parse_json(first, where), first, where)
             first, number = file.readline(), number + 1
 
 
@@ -161,12 +164,26 @@ def _parse_json(text: str, where: str) -> Any:
     except RecursionError as error:
         raise DataError(f"{where}: too deeply nested; correct or remove it") from error
     except ValueError as error:  # not JSON, or a number of thousands of digits
-        raise DataError(f"{where}: not JSON ({error}); correct or remove it") from error
+        reason = str(error).partition(";")[0]  # the rest is advice for Python
+        raise DataError(f"{where}: not JSON ({reason}); correct or remove it") from error
 
 
-def _row(value: Any, where: str) -> RawRow:
+def _row(value: Any, text: str, where: str) -> RawRow:
+    """
+    Args:
+        text: the JSON that the row is part of.
+    """
     if not isinstance(value, dict):
         raise DataError(f"{where}: a row is an object, not {type(value).__name__}; correct it")
+    if SURROGATE.search(text):  # mostly one of a pair that is whole
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start : error.end])
+            raise DataError(
+                f"{where}: {half} is half of a character, which UTF-8 does not have; correct or "
+                "remove it"
+            ) from error
     return value
 
 
