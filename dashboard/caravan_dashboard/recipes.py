@@ -10,6 +10,7 @@ from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
+from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import ABSENT, Difference, InvalidRecipeError, diff, parse_recipe
 from caravan.recipe.problems import Problem
 from caravan_pipelines.graph import Node
@@ -41,7 +42,19 @@ def check(text: str, directory: Path) -> Draft:
     except InvalidRecipeError as error:
         return Draft(None, error.problems)
     except RecipeError as error:
+        place, found, message = str(error).partition(": ")
+        if found and place.startswith(f"{FILE}:"):
+            return Draft(None, (Problem(place, "", message),))
         return Draft(None, (Problem("", "", str(error)),))
+
+
+def unknown_tasks(recipe: Recipe) -> str:
+    """Why a valid recipe can be planned and not run, if that is so: what it names is not here."""
+    try:
+        check_tasks(recipe)
+    except RecipeError as error:
+        return str(error)
+    return ""
 
 
 def line_of(problem: Problem) -> str:

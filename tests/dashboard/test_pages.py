@@ -338,11 +338,19 @@ def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
 # --- launch -------------------------------------------------------------------------------------
 
 
-def test_shipped_recipes_can_be_launched(open_page, nothing):
-    app = open_page("launch", recipe="tulu3-8b")
+def test_a_shipped_recipe_can_be_launched(open_page, nothing):
+    app = open_page("launch", recipe="pocket")
 
     assert "The recipe is valid." in plain(app)
     assert not app.button[0].disabled
+
+
+def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
+    app = open_page("launch", recipe="tulu3-8b")
+
+    assert "The recipe can be planned, not run." in plain(app)
+    assert "there is no evaluation task 'alpaca_eval_2'" in plain(app)
+    assert app.button[0].disabled
 
 
 def test_a_mistake_in_a_recipe_is_named_with_line_and_field(open_page, nothing):

@@ -351,6 +351,15 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     assert parse_recipe(child.read_text(), directory=tmp_path) == derived
 
 
+def test_a_text_extends_recipes_of_its_directory_only(tmp_path: Path) -> None:
+    (tmp_path / "private.yaml").write_text("seed: s3cret\n")
+    (tmp_path / "recipes").mkdir()
+    for name in ("../private.yaml", str(tmp_path / "private.yaml")):
+        with pytest.raises(RecipeError, match="is not one of the recipes there") as error:
+            parse_recipe(f"extends: {name}", directory=tmp_path / "recipes")
+        assert "s3cret" not in str(error.value)
+
+
 def test_another_kind_replaces_what_it_extends(tmp_path: Path) -> None:
     text = SMALL + "rlvr: {algorithm: {kind: ppo, gamma: 0.9}, beta: 0.3}\n"
     (tmp_path / "base.yaml").write_text(text)

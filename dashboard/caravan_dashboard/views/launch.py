@@ -44,6 +44,8 @@ def main() -> None:
 
 def launch_button(draft: Draft, directory: Path) -> None:
     obstacle = None if draft.recipe else "The recipe has to be valid first"
+    if draft.recipe and recipes.unknown_tasks(draft.recipe):
+        obstacle = "An evaluation task has no reader"
     if not signin.may(Role.LAUNCHER):
         obstacle = f"Launching takes the role {Role.LAUNCHER}"
     started = st.button(
@@ -73,7 +75,11 @@ def show_problems(draft: Draft) -> None:
 
 
 def show_recipe(recipe: Recipe) -> None:
-    st.success("The recipe is valid.", icon=":material/check_circle:")
+    if unknown := recipes.unknown_tasks(recipe):
+        st.warning("The recipe can be planned, not run.", icon=":material/warning:")
+        st.code(unknown, language=None, wrap_lines=True)
+    else:
+        st.success("The recipe is valid.", icon=":material/check_circle:")
     nodes = stage_graph(recipe)
     ui.show(facts([
         ("name", recipe.name), ("seed", recipe.seed), ("stages", len(nodes)),

@@ -71,9 +71,18 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, file: str, directory: Path | None = None) -> Document:
-    """As `read_document`, of `text`; `extends` is looked up in `directory`."""
+    """As `read_document`, of `text`; `extends` is looked up in `directory`, and nowhere else: who
+    sends a text may not be one who may read files here."""
     document = _parse(text, file)
+    name = document.data.get("extends")
+    if directory is not None and isinstance(name, str) and not _lies_in(directory, name):
+        where = document.place(("extends",))
+        raise RecipeError(f"{where}: extends: {name!r} is not one of the recipes there")
     return _extended(document, file, directory, seen=())
+
+
+def _lies_in(directory: Path, name: str) -> bool:
+    return (directory / name).resolve().is_relative_to(directory.resolve())
 
 
 def apply_override(document: Document, override: str) -> Document:
