@@ -50,7 +50,8 @@ def markup(app: AppTest) -> str:
 
 def plain(app: AppTest) -> str:
     """All text of the page that is no HTML."""
-    kinds = (app.title, app.subheader, app.text, app.caption, app.error, app.success, app.code)
+    kinds = (app.title, app.subheader, app.text, app.caption, app.error, app.warning, app.success,
+             app.code)  # fmt: skip
     return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 
