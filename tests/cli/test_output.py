@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
-from caravan_pipelines.cli.tables import scores_table
+from caravan_pipelines.cli.tables import print_table, scores_table
 from caravan_pipelines.launch import local
 
 ERROR = (
@@ -109,3 +111,16 @@ def test_a_gpu_that_is_not_known_is_refused_also_where_no_stage_uses_one(mini, c
     assert "'zz' is not in the table of devices" in command(
         "plan", str(mini), "--gpu", "zz", code=2
     )
+
+
+def test_what_is_no_terminal_gets_tables_whole():
+    """`caravan show latest | grep WORD` finds what is there."""
+    table = Table("metric", "value")
+    table.add_row("prompt_level_strict_acc", "84.2 [82.0, 86.1]")
+    piped = Console(file=io.StringIO(), width=20)
+    print_table(piped, table)
+    assert "prompt_level_strict_acc" in piped.file.getvalue()
+
+    terminal = Console(file=io.StringIO(), width=20, force_terminal=True)
+    print_table(terminal, table)
+    assert "prompt_level_strict_acc" not in terminal.file.getvalue()

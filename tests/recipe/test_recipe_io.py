@@ -351,6 +351,19 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     assert parse_recipe(child.read_text(), directory=tmp_path) == derived
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rlvr.max_steps", 10**20, "cannot be stored; give a smaller one"),
+        ("sft.num_train_epochs", 1e308, "less than or equal to 10000"),
+    ],
+)
+def test_numbers_that_no_run_could_take_are_refused(field: str, value: float, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as error:
+        load_recipe(POCKET, [f"{field}={value}"])
+    assert field in str(error.value)
+
+
 def test_a_text_extends_recipes_of_its_directory_only(tmp_path: Path) -> None:
     (tmp_path / "private.yaml").write_text("seed: s3cret\n")
     (tmp_path / "recipes").mkdir()

@@ -213,7 +213,7 @@ def logs(run: RunId = "latest") -> None:
 
 @app.command()
 def dashboard(
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8501,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8501,
     address: Annotated[
         str, typer.Option(help="Address to listen on; other than loopback it takes sign-in.")
     ] = "127.0.0.1",

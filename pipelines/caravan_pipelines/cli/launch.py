@@ -82,7 +82,7 @@ def follow(run_id: str, settings: Settings, console: Console) -> None:
 
 def finish(run: RunRow, registry: Registry, settings: Settings, console: Console) -> None:
     from caravan_pipelines.cli.run import export_report
-    from caravan_pipelines.cli.tables import comparisons_table, scores_table
+    from caravan_pipelines.cli.tables import comparisons_table, print_table, scores_table
 
     if run.state is not State.SUCCEEDED:
         why = f": {run.error}" if run.error else ""
@@ -93,8 +93,8 @@ def finish(run: RunRow, registry: Registry, settings: Settings, console: Console
         )  # fmt: skip
         sys.exit(1)
     scores = registry.scores(run.id)
-    console.print(scores_table(scores))
-    console.print(comparisons_table(scores))
+    print_table(console, scores_table(scores))
+    print_table(console, comparisons_table(scores))
     report = export_report(run.id, registry, settings)
     console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
 

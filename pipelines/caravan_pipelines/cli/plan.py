@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow
 from caravan.settings import load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry
-from caravan_pipelines.cli.tables import duration
+from caravan_pipelines.cli.tables import duration, print_whole
 from caravan_pipelines.graph import stage_graph
 
 
@@ -88,7 +87,7 @@ def _print(plan: Plan, compared: Comparison | None) -> None:
         f"[bold]{plan.recipe}[/bold]: {plan.parameters:,} parameters, from {plan.known_by}",
         highlight=False,
     )
-    _whole(console, plan_table(plan))
+    print_whole(console, plan_table(plan))
     total = f"{plan.core_hours:,.2f} core-hours"
     if plan.gpu_hours:
         total = f"{plan.gpu_hours:,.0f} GPU-hours and " + total
@@ -98,19 +97,12 @@ def _print(plan: Plan, compared: Comparison | None) -> None:
     for problem in plan.problems:
         console.print(Text(f"does not fit: {problem}", style="red"))
     if compared is not None:
-        _whole(console, comparison_table(compared))
+        print_whole(console, comparison_table(compared))
         console.print(
             f"planned {duration(compared.planned_seconds)}, measured {duration(compared.seconds)}; "
             f"a stage is off by a factor of {compared.typical_factor:.2f} (mean, by time)",
             highlight=False,
         )
-
-
-def _whole(console: Console, table: Table) -> None:
-    """Print a table as wide as it is: names and numbers that are cut say nothing."""
-    wide = console.options.update(max_width=10_000)
-    width = Measurement.get(console, wide, table).maximum
-    Console(width=width).print(table)
 
 
 def plan_table(plan: Plan) -> Table:

@@ -22,6 +22,7 @@ from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import (
     comparisons_table,
+    print_table,
     scores_table,
     shortfalls,
     stages_table,
@@ -110,7 +111,7 @@ def _finish(
     code = started.process.wait()
     local.refuse_executed(run_id, settings)  # by another process, which was faster than ours
     run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
-    console.print(stages_table(stage_runs))
+    print_table(console, stages_table(stage_runs))
     if run.state is not State.SUCCEEDED:
         failed = [stage for stage in stage_runs if stage.state is State.FAILED]
         if run.error and not failed:
@@ -125,8 +126,8 @@ def _finish(
         )  # fmt: skip
         sys.exit(code or 1)
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
-    console.print(scores_table(scores))
-    console.print(comparisons_table(scores))
+    print_table(console, scores_table(scores))
+    print_table(console, comparisons_table(scores))
     for shortfall in shortfalls(stage_runs):
         console.print(Text(shortfall, style="yellow"), soft_wrap=True)
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)

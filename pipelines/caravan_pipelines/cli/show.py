@@ -17,6 +17,7 @@ from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
     comparisons_table,
+    print_table,
     runs_table,
     scores_table,
     shortfalls,
@@ -35,7 +36,10 @@ def runs(limit: int, *, as_json: bool) -> None:
         ]
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(runs_table(found) if found else "no run yet: caravan run pocket")
+        if found:
+            print_table(Console(), runs_table(found))
+        else:
+            print("no run yet: caravan run pocket")
 
 
 def show(run_id: str, *, as_json: bool) -> None:
@@ -55,10 +59,10 @@ def show(run_id: str, *, as_json: bool) -> None:
             soft_wrap=True,
         )  # fmt: skip
         stages = registry.stage_runs(run.id)
-        console.print(stages_table(stages))
+        print_table(console, stages_table(stages))
         if scores := registry.scores(run.id):
-            console.print(scores_table(scores))
-            console.print(comparisons_table(scores))
+            print_table(console, scores_table(scores))
+            print_table(console, comparisons_table(scores))
         for shortfall in shortfalls(stages):
             console.print(Text(shortfall, style="yellow"), soft_wrap=True)
         for stage in stages:

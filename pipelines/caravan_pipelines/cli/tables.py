@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
 from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
+
+WIDEST = 10_000
+"""Characters of a line."""
 
 STATE_STYLE = {
     State.PENDING: "dim",
@@ -39,6 +45,22 @@ def columns(*headers: str) -> list[Column]:
     return [Column(header, overflow="fold") for header in headers]
 
 
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: names and numbers that are cut say nothing."""
+    wide = console.options.update(max_width=WIDEST)
+    width = Measurement.get(console, wide, table).maximum
+    Console(file=console.file, width=width).print(table)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table in the width of the terminal; what is no terminal gets it whole, so that
+    every word of it can be found."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        print_whole(console, table)
+
+
 def run_column(run_ids: Iterable[str]) -> Column:
     """The ids of runs, which are copied: whole on one line where the terminal has room for it."""
     width = max((len(run_id) for run_id in run_ids), default=0)
@@ -46,16 +68,22 @@ def run_column(run_ids: Iterable[str]) -> Column:
 
 
 def runs_table(runs: Sequence[RunRow]) -> Table:
+    """Owners and tags have a column where any run has one: room is short."""
+    more = [name for name in ("owner", "tags") if any(getattr(run, name) for run in runs)]
     table = Table(
         run_column(run.id for run in runs),
-        *columns("state", "seed", "started", "took", "owner", "tags"),
+        Column("state", no_wrap=True),
+        *columns("seed", "started", "took", *more),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for run in runs:
         started = run.started_at or run.created_at
+        others = {"owner": run.owner, "tags": " ".join(run.tags)}
         table.add_row(
             Text(run.id), Text(run.state, style=STATE_STYLE[run.state]), str(run.seed),
-            f"{started.astimezone():%Y-%m-%d %H:%M}", duration(run.seconds), Text(run.owner),
-            Text(" ".join(run.tags)),
+            f"{started.astimezone():%Y-%m-%d %H:%M}", duration(run.seconds),
+            *(Text(others[name]) for name in more),
         )  # fmt: skip
     return table
 

@@ -66,9 +66,14 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
 def doubts(recipe: Recipe) -> Iterator[str]:
     """What `recipe` may say and probably does not mean: where, what, and what to do."""
+    from caravan.evals.tasks import TASKS
+
     if missing := list(_unknown_tasks(recipe)):
-        more = f" (and {len(missing) - 1} others)" if missing[1:] else ""
-        yield f"{missing[0]}{more}; the recipe can be planned, not run"
+        what = "; ".join(missing)
+        if missing[1:]:
+            names = ", ".join(task.task for task in recipe.evaluate.tasks if task.task not in TASKS)
+            what = f"evaluate.tasks: there are no evaluation tasks {names}"
+        yield f"{what}; the recipe can be planned, not run"
     if recipe.dpo is not None:
         yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
     rows = [("sft.sequences_per_step", recipe.sft.sequences_per_step, recipe.sft.resources)]

@@ -20,6 +20,7 @@ from caravan.recipe.checks import check_learning_rate, number_or_auto
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 PassTokens = Annotated[PositiveInt | Literal["auto"], BeforeValidator(number_or_auto)]
+Epochs = Annotated[float, Field(gt=0.0, le=10_000.0)]
 LearningRate = Annotated[PositiveFloat, AfterValidator(check_learning_rate)]
 
 

@@ -19,7 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from caravan.config import Config
-from caravan.recipe.common import Fraction, LearningRate, PassTokens, Resources
+from caravan.recipe.common import Epochs, Fraction, LearningRate, PassTokens, Resources
 from caravan.recipe.losses import flatten_schema, gather_options, without_options
 from caravan.training.losses.dpo import DPO
 from caravan.training.losses.hinge import Hinge
@@ -51,7 +51,7 @@ class TrainingConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     adam_epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
-    num_train_epochs: PositiveFloat = 1.0
+    num_train_epochs: Epochs = 1.0
     max_steps: PositiveInt | None = None
     """Overrides `num_train_epochs`."""
     max_length: PositiveInt = Field(
@@ -104,7 +104,7 @@ class TrainingConfig(Config):
 class SFTConfig(TrainingConfig):
     learning_rate: LearningRate = 5e-6
     warmup_ratio: Fraction = 0.03
-    num_train_epochs: PositiveFloat = 2.0
+    num_train_epochs: Epochs = 2.0
     max_length: PositiveInt = Field(
         default=4096, validation_alias=AliasChoices("max_length", "max_seq_length")
     )
