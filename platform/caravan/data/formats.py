@@ -148,13 +148,15 @@ def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
             first, number = file.readline(), number + 1
         if first.lstrip().startswith("["):
             text = first + file.read()
+            halves = _may_hold_halves(text)
             for number, row in enumerate(_parse_json(text, f"{path}"), start=1):
-                yield number, _row(row, text, f"{path}, row {number}")
+                yield number, _row(row, f"{path}, row {number}", halves=halves)
             return
         while first:
             if first.strip():
                 where = f"{path}, row {number}"
-                yield number, _row(_parse_json(first, where), first, where)
+                row = _parse_json(first, where)
+                yield number, _row(row, where, halves=_may_hold_halves(first))
             first, number = file.readline(), number + 1
 
 
@@ -168,14 +170,19 @@ def _parse_json(text: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({reason}); correct or remove it") from error
 
 
-def _row(value: Any, text: str, where: str) -> RawRow:
+def _may_hold_halves(text: str) -> bool:
+    """Whether JSON has escapes of halves of characters; mostly both halves are there."""
+    return SURROGATE.search(text) is not None
+
+
+def _row(value: Any, where: str, *, halves: bool) -> RawRow:
     """
     Args:
-        text: the JSON that the row is part of.
+        halves: the JSON that the row is part of may hold halves of characters.
     """
     if not isinstance(value, dict):
         raise DataError(f"{where}: a row is an object, not {type(value).__name__}; correct it")
-    if SURROGATE.search(text):  # mostly one of a pair that is whole
+    if halves:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
