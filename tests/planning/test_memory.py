@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caravan.planning import memory
 from caravan.planning.devices import DEVICES, GIB, Placement
 from caravan.planning.memory import HEADROOM, TrainingSetup, fitting_tokens, remedies
 from caravan.planning.shapes import LLAMA, ModelShape
+from caravan.training import logprobs
 
 H100 = Placement(DEVICES["h100"], 8, 80)
 EIGHT = TrainingSetup(LLAMA[8], ranks=8, zero_stage=3, gradient_checkpointing=True)
@@ -67,6 +69,19 @@ def test_adapters_and_four_bits_and_offloading_hold_less(tiny_policy):
     assert 5 * GIB < qlora.state_bytes() < 13 * GIB  # embeddings and head stay in full precision
     offloaded = replace(whole, ranks=8, zero_stage=2, offload="optimizer")
     assert offloaded.state_bytes() == pytest.approx(4 * n + 4 * n / 8)
+
+
+def test_copies_that_are_not_held_are_not_counted_as_freed():
+    on_gpu = TrainingSetup(LLAMA[8], gpu=True, gradient_checkpointing=True)
+    copies = 2 * LLAMA[8].num_layers * LLAMA[8].layer_parameters
+    assert on_gpu.freed_bytes() == copies
+    assert replace(on_gpu, ranks=8, zero_stage=3).freed_bytes() == copies / 8
+    for without in ({"nf4": True}, {"offload": "all"}, {"bf16": False}, {"gpu": False}):
+        assert replace(on_gpu, **without).freed_bytes() == 0
+
+
+def test_the_output_head_is_planned_with_the_chunks_that_it_takes():
+    assert memory.LOGITS_PER_CHUNK == logprobs.LOGITS_PER_CHUNK_ON_GPU
 
 
 def test_a_model_that_does_not_fit_is_told_what_would():

@@ -117,9 +117,11 @@ class TrainingSetup:
     def freed_bytes(self) -> float:
         """Of `state_bytes`, what is gone before the backward pass: autocast's copies of matrices in
         layers that are computed again."""
+        copied = self.bf16 and not self.nf4 and self.offload != "all"
+        if not (self.gpu and self.gradient_checkpointing and copied):
+            return 0.0
         sharded = self.ranks if self.zero_stage == 3 else 1
-        freed = self.gpu and self.bf16 and self.gradient_checkpointing
-        return 2 * self.shape.parameters * self.trained / sharded if freed else 0.0
+        return 2 * self.shape.num_layers * self.shape.layer_parameters * self.trained / sharded
 
     def gib(self, tokens_per_pass: float) -> float:
         kept, again = self.token_bytes()
