@@ -25,6 +25,8 @@ class Draft:
 
     recipe: Recipe | None
     problems: tuple[Problem, ...] = ()
+    unknown_tasks: str = ""
+    """Why a valid recipe can be planned and not run: it names tasks that are not here."""
 
 
 def shipped(directory: Path) -> dict[str, Path]:
@@ -38,7 +40,7 @@ def check(text: str, directory: Path) -> Draft:
     if not text.strip():
         return Draft(None, (Problem("", "", "nothing here yet: pick a recipe or paste one"),))
     try:
-        return Draft(parse_recipe(text, file=FILE, directory=directory))
+        recipe = parse_recipe(text, file=FILE, directory=directory)
     except InvalidRecipeError as error:
         return Draft(None, error.problems)
     except RecipeError as error:
@@ -46,15 +48,11 @@ def check(text: str, directory: Path) -> Draft:
         if found and place.startswith(f"{FILE}:"):
             return Draft(None, (Problem(place, "", message),))
         return Draft(None, (Problem("", "", str(error)),))
-
-
-def unknown_tasks(recipe: Recipe) -> str:
-    """Why a valid recipe can be planned and not run, if that is so: what it names is not here."""
     try:
         check_tasks(recipe)
     except RecipeError as error:
-        return str(error)
-    return ""
+        return Draft(recipe, unknown_tasks=str(error))
+    return Draft(recipe)
 
 
 def line_of(problem: Problem) -> str:

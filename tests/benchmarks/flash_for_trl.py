@@ -6,13 +6,11 @@ TRL packs and pads as it does with it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, modeling_flash_attention_utils
 
-from caravan.training.attention import VARLEN_OPTIONS, varlen_attn
+from caravan.training.attention import causal_varlen
 
 
 def use_flash_attention(model: PreTrainedModel) -> None:
@@ -35,13 +33,9 @@ def _varlen(
     causal: bool = False,
 ) -> Tensor:
     assert causal
-    options: dict[str, Any] = {"scale": softmax_scale, "window_size": (-1, 0)}
-    if "enable_gqa" in VARLEN_OPTIONS:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
-    attended: Tensor = varlen_attn(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options
+    return causal_varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale
     )
-    return attended
 
 
 def _flash(

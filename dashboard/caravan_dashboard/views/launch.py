@@ -37,14 +37,14 @@ def main() -> None:
         if draft.recipe is None:
             show_problems(draft)
         else:
-            show_recipe(draft.recipe)
+            show_recipe(draft.recipe, draft.unknown_tasks)
     if name in known and text != original:
         show_changes(name, original, text or "", directory, draft)
 
 
 def launch_button(draft: Draft, directory: Path) -> None:
     obstacle = None if draft.recipe else "The recipe has to be valid first"
-    if draft.recipe and recipes.unknown_tasks(draft.recipe):
+    if draft.unknown_tasks:
         obstacle = "An evaluation task has no reader"
     if not signin.may(Role.LAUNCHER):
         obstacle = f"Launching takes the role {Role.LAUNCHER}"
@@ -74,10 +74,10 @@ def show_problems(draft: Draft) -> None:
     ], "n"))  # fmt: skip
 
 
-def show_recipe(recipe: Recipe) -> None:
-    if unknown := recipes.unknown_tasks(recipe):
+def show_recipe(recipe: Recipe, unknown_tasks: str) -> None:
+    if unknown_tasks:
         st.warning("The recipe can be planned, not run.", icon=":material/warning:")
-        st.code(unknown, language=None, wrap_lines=True)
+        st.code(unknown_tasks, language=None, wrap_lines=True)
     else:
         st.success("The recipe is valid.", icon=":material/check_circle:")
     nodes = stage_graph(recipe)

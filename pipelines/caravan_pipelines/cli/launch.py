@@ -17,7 +17,7 @@ from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe, open_registry
-from caravan_pipelines.cli.tables import duration
+from caravan_pipelines.cli.tables import duration, print_results
 from caravan_pipelines.launch import kubeflow
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def follow(run_id: str, settings: Settings, console: Console) -> None:
 
 def finish(run: RunRow, registry: Registry, settings: Settings, console: Console) -> None:
     from caravan_pipelines.cli.run import export_report
-    from caravan_pipelines.cli.tables import comparisons_table, print_table, scores_table
 
     if run.state is not State.SUCCEEDED:
         why = f": {run.error}" if run.error else ""
@@ -92,9 +91,7 @@ def finish(run: RunRow, registry: Registry, settings: Settings, console: Console
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         sys.exit(1)
-    scores = registry.scores(run.id)
-    print_table(console, scores_table(scores))
-    print_table(console, comparisons_table(scores))
+    print_results(console, registry.scores(run.id), registry.stage_runs(run.id))
     report = export_report(run.id, registry, settings)
     console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
 

@@ -21,10 +21,8 @@ from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe, open_registry
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import (
-    comparisons_table,
+    print_results,
     print_table,
-    scores_table,
-    shortfalls,
     stages_table,
 )
 from caravan_pipelines.launch import backend, local
@@ -126,10 +124,7 @@ def _finish(
         )  # fmt: skip
         sys.exit(code or 1)
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
-    print_table(console, scores_table(scores))
-    print_table(console, comparisons_table(scores))
-    for shortfall in shortfalls(stage_runs):
-        console.print(Text(shortfall, style="yellow"), soft_wrap=True)
+    print_results(console, scores, stage_runs)
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
     console.print(
         f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",

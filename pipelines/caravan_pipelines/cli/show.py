@@ -16,11 +16,9 @@ from caravan.settings import load_settings
 from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
-    comparisons_table,
+    print_results,
     print_table,
     runs_table,
-    scores_table,
-    shortfalls,
     stages_table,
 )
 from caravan_pipelines.launch.local import run_dir
@@ -60,11 +58,7 @@ def show(run_id: str, *, as_json: bool) -> None:
         )  # fmt: skip
         stages = registry.stage_runs(run.id)
         print_table(console, stages_table(stages))
-        if scores := registry.scores(run.id):
-            print_table(console, scores_table(scores))
-            print_table(console, comparisons_table(scores))
-        for shortfall in shortfalls(stages):
-            console.print(Text(shortfall, style="yellow"), soft_wrap=True)
+        print_results(console, registry.scores(run.id), stages)
         for stage in stages:
             if stage.error:
                 reason = without_traceback(stage.error)

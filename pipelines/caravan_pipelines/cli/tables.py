@@ -61,6 +61,17 @@ def print_table(console: Console, table: Table) -> None:
         print_whole(console, table)
 
 
+def print_results(
+    console: Console, scores: Sequence[ScoreRow], stage_runs: Sequence[StageRunRow]
+) -> None:
+    """Print what a run came to: scores, comparisons, and rows that it did not find."""
+    if scores:
+        print_table(console, scores_table(scores))
+        print_table(console, comparisons_table(scores))
+    for shortfall in shortfalls(stage_runs):
+        console.print(Text(shortfall, style="yellow"), soft_wrap=True)
+
+
 def run_column(run_ids: Iterable[str]) -> Column:
     """The ids of runs, which are copied: whole on one line where the terminal has room for it."""
     width = max((len(run_id) for run_id in run_ids), default=0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
@@ -16,6 +15,8 @@ import threading
 import time
 import traceback
 from types import FrameType
+
+from rich.text import Text
 
 from caravan.operations.traces import run_span
 from caravan.recipe import Recipe
@@ -27,8 +28,6 @@ from caravan_pipelines.launch.local import LOST, STOP, close_open_stages, run_di
 from caravan_pipelines.run_data import stored_recipe
 
 STOP_AGAIN_SECONDS = 0.5
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""With which KFP writes the names of steps into its errors."""
 
 
 def execute_run(run_id: str, settings: Settings) -> State:
@@ -59,7 +58,8 @@ def execute_run(run_id: str, settings: Settings) -> State:
         except Exception as failure:  # a step failed: its own traceback is in the registry
             traceback.print_exc()
             state, error = (State.CANCELLED, None) if stopped.is_set() else (State.FAILED, failure)
-        reason = COLOURS.sub("", str(error)) if error else None
+        # KFP writes the names of steps in colours.
+        reason = Text.from_ansi(str(error)).plain if error else None
         patiently(lambda: _close(run_id, registry, state), patience)
         patiently(lambda: registry.update_run_state(run_id, state, error=reason), patience)
     return state

@@ -66,13 +66,10 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
 def doubts(recipe: Recipe) -> Iterator[str]:
     """What `recipe` may say and probably does not mean: where, what, and what to do."""
-    from caravan.evals.tasks import TASKS
-
-    if missing := list(_unknown_tasks(recipe)):
-        what = "; ".join(missing)
-        if missing[1:]:
-            names = ", ".join(task.task for task in recipe.evaluate.tasks if task.task not in TASKS)
-            what = f"evaluate.tasks: there are no evaluation tasks {names}"
+    if missing := _unknown_tasks(recipe):
+        names = ", ".join(name for name, _ in missing)
+        alone = missing[0][1]
+        what = f"evaluate.tasks: there are no evaluation tasks {names}" if missing[1:] else alone
         yield f"{what}; the recipe can be planned, not run"
     if recipe.dpo is not None:
         yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
@@ -187,19 +184,23 @@ def check_tasks(recipe: Recipe) -> None:
     Raises:
         RecipeError: there is no evaluation task of a name.
     """
-    if missing := list(_unknown_tasks(recipe)):
-        raise RecipeError("\n".join(missing))
+    if missing := _unknown_tasks(recipe):
+        raise RecipeError("\n".join(told for _, told in missing))
 
 
-def _unknown_tasks(recipe: Recipe) -> Iterator[str]:
+def _unknown_tasks(recipe: Recipe) -> list[tuple[str, str]]:
+    """Tasks that are not here: what each is called, and what is wrong with it."""
     from caravan.evals.tasks import TASKS
 
-    for i, task in enumerate(recipe.evaluate.tasks):
-        if task.task not in TASKS:
-            yield (
-                f"evaluate.tasks[{i}].task: there is no evaluation task {task.task!r}"
-                f"{suggest(task.task, TASKS)}"
-            )
+    return [
+        (
+            task.task,
+            f"evaluate.tasks[{i}].task: there is no evaluation task {task.task!r}"
+            f"{suggest(task.task, TASKS)}",
+        )
+        for i, task in enumerate(recipe.evaluate.tasks)
+        if task.task not in TASKS
+    ]
 
 
 def refused_licenses(curate: CurateConfig) -> Iterator[str]:

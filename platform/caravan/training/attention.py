@@ -84,12 +84,31 @@ def _varlen_attention(
     rows = layout.varlen
     if rows.key_places is not None:
         key, value = key[rows.key_places], value[rows.key_places]
+    return causal_varlen(
+        query, key, value, rows.queries, rows.keys, rows.max_queries, rows.max_keys, scale
+    )
+
+
+def causal_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    max_queries: int,
+    max_keys: int,
+    scale: float | None,
+) -> Tensor:
+    """[N, H, D] PyTorch's causal attention over rows side by side, the last query at the last key.
+
+    Args:
+        queries, keys: as in `packing.Varlen`, with their maxima.
+    """
     options: dict[str, Any] = {}
     if "enable_gqa" in VARLEN_OPTIONS:  # PyTorch 2.11 has no option for it, and just does it
         options = {"enable_gqa": query.shape[1] != key.shape[1]}
-    # The window (-1, 0) is causal, with the last query at the last key.
     attended = varlen_attn(
-        query, key, value, rows.queries, rows.keys, rows.max_queries, rows.max_keys,
+        query, key, value, queries, keys, max_queries, max_keys,
         scale=scale, window_size=(-1, 0), **options,
     )  # fmt: skip
     return cast(Tensor, attended)

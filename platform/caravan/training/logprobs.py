@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, S supervised tokens of all rows, H hidden size, V voca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 from caravan.training.attention import attends_packed
 from caravan.training.kernels import can_compile, fused, logits_gradient, pick_logits
 from caravan.training.packing import WHOLE_TOKENS, Layout
+
+Formula = Callable[..., Any]
 
 LOGITS_PER_CHUNK = 1 << 21
 """Float32 logits held at once: 8 MiB, about what stays in a core's share of the cache."""
@@ -124,8 +127,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         chosen = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(chosen)
-        compiled = weight.is_cuda and can_compile()
-        pick = fused(pick_logits) if compiled else _pick_logits
+        pick = _of_device(weight, pick_logits, _pick_logits)
         for rows in _chunks(len(labels), weight):
             logits = hidden[rows] @ weight.T
             chosen[rows], normaliser[rows] = pick(logits, labels[rows], temperature)
@@ -137,8 +139,7 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels, normaliser = ctx.saved_tensors
         scale = upstream[0] / ctx.temperature
-        compiled = weight.is_cuda and can_compile()
-        gradient = fused(logits_gradient) if compiled else _logits_gradient
+        gradient = _of_device(weight, logits_gradient, _logits_gradient)
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         for rows in _chunks(len(labels), weight):
@@ -147,6 +148,10 @@ class _LinearLogProbs(torch.autograd.Function):
             hidden_grad[rows] = grad @ weight
             weight_grad += grad.T @ hidden[rows]
         return hidden_grad, weight_grad.to(weight.dtype), None, None
+
+
+def _of_device(weight: Tensor, on_gpu: Formula, elsewhere: Formula) -> Formula:
+    return fused(on_gpu) if weight.is_cuda and can_compile() else elsewhere
 
 
 # What `kernels` fuses on a GPU, for a CPU: in place, as it has no kernel that does all at once.
