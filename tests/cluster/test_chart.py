@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
+import psycopg
 import pytest
 import restricted
 from cluster_client import Cluster
@@ -134,8 +136,11 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm):
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(f"http://{dashboard.status.pod_ip}:8501/", timeout=10)
 
-    # a backup, now rather than at night
-    assert ".dump" in back_up(cluster, home)
+    # a backup, now rather than at night; then the database is lost, and brought back
+    assert ".dump" in run_now(cluster, home, "backup")
+    lose_database(cluster, home, release)
+    assert "is restored: 1 runs" in run_now(cluster, home, "restore")
+    assert "kept" in release.inside("read", digest)
 
     # a change that cannot work is taken back
     broken = given | {"images": given["images"] | {"dashboard": {"tag": "missing"}}}
@@ -148,7 +153,7 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm):
     # uninstalled, it leaves its data volumes and nothing else
     helm.uninstall(RELEASE, wait="watcher", timeout=SECONDS)
     for pod in release.pods():
-        if pod.metadata.name.startswith(("inside-", "backup-now", f"{RELEASE}-check")):
+        if pod.metadata.name.startswith(("inside-", f"{RELEASE}-check")):
             cluster.core.delete_namespaced_pod(pod.metadata.name, home)
     cluster.wait(lambda: not cluster.core.list_namespaced_pod(home).items, lambda: "the last pod")
     assert release.left() == {
@@ -165,20 +170,27 @@ def without_metrics(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"metrics": {"enabled": False}}
 
 
-def back_up(cluster: Cluster, namespace: str) -> str:
-    """Start the backup's job by hand; gives its log."""
-    jobs = client.CustomObjectsApi(cluster.api)
-    versions = ("v1", "v1beta1")
-    for version in versions:
-        try:
-            found = jobs.get_namespaced_custom_object(
-                "batch", version, namespace, "cronjobs", f"{RELEASE}-backup"
-            )
-        except client.ApiException:
-            if version == versions[-1]:
-                raise
-        else:
-            break
-    template = found["spec"]["jobTemplate"]["spec"]["template"]
-    template["metadata"] = {"name": "backup-now"}
-    return cluster.run(namespace, template)
+def lose_database(cluster: Cluster, namespace: str, release: Release) -> None:
+    with (
+        cluster.reach(namespace, f"{RELEASE}-postgres-0", 5432) as address,
+        psycopg.connect(f"postgresql://caravan:{release.password()}@{address}/caravan") as lost,
+    ):
+        lost.execute("DROP SCHEMA public CASCADE")
+        lost.execute("CREATE SCHEMA public")
+
+
+def run_now(cluster: Cluster, namespace: str, name: str) -> str:
+    """Run the job of a CronJob; gives its log."""
+    subprocess.run(
+        ["kubectl", "--kubeconfig", cluster.kubeconfig, "--namespace", namespace, "create", "job",
+         f"now-{name}", f"--from=cronjob/{RELEASE}-{name}"],
+        check=True,
+    )  # fmt: skip
+    selector = f"job-name=now-{name}"
+    (pod,) = cluster.wait(
+        lambda: cluster.core.list_namespaced_pod(namespace, label_selector=selector).items
+    )
+    phase = cluster.wait_for_end(namespace, pod.metadata.name)
+    log = cluster.log(namespace, pod.metadata.name)
+    assert phase == "Succeeded", log
+    return log
