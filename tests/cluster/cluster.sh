@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 cache=$HOME/.cache/caravan
 kind_cluster=caravan-test
-test_images=(postgres seaweedfs)
+test_images=(postgres seaweedfs vllm)
 
 if [ -n "${KUBECONFIG:-}" ]; then cluster=given
 elif command -v kind >/dev/null && docker info >/dev/null 2>&1; then cluster=kind

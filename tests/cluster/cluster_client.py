@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 180.0
 """How long a pod may take to start on a machine that does other things too."""
+GPU = "nvidia.com/gpu"
 ENDED = ("Succeeded", "Failed")
 
 
@@ -33,7 +34,7 @@ class Cluster:
         self.apps = client.AppsV1Api(self.api)
 
     def image(self, name: str) -> str:
-        """Full name of an image: `stage-cpu`, `dashboard`, `postgres`, `seaweedfs`."""
+        """Full name of an image: `stage-cpu`, `dashboard`, `postgres`, `seaweedfs`, `vllm`."""
         return f"{self._images}/{name}:{self._tag}"
 
     @contextmanager
@@ -133,13 +134,15 @@ class Cluster:
 
         return self.wait(phase, lambda: f"the end of {self.describe(namespace, name)}")
 
-    def wait_until_ready(self, namespace: str, name: str) -> None:
+    def wait_until_ready(
+        self, namespace: str, name: str, seconds: float = PATIENCE_SECONDS
+    ) -> None:
         def ready() -> bool:
             status = self.core.read_namespaced_pod(name, namespace).status
             assert status.phase not in ENDED, self.describe(namespace, name)
             return any(c.type == "Ready" and c.status == "True" for c in status.conditions or [])
 
-        self.wait(ready, lambda: f"readiness of {self.describe(namespace, name)}")
+        self.wait(ready, lambda: f"readiness of {self.describe(namespace, name)}", seconds)
 
     def log(self, namespace: str, name: str) -> str:
         return read_log(self.core, namespace, name)
@@ -187,14 +190,19 @@ class Cluster:
         else:
             yield f"{address}:{port}"
 
-    def wait(self, found: Callable[[], T | None], what: Callable[[], str] = lambda: "it") -> T:
+    def wait(
+        self,
+        found: Callable[[], T | None],
+        what: Callable[[], str] = lambda: "it",
+        seconds: float = PATIENCE_SECONDS,
+    ) -> T:
         """The first value of `found` that is true."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := found():
                 return value
             time.sleep(0.3)
-        raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what()}")
+        raise AssertionError(f"waited {seconds:.0f} s in vain for {what()}")
 
 
 def read_log(core: client.CoreV1Api, namespace: str, pod: str) -> str:

@@ -18,9 +18,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
-from cluster_client import Cluster
+from cluster_client import GPU, Cluster
 from kfp_pipeline import Executor
 from kfp_stand_in import StandIn
+from kfp_steps import Pods
 from services import Services, start_services
 
 from caravan.registry import upgrade
@@ -106,3 +107,18 @@ def stage_environment(cluster, services, database, namespace) -> str:
     """A Secret in the test's namespace, with the variables of a pod of stages."""
     variables = services.pod_environment(database)
     return cluster.new_secret(namespace, "caravan-environment", variables)
+
+
+@pytest.fixture
+def pipelines(cluster, namespace) -> Iterator[StandIn]:
+    """Kubeflow Pipelines, whose steps are pods of the test's namespace."""
+    server = StandIn(Pods(cluster.core, namespace).of_run)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def gpus(cluster) -> Iterator[Callable[[int], None]]:
+    """Gives the node so many GPUs, which are none."""
+    yield lambda count: cluster.set_extended_resource(GPU, count)
+    cluster.set_extended_resource(GPU, None)

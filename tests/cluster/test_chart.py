@@ -15,10 +15,13 @@ import pytest
 import restricted
 from cluster_client import Cluster
 from kubernetes import client
-from trial import CHART, SECONDS, trial_values
+from served_model import models_at, save_model_that_says
+from trial import CHART, RELEASE, SECONDS, reach, settings_of, trial_values
+
+from caravan.registry import Registry
+from caravan.store import open_store
 
 PREVIOUS = Path(__file__).parents[1] / "helm" / "previous" / "caravan-0.2.0.tgz"
-RELEASE = "trial"
 
 RECORD = """
 from caravan.registry import Registry
@@ -108,7 +111,7 @@ class Release:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_trial_from_install_to_install_again(cluster, home, helm):
+def test_a_trial_from_install_to_install_again(cluster, home, helm, gpus, tmp_path):
     release = Release(cluster, home)
     backup = {"enabled": True, "storage": {"size": "1Gi"}}
     given = trial_values(cluster) | {"backup": backup}
@@ -142,6 +145,18 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm):
     assert "is restored: 1 runs" in run_now(cluster, home, "restore")
     assert "kept" in release.inside("read", digest)
 
+    # a model of the store behind a server of the release, for whoever has its key
+    gpus(1)
+    served = with_model(given, save_model(cluster, home, tmp_path))
+    helm.upgrade(str(CHART), RELEASE, served, wait="watcher", timeout=SECONDS)
+    with reach(cluster, home, "serving", 8000) as address:
+        key = cluster.secret(home, f"{RELEASE}-serving")["api-key"]
+        assert models_at(address, key) == ["echo"]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            models_at(address, "another key")
+    for pod in release.pods():
+        assert restricted.violations(pod) == [], pod.metadata.name
+
     # a change that cannot work is taken back
     broken = given | {"images": given["images"] | {"dashboard": {"tag": "missing"}}}
     with pytest.raises(helm_python.HelmError):
@@ -172,11 +187,40 @@ def without_metrics(given: dict[str, Any]) -> dict[str, Any]:
 
 def lose_database(cluster: Cluster, namespace: str, release: Release) -> None:
     with (
-        cluster.reach(namespace, f"{RELEASE}-postgres-0", 5432) as address,
+        reach(cluster, namespace, "postgres", 5432) as address,
         psycopg.connect(f"postgresql://caravan:{release.password()}@{address}/caravan") as lost,
     ):
         lost.execute("DROP SCHEMA public CASCADE")
         lost.execute("CREATE SCHEMA public")
+
+
+def save_model(cluster: Cluster, namespace: str, directory: Path) -> str:
+    """Digest of a model in the release's store."""
+    save_model_that_says("hello", directory / "model")
+    with (
+        reach(cluster, namespace, "postgres", 5432) as postgres,
+        reach(cluster, namespace, "s3", 8333) as s3,
+    ):
+        settings = settings_of(cluster, namespace, postgres, s3, directory)
+        store = open_store(settings.resolved_store_url, settings)
+        model = store.put(directory / "model", "model")
+        with Registry(settings.resolved_registry_url) as registry:
+            registry.add_artifact(model, store.uri(model.digest))
+    return model.digest
+
+
+def with_model(given: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Served by vLLM's build for CPUs, on a GPU that is none."""
+    gpu_image = {**given["images"]["stageGpu"], "name": "vllm"}
+    resources = {"requests": {"cpu": "100m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
+    model = {
+        "artifact": digest, "modelSize": "1Gi", "sharedMemory": "1Gi", "resources": resources,
+        "args": ["--enforce-eager", "--dtype=float32"],
+    }  # fmt: skip
+    return given | {
+        "images": given["images"] | {"stageGpu": gpu_image},
+        "serving": {"models": {"echo": model}},
+    }
 
 
 def run_now(cluster: Cluster, namespace: str, name: str) -> str:

@@ -15,29 +15,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
 import restricted
-from cluster_client import Cluster
+from cluster_client import GPU, Cluster
 from edge import Certificate, identity_provider, make_certificate, tls_edge
 from kfp_stand_in import StandIn
 from kfp_steps import Pods
 from kubernetes import client
 from oidc_provider_mock import User
 from playwright.sync_api import Page, expect, sync_playwright
-from trial import CHART, SECONDS, trial_values
+from trial import CHART, RELEASE, SECONDS, reach, settings_of, trial_values
 
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan.store import open_store
 from caravan_command import MINI
 
-RELEASE = "trial"
 HOST = "caravan.test"
-GPU = "nvidia.com/gpu"
 ON_GPU = "dpo"
 LOST = ("sft", "rlvr")
 """Stages whose first pod is killed while it works."""
@@ -69,13 +66,6 @@ class Platform:
             assert time.monotonic() < deadline, f"waited in vain for {run.id}"
             time.sleep(1)
         return run
-
-
-@pytest.fixture
-def gpus(cluster) -> Iterator[Callable[[int], None]]:
-    """Gives the node so many GPUs, which are none."""
-    yield lambda count: cluster.set_extended_resource(GPU, count)
-    cluster.set_extended_resource(GPU, None)
 
 
 @pytest.fixture
@@ -159,29 +149,6 @@ def platform_values(cluster: Cluster, issuer: str, pipelines: str) -> dict[str, 
         },
         "stages": {"workClaim": "work", "kfpExecutorToken": False},
     }  # fmt: skip
-
-
-def reach(cluster: Cluster, namespace: str, component: str, port: int) -> Any:
-    (pod,) = cluster.core.list_namespaced_pod(
-        namespace, label_selector=f"app.kubernetes.io/component={component}"
-    ).items
-    return cluster.reach(namespace, pod.metadata.name, port)
-
-
-def settings_of(
-    cluster: Cluster, namespace: str, postgres: str, s3: str, directory: Path
-) -> Settings:
-    """Settings of this process for the release's registry and store."""
-    database = cluster.secret(namespace, f"{RELEASE}-postgres")
-    keys = cluster.secret(namespace, f"{RELEASE}-s3")
-    return Settings(
-        home=directory / "home",
-        registry_url=re.sub(r"@[^/]+/", f"@{postgres}/", database["url"]),
-        store_url="s3://caravan/artifacts",
-        s3_endpoint=f"http://{s3}",
-        s3_access_key=keys["access-key"],
-        s3_secret_key=keys["secret-key"],
-    )
 
 
 class Browser:

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import restricted
-from kfp_stand_in import StandIn
-from kfp_steps import Pods
 
 from caravan.cluster.api import as_dict
 from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
@@ -79,13 +76,6 @@ def test_why_real_pods_end_or_wait(cluster, namespace):
 
     absent = restricted.pod("absent", "localhost/caravan/absent:0", ["true"])
     assert why(absent)[0].startswith("image localhost/caravan/absent:0 cannot be pulled (ErrImage")
-
-
-@pytest.fixture
-def pipelines(cluster, namespace) -> Iterator[StandIn]:
-    server = StandIn(Pods(cluster.core, namespace).of_run)
-    yield server
-    server.close()
 
 
 @pytest.mark.timeout(900)

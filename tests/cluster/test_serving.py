@@ -56,6 +56,7 @@ def test_the_model_comes_from_the_store_and_the_key_from_a_secret():
 def test_the_pods_are_restricted_and_have_no_token():
     pod = manifests(SERVER, PROFILE)[0]["spec"]["template"]["spec"]
 
+    assert pod["serviceAccountName"] == PROFILE.service_account
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

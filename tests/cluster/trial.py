@@ -6,11 +6,15 @@ official ones.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from cluster_client import Cluster
 
+from caravan.settings import Settings
+
+RELEASE = "trial"
 CHART = Path(__file__).parents[2] / "helm" / "caravan"
 SECONDS = 420
 """For an install with its hooks, on a machine that does other things too."""
@@ -34,3 +38,26 @@ def trial_values(cluster: Cluster) -> dict[str, Any]:
             "storage": {"size": "1Gi"},
         },
     }  # fmt: skip
+
+
+def reach(cluster: Cluster, namespace: str, component: str, port: int) -> Any:
+    (pod,) = cluster.core.list_namespaced_pod(
+        namespace, label_selector=f"app.kubernetes.io/component={component}"
+    ).items
+    return cluster.reach(namespace, pod.metadata.name, port)
+
+
+def settings_of(
+    cluster: Cluster, namespace: str, postgres: str, s3: str, directory: Path
+) -> Settings:
+    """Settings of this process for the release's registry and store."""
+    database = cluster.secret(namespace, f"{RELEASE}-postgres")
+    keys = cluster.secret(namespace, f"{RELEASE}-s3")
+    return Settings(
+        home=directory / "home",
+        registry_url=re.sub(r"@[^/]+/", f"@{postgres}/", database["url"]),
+        store_url="s3://caravan/artifacts",
+        s3_endpoint=f"http://{s3}",
+        s3_access_key=keys["access-key"],
+        s3_secret_key=keys["secret-key"],
+    )

@@ -127,6 +127,10 @@ def sweep(
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="Digest of a model; with --stop, a server.")],
+    args: Annotated[
+        list[str] | None, typer.Argument(help="Arguments for vLLM, after `--`.", show_default=False)
+    ] = None,
+    *,
     name: Annotated[str, typer.Option(help="Name of the server.")] = "",
     gpus: Annotated[int, typer.Option(help="GPUs of each pod, one at least.")] = 1,
     gpu_type: Annotated[str, typer.Option(help="Type of GPU of the cluster profile.")] = "",
@@ -151,7 +155,7 @@ def serve(
     command.serve(
         model, name, Resources(gpus=gpus, gpu_type=gpu_type, cpus=cpus, memory_gib=memory),
         replicas=replicas, max_replicas=max_replicas, api_key_secret=api_key_secret,
-        max_model_len=max_tokens, dry_run=dry_run,
+        max_model_len=max_tokens, args=tuple(args or ()), dry_run=dry_run,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def serve(
     max_replicas: int,
     api_key_secret: str,
     max_model_len: int,
+    args: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     settings = load_settings()
@@ -43,6 +44,7 @@ def serve(
         max_replicas=max_replicas,
         api_key_secret=api_key_secret,
         max_model_len=max_model_len,
+        args=args,
     )
     objects = manifests(server, profile)
     if dry_run:

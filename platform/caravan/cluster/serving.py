@@ -24,6 +24,11 @@ from caravan.recipe import Resources
 PORT = 8000
 MODEL_DIR = "/model"
 MODEL_LABEL = "caravan.dev/model"
+_FETCH = (
+    f"rm -rf {MODEL_DIR}/weights && caravan artifact get {{}} --to {MODEL_DIR}/weights"
+    f" && chmod -R u+w {MODEL_DIR}/home && rm -rf {MODEL_DIR}/home"
+)
+"""Shell; the copy that the store's cache keeps is read-only."""
 FINGERS = "caravan-serve"
 """Field manager of what is applied."""
 
@@ -47,6 +52,8 @@ class Server:
     """Secret whose key `api-key` clients must give; empty asks for none."""
     max_model_len: int = 0
     """Tokens of prompt and reply; 0 takes the model's own."""
+    args: tuple[str, ...] = ()
+    """Further ones for vLLM."""
     start_seconds: int = 1800
 
     def base_url(self, namespace: str) -> str:
@@ -106,8 +113,7 @@ def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
     fetch = {
         "name": "fetch",
         "image": profile.images.cpu,
-        "command": ["sh", "-euc", f"rm -rf {MODEL_DIR}/weights && caravan artifact get "
-                    f"{server.digest} --to {MODEL_DIR}/weights && rm -rf {MODEL_DIR}/home"],
+        "command": ["sh", "-euc", _FETCH.format(server.digest)],
         "env": [*_environment(profile), {"name": "CARAVAN_HOME", "value": f"{MODEL_DIR}/home"}],
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
     }  # fmt: skip
@@ -124,6 +130,7 @@ def _pod(server: Server, profile: ClusterProfile) -> dict[str, Any]:
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]}}}  # fmt: skip
     spec: dict[str, Any] = {
+        "serviceAccountName": profile.service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -158,7 +165,7 @@ def _command(server: Server) -> list[str]:
         words.append(f"--tensor-parallel-size={server.resources.gpus}")
     if server.max_model_len:
         words.append(f"--max-model-len={server.max_model_len}")
-    return words
+    return [*words, *server.args]
 
 
 def _environment(profile: ClusterProfile) -> list[dict[str, Any]]:
