@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import helm_python
 import pytest
@@ -152,7 +153,10 @@ def platform_values(cluster: Cluster, issuer: str, pipelines: str) -> dict[str, 
             "enabled": True, "issuer": issuer, "clientId": "caravan", "existingSecret": "oidc",
             "viewerGroups": ["staff"], "launcherGroups": ["ml"], "adminGroups": ["ml-admins"],
         },
-        "networkPolicy": {"dashboardFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
+        "networkPolicy": {
+            "dashboardFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}],
+            "externalPorts": [443, urlsplit(issuer).port, urlsplit(pipelines).port],
+        },
         "kubeflow": {
             "enabled": True, "endpoint": pipelines,
             "watch": {"resources": {"requests": {"cpu": None}}},

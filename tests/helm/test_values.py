@@ -73,8 +73,8 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "oidc.issuer", "http://login.example.com", "has to begin with https://"),
         ("production", "oidc.issuer", "http://localhost.example.com", "has to begin with https"),
         ("production", "networkPolicy.metricsFrom", [], "Prometheus would reach no metrics"),
-        ("production", "networkPolicy.clusterPeers", [], "add its namespace .* port 4318"),
-        ("minimal", "telemetry.otlpEndpoint", "http://c.example.com", "no trace .* port 80 to"),
+        ("production", "networkPolicy.clusterPeers", [], "telemetry.otlpEndpoint, .* port 4318"),
+        ("minimal", "telemetry.otlpEndpoint", "http://c.example.com", "add its name.* port 80"),
         ("production", "kubeflow.endpoint", "", "kubeflow.enabled needs kubeflow.endpoint"),
         ("production", "kubeflow.existingSecret", "x", "belong together"),
         ("gateway", "dashboard.gateway.name", "", "name the Gateway"),
@@ -101,6 +101,45 @@ def test_refused(render, values, variant, path, value, said):
 )
 def test_accepted(render, values, variant, path, value):
     assert render(changed(values(variant), path, value)).objects
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "port"),
+    [
+        ("store.endpoint", "https://minio.example.com:9000", 9000),
+        ("store.endpoint", "http://minio", 80),
+        ("oidc.issuer", "https://login.example.com:8443", 8443),
+        ("kubeflow.endpoint", "http://istio-ingressgateway.istio-system/pipeline", 80),
+        ("kubeflow.endpoint", "https://[2001:db8::1]:8888", 8888),
+        ("telemetry.otlpEndpoint", "http://collector.monitoring:4318", 4318),
+    ],
+)
+def test_what_the_policies_shut_out_is_refused(render, values, path, value, port):
+    given = changed(values("production"), "networkPolicy.clusterPeers", [])
+    given = changed(given, "telemetry.otlpEndpoint", "")
+    assert render(given).objects
+
+    refused = f"no pod would reach {re.escape(f'{path}, {value}')}: .* its port {port}$"
+    with pytest.raises(helm_python.HelmRenderError, match=re.compile(refused, re.MULTILINE)):
+        render(changed(given, path, value))
+    some = [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]
+    for way in ({"externalPorts": [443, port]}, {"clusterPeers": some}, {"enabled": False}):
+        opened = given | {"networkPolicy": given["networkPolicy"] | way}
+        assert render(opened).objects
+
+
+def test_what_the_policies_let_through_is_accepted(render, values):
+    given = changed(values("production"), "networkPolicy.clusterPeers", [])
+    given = changed(given, "telemetry.otlpEndpoint", "")
+    for path, value in (
+        ("store.endpoint", "http://minio-service.kubeflow.svc.cluster.local:9000"),
+        ("kubeflow.endpoint", "https://kubeflow.example.com/pipeline"),
+        ("telemetry.otlpEndpoint", "https://collector.example.com/v1"),
+    ):
+        assert render(changed(given, path, value)).objects
+
+    with pytest.raises(helm_python.HelmRenderError, match="externalCidrs has its address"):
+        render(changed(given, "networkPolicy.externalCidrs", []))
 
 
 def test_large_numbers_stay_whole(render, values):
