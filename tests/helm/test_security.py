@@ -281,6 +281,7 @@ def test_connections_are_exactly_these(render, values):
     outward = {
         "anywhere: 53/UDP 53/TCP",
         "0.0.0.0/0: 443/TCP 5432/TCP 6443/TCP 3128/TCP",
+        "::/0: 443/TCP 5432/TCP 6443/TCP 3128/TCP",
         "namespace kubeflow: every port",
         "namespace monitoring: every port",  # networkPolicy.clusterPeers
     }
