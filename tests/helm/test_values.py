@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -168,6 +169,41 @@ def test_large_numbers_stay_whole(render, values):
         given["postgres"]["enabled"] = database
         given["registry"]["existingSecret"] = "" if database else "caravan-registry"
         assert [n for o in render(given).objects for n in numbers(o)] == []
+
+
+def names_of(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Values that are names of objects or keys of Secrets."""
+    for name, inner in schema.get("properties", {}).items():
+        if inner.get("$ref") in ("#/$defs/name", "#/$defs/key"):
+            yield f"{path}{name}"
+        yield from names_of(inner, f"{path}{name}.")
+
+
+@pytest.mark.parametrize("published", ["ingress", "gateway"])
+def test_names_that_look_like_numbers_stay_names(render, values, published):
+    given = values("production")
+    paths = list(names_of(json.loads((CHART / "values.schema.json").read_text("utf-8"))))
+    assert len(paths) > 25
+    for path in [*paths, "dashboard.host", "dashboard.gateway.sectionName"]:
+        changed(given, path, "123")
+    changed(given, "kubeflow.existingSecretKeys", ["token"])
+    changed(given, "images.pullSecrets", ["123"])
+    changed(given, "serving.models.null", {"path": "llama"})
+    changed(given, "dashboard.ingress.enabled", published == "ingress")
+    changed(given, "dashboard.gateway.enabled", published == "gateway")
+
+    def leaves(found: Any) -> Iterator[object]:
+        if isinstance(found, dict | list):
+            for value in found.values() if isinstance(found, dict) else found:
+                yield from leaves(value)
+        else:
+            yield found
+
+    objects = render(given, namespace="123").objects
+    objects += [yaml.safe_load(text) for o in objects if o["kind"] == "ConfigMap"
+                for text in o["data"].values()]  # fmt: skip
+    assert [o for o in objects if {123, None} & set(leaves(o))] == []
+    assert sum(list(leaves(o)).count("123") for o in objects) > 100
 
 
 def test_nobody_may_use_the_dashboard(render, values):
