@@ -39,6 +39,7 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "oidc.scopes", "email", "/oidc/scopes"),
         ("production", "stages.gpus.h100.nodeselector", {}, "'nodeselector' not allowed"),
         ("production", "stages.secrets", [{"name": "hub"}], "missing property 'env'"),
+        ("production", "stages.environment", {"bad name": "x"}, "invalid propertyName 'bad name'"),
         ("production", "serving.models.judge.gpu", 4, "'gpu' not allowed"),
         ("production", "serving.models.Judge", {"path": "x"}, "Judge"),
         ("production", "networkPolicy.dashboardFrom", [{}], "/networkPolicy/dashboardFrom"),
