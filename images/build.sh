@@ -21,10 +21,14 @@ fi
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown)
 
+export DOCKER_BUILDKIT=1 # Docker's own builder, the default before 23, knows no secrets
+options=()
+[ "$BUILDER" != buildah ] || options+=(--layers) # or all steps of an image would be one layer
+
 # --- this machine's pip settings ---
 conf=$(mktemp)
 trap 'rm -f "$conf"' EXIT
-options=(--secret "id=pip_conf,src=$conf")
+options+=(--secret "id=pip_conf,src=$conf")
 echo "[global]" >"$conf"
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 if [ -f "$certificates" ]; then

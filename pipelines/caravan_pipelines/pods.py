@@ -150,8 +150,8 @@ def _set_volumes(task: Any, profile: ClusterProfile, pod: Pod) -> None:
 
 
 def _set_security(task: Any, profile: ClusterProfile) -> None:
-    # Kubeflow Pipelines itself drops all capabilities, forbids privilege escalation and takes the
-    # runtime's seccomp profile; with these the pod fits the restricted profile.
+    # Kubeflow Pipelines itself (2.16 or newer) drops all capabilities, forbids privilege escalation
+    # and takes the runtime's seccomp profile; with these the pod fits the restricted profile.
     kubernetes.set_security_context(
         task, run_as_user=profile.user_id, run_as_group=profile.user_id, run_as_non_root=True
     )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import restricted
 from kubernetes.client import ApiClient
 
+ROOT = Path(__file__).parents[2]
 PROBE = """
 import json, os, pathlib, shutil
 def can_write(directory):
@@ -32,6 +39,58 @@ print(json.dumps({
     "build_tools": [t for t in build_tools if shutil.which(t)],
 }))
 """
+
+
+LEFT = """
+import glob, json, os, sys
+mounts = ["/etc/pip.conf", "/run/secrets/ca.crt", "/dev/pip", "/opt/pip", "/src"]
+written = glob.glob("/opt/*/pip.conf") + glob.glob("/usr/local/share/ca-certificates/*")
+found = [path for path in mounts + written if os.path.exists(path)]
+files = ["/proc/self/environ", "/opt/caravan/pyvenv.cfg"]
+files += glob.glob("/etc/**", recursive=True) + glob.glob("/opt/**/direct_url.json", recursive=True)
+for path in files:
+    if os.path.isfile(path) and os.access(path, os.R_OK):
+        text = open(path, errors="replace").read()
+        found += [f"{word} in {path}" for word in sys.argv[1:] if word in text]
+print(json.dumps(found))
+"""
+
+
+def pip_settings() -> list[str]:
+    """Indexes and directories of wheels of this machine, where the images were built."""
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    lines = [line for line in told.splitlines() if re.search(r"(index-url|find-links)=", line)]
+    return sorted({word for line in lines for word in re.findall(r"[a-z]*:?//?[^\s'\\]+", line)})
+
+
+@pytest.mark.parametrize("image", ["stage-cpu", "dashboard"])
+def test_an_image_has_nothing_of_the_machine_that_built_it(cluster, namespace, image):
+    command = ["python3", "-c", LEFT, *pip_settings()]
+    pod = restricted.pod("probe", cluster.image(image), command)
+
+    assert json.loads(cluster.run(namespace, pod)) == []
+
+
+@pytest.mark.parametrize("image", ["stage-cpu", "dashboard"])
+def test_an_image_says_what_it_is(cluster, image):
+    if shutil.which("podman") is None:
+        pytest.skip("podman, which tells labels, is not here")
+    told = subprocess.run(
+        ["podman", "image", "inspect", "--format", "{{json .Labels}}", cluster.image(image)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if told.returncode:
+        pytest.skip(f"podman has not built the image: {told.stderr.strip()}")
+
+    prefix = "org.opencontainers.image."
+    labels = {name.removeprefix(prefix): value for name, value in json.loads(told.stdout).items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels["title"].startswith("Caravan ")
+    assert labels["version"] == project["version"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["revision"])
+    assert labels["licenses"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize("image", ["stage-cpu", "dashboard"])

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import helm_python
 import pytest
@@ -142,7 +143,10 @@ def platform_values(cluster: Cluster, issuer: str, pipelines: str) -> dict[str, 
             "enabled": True, "issuer": issuer, "clientId": "caravan", "existingSecret": "oidc",
             "viewerGroups": ["staff"], "launcherGroups": ["ml"], "adminGroups": ["ml-admins"],
         },
-        "networkPolicy": {"dashboardFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
+        "networkPolicy": {
+            "dashboardFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}],
+            "externalPorts": [443, urlsplit(issuer).port, urlsplit(pipelines).port],
+        },
         "kubeflow": {
             "enabled": True, "endpoint": pipelines,
             "watch": {"resources": {"requests": {"cpu": None}}},

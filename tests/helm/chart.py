@@ -57,10 +57,15 @@ class Rendered:
 
 
 def render_chart(
-    values: Mapping[str, Any], *, chart: Path = CHART, version: str = NEWEST, upgrade: bool = False
+    values: Mapping[str, Any],
+    *,
+    chart: Path = CHART,
+    version: str = NEWEST,
+    upgrade: bool = False,
+    namespace: str = "ml",
 ) -> Rendered:
     # The SDK's `render` has no argument for Kubernetes' version; the library below it does.
-    options = {"kube_version": version, "name": "caravan", "namespace": "ml",
+    options = {"kube_version": version, "name": "caravan", "namespace": namespace,
                "is_upgrade": upgrade, "is_install": not upgrade}  # fmt: skip
     with helm_python.Chart.load(chart) as loaded:
         files: dict[str, str] = json.loads(

@@ -116,8 +116,12 @@ def test_the_notes_tell_the_next_three_commands(render, path):
         assert "https://caravan.example.com" in notes
     else:
         assert "port-forward deployment/caravan-dashboard 8501" in notes
-    launched = values.get("kubeflow", {}).get("enabled")
-    assert ("caravan launch pocket" if launched else "--set kubeflow.enabled=true") in notes
+    if values.get("kubeflow", {}).get("enabled"):
+        assert "caravan launch pocket" in notes
+    else:
+        # `--reuse-values` would keep the defaults of the version that was installed first.
+        upgrade = "helm upgrade caravan helm/caravan --namespace ml --reset-then-reuse-values --set"
+        assert f"{upgrade} kubeflow.enabled=true" in notes
 
 
 def test_the_readme_is_current():

@@ -240,6 +240,67 @@ def test_every_pod_is_closed_and_opened_only_where_needed(render, values):
     assert not may(STAGE, "Deployment/caravan-metrics", 9090)
 
 
+def named(selector: dict[str, Any]) -> str:
+    """Pods that a policy selects, in one word; of one component rather than the whole release."""
+    labels = dict(selector.get("matchLabels", {}))
+    if "matchExpressions" in selector:
+        (expression,) = selector["matchExpressions"]
+        assert (expression["operator"], labels) == ("Exists", {})
+        return {"caravan.dev/stage": "stages", "caravan.dev/model": "servers"}[expression["key"]]
+    assert labels.pop("app.kubernetes.io/name") == "caravan"
+    assert labels.pop("app.kubernetes.io/instance") == "caravan"
+    component = labels.pop("app.kubernetes.io/component", "release")
+    assert labels == {}
+    return str(component)
+
+
+def named_peer(peer: dict[str, Any]) -> str:
+    ((kind, inner),) = peer.items()  # no peer of ours combines two
+    if kind == "podSelector":
+        return named(inner)
+    if kind == "ipBlock":
+        return str(inner["cidr"])
+    return f"namespace {inner['matchLabels']['kubernetes.io/metadata.name']}"
+
+
+def connections(rendered: Any) -> set[str]:
+    """What the policies allow, one connection each: `check -> dashboard: every port`."""
+    found = set()
+    for policy in (p["spec"] for p in rendered.all("NetworkPolicy")):
+        pods = named(policy["podSelector"])
+        for direction in policy["policyTypes"]:
+            side, arrow = ("from", "<-") if direction == "Ingress" else ("to", "->")
+            for rule in policy.get(direction.lower(), []):
+                ports = [f"{p['port']}/{p['protocol']}" for p in rule.get("ports", [])]
+                for peer in map(named_peer, rule[side]) if side in rule else ["anywhere"]:
+                    found.add(f"{pods} {arrow} {peer}: {' '.join(ports) or 'every port'}")
+    return found
+
+
+def test_connections_are_exactly_these(render, values):
+    outward = {
+        "anywhere: 53/UDP 53/TCP",
+        "0.0.0.0/0: 443/TCP 5432/TCP 6443/TCP 3128/TCP",
+        "::/0: 443/TCP 5432/TCP 6443/TCP 3128/TCP",
+        "namespace kubeflow: every port",
+        "namespace monitoring: every port",  # networkPolicy.clusterPeers
+    }
+    assert connections(render(values("production"))) == {
+        *(f"{pods} -> {peer}" for pods in ("release", "stages", "servers") for peer in outward),
+        "dashboard <- namespace ingress-nginx: 8501/TCP",
+        "dashboard <- check: 8501/TCP",
+        "metrics <- namespace monitoring: 9090/TCP",
+        "metrics <- check: 9090/TCP",
+        "check -> dashboard: every port",
+        "check -> metrics: every port",
+        "servers <- stages: 8000/TCP",
+        "servers <- namespace monitoring: 8000/TCP",
+        "stages -> servers: 8000/TCP",
+        "stage <- stage: every port",  # the ranks of a training job
+        "stage -> stage: every port",
+    }
+
+
 @every_variant
 def test_stages_may_ask_what_caravan_serve_has_started(render, path):
     values = yaml.safe_load(path.read_text("utf-8"))
@@ -346,6 +407,16 @@ def test_secrets_are_referred_to_by_name_or_generated(render, path):
     generated = [v for secret in first.all("Secret") for v in secret.get("stringData", {}).values()]
     others = json.dumps([o for o in first.objects if o["kind"] != "Secret"])
     assert not [value for value in generated if value in others]
+
+
+def test_with_secrets_of_ones_own_nothing_is_generated(render, values):
+    """Argo CD renders without a cluster to look into: what is generated would change each time."""
+    given = values("production")
+    assert render(given).objects != render(given).objects
+    given["oidc"]["existingSessionSecret"] = "session"
+    given["serving"]["existingSecret"] = "serving"
+
+    assert render(given).objects == render(given).objects
 
 
 def test_checkov_finds_nothing_but_what_is_accepted(render, tmp_path):

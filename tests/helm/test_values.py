@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,7 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "oidc.scopes", "email", "/oidc/scopes"),
         ("production", "stages.gpus.h100.nodeselector", {}, "'nodeselector' not allowed"),
         ("production", "stages.secrets", [{"name": "hub"}], "missing property 'env'"),
+        ("production", "stages.environment", {"bad name": "x"}, "invalid propertyName 'bad name'"),
         ("production", "serving.models.judge.gpu", 4, "'gpu' not allowed"),
         ("production", "serving.models.Judge", {"path": "x"}, "Judge"),
         ("production", "networkPolicy.dashboardFrom", [{}], "/networkPolicy/dashboardFrom"),
@@ -73,8 +75,8 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("production", "oidc.issuer", "http://login.example.com", "has to begin with https://"),
         ("production", "oidc.issuer", "http://localhost.example.com", "has to begin with https"),
         ("production", "networkPolicy.metricsFrom", [], "Prometheus would reach no metrics"),
-        ("production", "networkPolicy.clusterPeers", [], "add its namespace .* port 4318"),
-        ("minimal", "telemetry.otlpEndpoint", "http://c.example.com", "no trace .* port 80 to"),
+        ("production", "networkPolicy.clusterPeers", [], "telemetry.otlpEndpoint, .* port 4318"),
+        ("minimal", "telemetry.otlpEndpoint", "http://c.example.com", "add its name.* port 80"),
         ("production", "kubeflow.endpoint", "", "kubeflow.enabled needs kubeflow.endpoint"),
         ("production", "kubeflow.existingSecret", "x", "belong together"),
         ("gateway", "dashboard.gateway.name", "", "name the Gateway"),
@@ -103,6 +105,45 @@ def test_accepted(render, values, variant, path, value):
     assert render(changed(values(variant), path, value)).objects
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "port"),
+    [
+        ("store.endpoint", "https://minio.example.com:9000", 9000),
+        ("store.endpoint", "http://minio", 80),
+        ("oidc.issuer", "https://login.example.com:8443", 8443),
+        ("kubeflow.endpoint", "http://istio-ingressgateway.istio-system/pipeline", 80),
+        ("kubeflow.endpoint", "https://[2001:db8::1]:8888", 8888),
+        ("telemetry.otlpEndpoint", "http://collector.monitoring:4318", 4318),
+    ],
+)
+def test_what_the_policies_shut_out_is_refused(render, values, path, value, port):
+    given = changed(values("production"), "networkPolicy.clusterPeers", [])
+    given = changed(given, "telemetry.otlpEndpoint", "")
+    assert render(given).objects
+
+    refused = f"no pod would reach {re.escape(f'{path}, {value}')}: .* its port {port}$"
+    with pytest.raises(helm_python.HelmRenderError, match=re.compile(refused, re.MULTILINE)):
+        render(changed(given, path, value))
+    some = [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]
+    for way in ({"externalPorts": [443, port]}, {"clusterPeers": some}, {"enabled": False}):
+        opened = given | {"networkPolicy": given["networkPolicy"] | way}
+        assert render(opened).objects
+
+
+def test_what_the_policies_let_through_is_accepted(render, values):
+    given = changed(values("production"), "networkPolicy.clusterPeers", [])
+    given = changed(given, "telemetry.otlpEndpoint", "")
+    for path, value in (
+        ("store.endpoint", "http://minio-service.kubeflow.svc.cluster.local:9000"),
+        ("kubeflow.endpoint", "https://kubeflow.example.com/pipeline"),
+        ("telemetry.otlpEndpoint", "https://collector.example.com/v1"),
+    ):
+        assert render(changed(given, path, value)).objects
+
+    with pytest.raises(helm_python.HelmRenderError, match="externalCidrs has its address"):
+        render(changed(given, "networkPolicy.externalCidrs", []))
+
+
 def test_large_numbers_stay_whole(render, values):
     bounded = ("port", "targetCPUPercent", "sessionHours")
 
@@ -129,6 +170,41 @@ def test_large_numbers_stay_whole(render, values):
         given["postgres"]["enabled"] = database
         given["registry"]["existingSecret"] = "" if database else "caravan-registry"
         assert [n for o in render(given).objects for n in numbers(o)] == []
+
+
+def names_of(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Values that are names of objects or keys of Secrets."""
+    for name, inner in schema.get("properties", {}).items():
+        if inner.get("$ref") in ("#/$defs/name", "#/$defs/key"):
+            yield f"{path}{name}"
+        yield from names_of(inner, f"{path}{name}.")
+
+
+@pytest.mark.parametrize("published", ["ingress", "gateway"])
+def test_names_that_look_like_numbers_stay_names(render, values, published):
+    given = values("production")
+    paths = list(names_of(json.loads((CHART / "values.schema.json").read_text("utf-8"))))
+    assert len(paths) > 25
+    for path in [*paths, "dashboard.host", "dashboard.gateway.sectionName"]:
+        changed(given, path, "123")
+    changed(given, "kubeflow.existingSecretKeys", ["token"])
+    changed(given, "images.pullSecrets", ["123"])
+    changed(given, "serving.models.null", {"path": "llama"})
+    changed(given, "dashboard.ingress.enabled", published == "ingress")
+    changed(given, "dashboard.gateway.enabled", published == "gateway")
+
+    def leaves(found: Any) -> Iterator[object]:
+        if isinstance(found, dict | list):
+            for value in found.values() if isinstance(found, dict) else found:
+                yield from leaves(value)
+        else:
+            yield found
+
+    objects = render(given, namespace="123").objects
+    objects += [yaml.safe_load(text) for o in objects if o["kind"] == "ConfigMap"
+                for text in o["data"].values()]  # fmt: skip
+    assert [o for o in objects if {123, None} & set(leaves(o))] == []
+    assert sum(list(leaves(o)).count("123") for o in objects) > 100
 
 
 def test_nobody_may_use_the_dashboard(render, values):

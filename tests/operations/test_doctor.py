@@ -6,6 +6,7 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import pytest
 from kubernetes.config import kube_config
@@ -73,6 +74,12 @@ class KubernetesApi(BaseHTTPRequestHandler):
     """Allows all but `denied`, and knows the training runtime `caravan-torch` in `research`."""
 
     denied: tuple[str, str] = ("", "")
+    items: ClassVar[dict[str, list[dict[str, object]]]] = {
+        "/apis/trainer.kubeflow.org/v1alpha1/namespaces/research/trainingruntimes": [
+            {"metadata": {"name": "caravan-torch"}}
+        ]
+    }
+    """By path; elsewhere there are none."""
 
     def do_POST(self):
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -81,9 +88,7 @@ class KubernetesApi(BaseHTTPRequestHandler):
         self.answer(review | {"status": {"allowed": allowed}})
 
     def do_GET(self):
-        runtimes = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/research/trainingruntimes"
-        items = [{"metadata": {"name": "caravan-torch"}}] if self.path == runtimes else []
-        self.answer({"items": items})
+        self.answer({"items": self.items.get(self.path, [])})
 
     def answer(self, document):
         self.send_response(200)
@@ -139,6 +144,34 @@ def test_the_runtime_of_training_jobs_is_looked_for_in_the_namespace(kubernetes_
     state, said = jobs("elsewhere")
     assert state is Outcome.BROKEN
     assert "namespace elsewhere has no TrainingRuntime 'caravan-torch'" in said
+
+
+def node(name: str, labels: dict[str, str], **allocatable: str) -> dict[str, object]:
+    resources = {"cpu": "64"} | {f"nvidia.com/{kind}": n for kind, n in allocatable.items()}
+    return {"metadata": {"name": name, "labels": labels}, "status": {"allocatable": resources}}
+
+
+def pod(node: str, gpus: int, phase: str = "Running") -> dict[str, object]:
+    limits = {"memory": "1Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    containers = [{"name": "main", "resources": {"limits": limits}}, {"name": "beside"}]
+    return {"metadata": {"name": "p"}, "spec": {"nodeName": node, "containers": containers},
+            "status": {"phase": phase}}  # fmt: skip
+
+
+def test_gpus_of_the_nodes_are_counted_by_type(kubernetes_api, settings):
+    assert findings(settings)["gpus"][1] == "none: no node offers a GPU; stages run on CPUs"
+
+    nodes = [
+        node("a", {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, gpu="8"),
+        node("b", {}, gpu="2"),
+        node("c", {"nvidia.com/gpu.product": "Tesla-T4"}, gpu="0"),
+    ]
+    pods = [pod("a", 3), pod("a", 0), pod("a", 4, "Succeeded"), pod("b", 1, "Pending")]
+    kubernetes_api.items = {"/api/v1/nodes": nodes, "/api/v1/pods": pods}
+
+    assert findings(settings)["gpus"] == (
+        Outcome.OK, "5 of 8 NVIDIA-H100-80GB-HBM3 free, 1 of 2 nvidia.com/gpu free",
+    )  # fmt: skip
 
 
 def test_checks_do_not_end_with_the_first_that_fails():

@@ -8,7 +8,7 @@
 {{/* Labels by which objects find pods. Takes (list $ "component"). */}}
 {{- define "caravan.selector" -}}
 app.kubernetes.io/name: caravan
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -40,7 +40,7 @@ sidecar.istio.io/inject: "false"
 {{- define "caravan.metadata" -}}
 {{- $ := index . 0 -}}
 name: {{ include "caravan.fullname" $ }}{{ with index . 1 }}-{{ . }}{{ end }}
-namespace: {{ $.Release.Namespace }}
+namespace: {{ $.Release.Namespace | quote }}
 labels:
   {{- include "caravan.labels" (list $ (index . 2)) | nindent 2 }}
 {{- end }}
@@ -62,7 +62,7 @@ labels:
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -92,8 +92,8 @@ capabilities:
 name: {{ include "caravan.fullname" . }}-postgres
 key: url
 {{- else -}}
-name: {{ .Values.registry.existingSecret }}
-key: {{ .Values.registry.urlKey }}
+name: {{ .Values.registry.existingSecret | quote }}
+key: {{ .Values.registry.urlKey | quote }}
 {{- end -}}
 {{- end }}
 
@@ -155,13 +155,13 @@ key: {{ .Values.registry.urlKey }}
 - name: CARAVAN_S3_ACCESS_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ include "caravan.storeSecretName" . }}
-      key: {{ ternary "access-key" .Values.store.accessKeyKey .Values.s3.enabled }}
+      name: {{ include "caravan.storeSecretName" . | quote }}
+      key: {{ ternary "access-key" .Values.store.accessKeyKey .Values.s3.enabled | quote }}
 - name: CARAVAN_S3_SECRET_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ include "caravan.storeSecretName" . }}
-      key: {{ ternary "secret-key" .Values.store.secretKeyKey .Values.s3.enabled }}
+      name: {{ include "caravan.storeSecretName" . | quote }}
+      key: {{ ternary "secret-key" .Values.store.secretKeyKey .Values.s3.enabled | quote }}
 {{- end }}
 
 {{/* What a pod with a read-only root may write to, and the certificates it trusts. */}}
@@ -175,7 +175,7 @@ key: {{ .Values.registry.urlKey }}
 {{- with .root.Values.trust.existingConfigMap }}
 - name: trust
   configMap:
-    name: {{ . }}
+    name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- define "caravan.volumeMounts" -}}
@@ -209,7 +209,7 @@ key: {{ .Values.registry.urlKey }}
   value: {{ .Values.kubeflow.endpoint | quote }}
 {{- if .Values.kubeflow.multiUser }}
 - name: CARAVAN_KFP_NAMESPACE
-  value: {{ .Release.Namespace }}
+  value: {{ .Release.Namespace | quote }}
 {{- end }}
 - name: CARAVAN_CLUSTER_PROFILE
   value: /etc/caravan/cluster/profile.yaml
@@ -221,7 +221,7 @@ key: {{ .Values.registry.urlKey }}
 - name: CARAVAN_KFP_{{ upper . }}
   valueFrom:
     secretKeyRef:
-      name: {{ $.Values.kubeflow.existingSecret }}
+      name: {{ $.Values.kubeflow.existingSecret | quote }}
       key: {{ . }}
 {{- end }}
 {{- if .Values.trust.existingConfigMap }}

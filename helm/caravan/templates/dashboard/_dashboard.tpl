@@ -8,13 +8,13 @@
 - name: CARAVAN_OIDC_CLIENT_SECRET
   valueFrom:
     secretKeyRef:
-      name: {{ .Values.oidc.existingSecret }}
-      key: {{ .Values.oidc.clientSecretKey }}
+      name: {{ .Values.oidc.existingSecret | quote }}
+      key: {{ .Values.oidc.clientSecretKey | quote }}
 - name: CARAVAN_OIDC_COOKIE_SECRET
   valueFrom:
     secretKeyRef:
-      name: {{ .Values.oidc.existingSessionSecret | default (printf "%s-session" (include "caravan.fullname" .)) }}
-      key: {{ ternary .Values.oidc.sessionSecretKey "cookie-secret" (ne .Values.oidc.existingSessionSecret "") }}
+      name: {{ .Values.oidc.existingSessionSecret | default (printf "%s-session" (include "caravan.fullname" .)) | quote }}
+      key: {{ ternary .Values.oidc.sessionSecretKey "cookie-secret" (ne .Values.oidc.existingSessionSecret "") | quote }}
 - name: CARAVAN_OIDC_REDIRECT_URI
   value: https://{{ .Values.dashboard.host }}/oauth2callback
 - name: CARAVAN_OIDC_SCOPES

@@ -81,13 +81,13 @@ spec:
       volumes:
         - name: backup
           persistentVolumeClaim:
-            claimName: {{ include "caravan.backupClaim" . }}
+            claimName: {{ include "caravan.backupClaim" . | quote }}
         - name: tmp
           emptyDir: {}
         {{- if and .Values.trust.existingConfigMap (not .Values.postgres.enabled) }}
         - name: trust
           configMap:
-            name: {{ .Values.trust.existingConfigMap }}
+            name: {{ .Values.trust.existingConfigMap | quote }}
         {{- end }}
 {{- end }}
 {{- end }}

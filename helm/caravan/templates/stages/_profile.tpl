@@ -3,7 +3,7 @@
 {{- $name := include "caravan.fullname" . -}}
 {{- $environment := dict "CARAVAN_STORE_URL" (include "caravan.storeUrl" .) "CARAVAN_S3_ENDPOINT" (include "caravan.storeEndpoint" .) "CARAVAN_S3_REGION" .Values.store.region "CARAVAN_LOG_FORMAT" .Values.telemetry.logFormat -}}
 {{- with .Values.telemetry.otlpEndpoint }}{{ $_ := set $environment "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
-namespace: {{ .Release.Namespace }}
+namespace: {{ .Release.Namespace | quote }}
 service_account: {{ $name }}-stage
 user_id: {{ int64 .Values.podSecurity.userId }}
 images:
@@ -22,22 +22,22 @@ gpus:
   {{- end }}
 environment: {{ merge (dict) .Values.stages.environment $environment | toJson }}
 secrets:
-  - name: {{ (include "caravan.registrySecret" . | fromYaml).name }}
+  - name: {{ (include "caravan.registrySecret" . | fromYaml).name | quote }}
     env: {{ dict (include "caravan.registrySecret" . | fromYaml).key "CARAVAN_REGISTRY_URL" | toJson }}
-  - name: {{ include "caravan.storeSecretName" . }}
+  - name: {{ include "caravan.storeSecretName" . | quote }}
     env: {{ dict (ternary "access-key" .Values.store.accessKeyKey .Values.s3.enabled) "CARAVAN_S3_ACCESS_KEY" (ternary "secret-key" .Values.store.secretKeyKey .Values.s3.enabled) "CARAVAN_S3_SECRET_KEY" | toJson }}
   {{- with .Values.stages.secrets }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 config_maps: {{ .Values.stages.configMaps | toJson }}
 {{- with .Values.trust.existingConfigMap }}
-trust: {config_map: {{ . }}, key: {{ $.Values.trust.key }}}
+trust: {config_map: {{ . | quote }}, key: {{ $.Values.trust.key | quote }}}
 {{- end }}
 {{- with .Values.stages.workClaim }}
-work: {claim: {{ . }}}
+work: {claim: {{ . | quote }}}
 {{- end }}
 {{- if .Values.stages.modelCache.enabled }}
-model_cache: {claim: {{ include "caravan.modelCacheClaim" . }}}
+model_cache: {claim: {{ include "caravan.modelCacheClaim" . | quote }}}
 {{- end }}
 queue: {{ .Values.stages.queue | quote }}
 priority: {{ .Values.stages.priority | quote }}
