@@ -103,7 +103,9 @@ def test_stages_ask_a_served_model_by_name(
             time.sleep(1)
             kfp_state.sync(run, registry, settings)
         assert run.state is State.SUCCEEDED, run.error
-        made = {stage.node: stage.outputs for stage in registry.stage_runs(run_id)}
+        stages = registry.stage_runs(run_id)
+        made = {stage.node: stage.outputs for stage in stages}
+        measured = {stage.node: stage.metrics for stage in stages}
 
     def rows(node: str, output: str, record):
         return list(read_rows(store.fetch(made[node][output]), record))
@@ -117,6 +119,9 @@ def test_stages_ask_a_served_model_by_name(
     assert {tuple(sorted(row.ratings.values())) for row in ratings} <= {
         (2, 2, 2, 2), (2, 2, 2, 5), (2, 2, 5, 5), (2, 5, 5, 5), (5, 5, 5, 5)
     }  # fmt: skip
+
+    for node in ("evaluate-base", "evaluate-sft"):  # the server rates two responses, and has one
+        assert measured[node]["chat/undecided"] == 10
 
     caravan("serve", "--stop", "served")
     cluster.wait(lambda: not pods_of(cluster, namespace, "served"), lambda: "the server's end")

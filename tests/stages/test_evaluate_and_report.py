@@ -307,6 +307,23 @@ def test_the_page_needs_nothing_else_and_lets_no_text_become_markup(
     assert str(inputs["card"]) not in html
 
 
+def test_a_report_without_any_score_says_so(
+    make_context: Callable[..., Any], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """As of a judge none of whose replies could be read."""
+    unread = {}
+    for stage in ("evaluation-base", "evaluation-sft"):
+        rows = read_rows(inputs[stage] / "instances.jsonl", ScoredCompletion)
+        directory = unread[stage] = tmp_path / stage
+        directory.mkdir()
+        undecided = [row.model_copy(update={"score": None, "metrics": {}}) for row in rows]
+        write_rows(directory / "instances.jsonl", undecided)
+        write_json(directory / "scores.json", [])
+    result, directory = run_report(make_context, unread, "unread")
+    assert result.scores == ()
+    assert "No reply has a score" in (directory / "report.html").read_text()
+
+
 def test_a_report_of_less_has_less(
     make_context: Callable[..., Any], inputs: dict[str, Path]
 ) -> None:

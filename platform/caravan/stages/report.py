@@ -118,8 +118,10 @@ def draw(
     data: Mapping[str, Any],
 ) -> dict[str, Path]:
     """The pictures that there are numbers for; missing ones are empty names in the page."""
-    pictures: dict[str, Path] = {"scores": directory / "scores.png"}
-    figures.draw_scores(pictures["scores"], evaluations)
+    pictures: dict[str, Path] = {}
+    if any(evaluation.scores for evaluation in evaluations):
+        pictures["scores"] = directory / "scores.png"
+        figures.draw_scores(pictures["scores"], evaluations)
     judged = {t for e in evaluations for t, score in e.scores.items() if score.judged}
     measured = [[c for c in step if c.task not in judged] for step, _ in steps]
     measured = [step for step in measured if step]
