@@ -5,11 +5,15 @@ import json
 import pytest
 
 from caravan.errors import BudgetError
-from caravan.operations.costs import run_costs
+from caravan.operations.costs import resources_of, run_costs
+from caravan.recipe.io import load_recipe
 from caravan.registry import State
 from caravan.settings import Settings
+from caravan_pipelines.cli.common import shipped_recipes
+from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import local
 
+SHIPPED = sorted(shipped_recipes().rglob("*.yaml"))
 PRICES = {"h100": 2.0, "cpu": 0.5}
 
 
@@ -44,6 +48,19 @@ def test_members_of_the_pool_have_resources_of_their_own(registry, new_run, stag
     own, others = run_costs(registry.get_run(run_id), registry, PRICES)
     assert own.core_hours == pytest.approx(7, rel=1e-2)
     assert others.core_hours == pytest.approx(recipe.respond.resources.cpus, rel=1e-2)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_stage_is_costed_with_what_it_runs_with(path, registry, new_run, stage):
+    recipe = load_recipe(path)
+    run_id, nodes = new_run(recipe=recipe), stage_graph(recipe)
+    for node in nodes:
+        stage(run_id, node.name, 3600, stage=node.stage)
+    given = registry.get_run(run_id).recipe
+    costed = {run.node: resources_of(given, run) for run in registry.stage_runs(run_id)}
+
+    assert "reference" in costed
+    assert costed == {node.name: node.resources for node in nodes}
 
 
 def test_a_failed_attempt_costs_and_a_reused_stage_does_not(registry, new_run, stage):
