@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from caravan.access import Role, User
 from caravan.errors import BudgetError
 from caravan.operations.costs import resources_of, run_costs
 from caravan.recipe.io import load_recipe
 from caravan.registry import State
 from caravan.settings import Settings
+from caravan_pipelines import actions
 from caravan_pipelines.cli.common import shipped_recipes
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import local
@@ -133,6 +135,23 @@ def test_what_is_promised_to_unfinished_runs_counts(settings, registry, recipe, 
     for run in registry.list_runs():
         registry.update_run_state(run.id, State.CANCELLED)
     launch(settings, recipe, tmp_path, budgets={"atlas": 1.5 * wanted})
+
+
+def test_a_run_does_not_leave_the_budget_that_it_was_launched_in(
+    settings, registry, recipe, tmp_path
+):
+    mine = settings.model_copy(update={"project": "atlas", "owner": "ann"})
+    with pytest.raises(BudgetError, match=r"'project:beta'.* CARAVAN_PROJECT names the project"):
+        local.create_run(recipe, mine, recipe_dir=tmp_path, tags=("project:beta",))
+    assert registry.list_runs() == []
+
+    run_id, ann = local.create_run(recipe, mine, recipe_dir=tmp_path), User("ann", Role.LAUNCHER)
+    for tags in (["nightly"], ["project:atlas", "nightly"]):
+        actions.set_tags(ann, run_id, tags, registry)
+        assert registry.get_run(run_id).tags == ("nightly", "project:atlas")
+    with pytest.raises(BudgetError, match="project:beta"):
+        actions.set_tags(ann, run_id, ["project:beta"], registry)
+    assert registry.get_run(run_id).tags == ("nightly", "project:atlas")
 
 
 def test_a_budget_needs_prices(settings, recipe, tmp_path):
