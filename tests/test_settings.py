@@ -43,6 +43,11 @@ def test_a_home_may_have_any_name(tmp_path):
     [
         ("CARAVAN_HEARTBEAT_SECONDS", "often", "CARAVAN_HEARTBEAT_SECONDS='often': Input should"),
         ("CARAVAN_PRICES", "{x", "CARAVAN_PRICES='{x': not JSON .*; write an object, such as"),
+        (
+            "CARAVAN_PRICES",
+            '{"H100": 2, "h100": 3}',
+            "CARAVAN_PRICES=.*: two names differ in upper",
+        ),
         ("CARAVAN_STORE_URI", "s3://b", "not a setting; did you mean CARAVAN_STORE_URL"),
     ],
 )

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from caravan.access import Role, User, require, require_own
+from caravan.operations.costs import PROJECT_TAG
 from caravan.recipe import Recipe
 from caravan.registry import Registry
 from caravan.settings import Settings
+from caravan_pipelines.budget import refuse_projects
 from caravan_pipelines.launch import backend
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -46,8 +48,16 @@ def cancel(user: User, run_id: str, registry: Registry, settings: Settings) -> N
 
 
 def set_tags(user: User, run_id: str, tags: Iterable[str], registry: Registry) -> None:
-    require_own(user, registry.get_run(run_id).owner, f"tag {run_id}")
-    registry.set_tags(run_id, tags)
+    """Give a run these tags; that of its project stays.
+
+    Raises:
+        AccessError: the run is another's.
+        BudgetError: a new tag names a project.
+    """
+    run, wanted = registry.get_run(run_id), set(tags)
+    require_own(user, run.owner, f"tag {run.id}")
+    refuse_projects(wanted.difference(run.tags))
+    registry.set_tags(run.id, wanted | {tag for tag in run.tags if tag.startswith(PROJECT_TAG)})
 
 
 def add_note(user: User, run_id: str, text: str, registry: Registry, *, subject: str = "") -> int:

@@ -5,10 +5,18 @@ CARAVAN_PROJECT=atlas CARAVAN_BUDGETS='{"atlas": 5000}' CARAVAN_PRICES='{"h100":
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from caravan.errors import BudgetError
-from caravan.operations.costs import CPU, StageCost, project_tag, run_costs, total
+from caravan.operations.costs import (
+    CPU,
+    PROJECT_TAG,
+    StageCost,
+    project_tag,
+    run_costs,
+    total,
+)
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan
 from caravan.recipe import Recipe
@@ -19,10 +27,29 @@ from caravan_pipelines.run_data import stored_recipe
 
 
 def project_tags(tags: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """`tags`, and that of the project that is set."""
+    """`tags`, and that of the project that is set.
+
+    Raises:
+        BudgetError: `tags` name a project.
+    """
+    refuse_projects(tags)
     if not settings.project:
         return tags
     return tuple(dict.fromkeys((*tags, project_tag(settings.project))))
+
+
+def refuse_projects(tags: Iterable[str]) -> None:
+    """A run that could change its project would not count in the budget that it was launched in.
+
+    Raises:
+        BudgetError: one of the tags names a project.
+    """
+    for tag in tags:
+        if tag.startswith(PROJECT_TAG):
+            raise BudgetError(
+                f"tag {tag!r}: no tag can be given that begins with {PROJECT_TAG!r}; "
+                "CARAVAN_PROJECT names the project of a run when it is launched"
+            )
 
 
 def planned_cost(plan: Plan, settings: Settings) -> float:

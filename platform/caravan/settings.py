@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -38,6 +39,14 @@ def _absolute(value: object) -> object:
         return Path(value).expanduser().resolve() if isinstance(value, str | Path) else value
     except RuntimeError as error:  # links that go round, or a home directory of nobody
         raise ValueError(f"{error}; name a directory") from error
+
+
+def _in_lower_case(prices: dict[str, float]) -> dict[str, float]:
+    """Types of GPUs are looked up in lower case, as recipes may write them in any."""
+    lowered = {name.lower(): price for name, price in prices.items()}
+    if len(lowered) < len(prices):
+        raise ValueError("two names differ in upper and lower case only; give one price for each")
+    return lowered
 
 
 def _user() -> str:
@@ -93,7 +102,7 @@ class Settings(BaseSettings):
 
     project: str = ""
     """Project that launched runs belong to; they are tagged `project:NAME`."""
-    prices: dict[str, NonNegativeFloat] = {}
+    prices: Annotated[dict[str, NonNegativeFloat], AfterValidator(_in_lower_case)] = {}
     """JSON: price of one GPU-hour by type (`gpu` for all others), of one core-hour as `cpu`."""
     budgets: dict[str, NonNegativeFloat] = {}
     """JSON: what a project may spend; a launch that would exceed it is refused."""

@@ -101,6 +101,17 @@ def test_names_of_metrics_go_on_in_the_next_line(capsys):
     assert "…" not in printed
 
 
+def test_a_dry_run_counts_the_pods_and_what_starting_them_takes(command):
+    printed = " ".join(command("launch", "pocket", "--dry-run").split())
+    assert printed.endswith(
+        "22 stages in 17 pods; about 20 s each to start, 5 min 40 s in all "
+        "(1 min 40 s saved by sharing pods)"
+    )
+    faster = '{"pod_overhead_seconds": 7}'
+    printed = " ".join(command("launch", "pocket", "--dry-run", cluster_profile=faster).split())
+    assert "about 7 s each to start, 1 min 59 s in all (35 s saved" in printed
+
+
 @pytest.mark.parametrize("limit", ["0", "-3"])
 def test_a_list_of_no_runs_is_refused(command, limit):
     assert "--limit" in command("runs", "--limit", limit, code=2)

@@ -182,7 +182,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if experiment:
             return self._found(self.server.experiments.get(experiment[1]))
         if path == "/runs":
-            return self._create_run(body) if self.command == "POST" else self._list_runs()
+            return self._create_run(body) if self.command == "POST" else self._list_runs(query)
         if run:
             return self._run(run[1], terminate=bool(run[2]))
         return self._refuse(404, f"the stand-in does not know {self.command} {path}")
@@ -226,9 +226,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.runs[run.id] = run
         return self._answer(run.as_json())
 
-    def _list_runs(self) -> None:
-        runs = [run.as_json() for run in self.server.runs.values()]
-        self._answer({"runs": runs, "total_size": len(runs)})
+    def _list_runs(self, query: dict[str, str]) -> None:
+        """A page of them, the newest first, which is all that is asked for."""
+        runs = [run.as_json() for run in reversed(self.server.runs.values())]
+        begin, size = int(query.get("page_token") or 0), int(query["page_size"])
+        page = {"runs": runs[begin : begin + size], "total_size": len(runs)}
+        if begin + size < len(runs):
+            page["next_page_token"] = str(begin + size)
+        self._answer(page)
 
     def _run(self, run_id: str, *, terminate: bool) -> None:
         run = self.server.runs.get(run_id)

@@ -7,11 +7,19 @@ import threading
 import time
 
 import pytest
-from kfp_launching import launched, launched_sweep, settings_for, wait_for_end
+from kfp_launching import (
+    MINI,
+    Waiting,
+    launched,
+    launched_sweep,
+    settings_for,
+    wait_for_end,
+)
 from kfp_pipeline import End, Step
 from kfp_recorder import Recorder
 
 from caravan.errors import CaravanError
+from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan_pipelines.launch import kfp_client, kfp_state, kubeflow, pod_ends
@@ -206,3 +214,135 @@ def test_what_is_left_of_a_sweep_is_submitted_together(losing):
         assert time.monotonic() < deadline
     assert {row(run, settings).state for run in runs} == {State.SUCCEEDED}
     assert len(server.runs) == 2
+
+
+# --- whoever submits is stopped -----------------------------------------------------------------
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def not_submitted(settings: Settings) -> RunRow:
+    """A run whose launcher was killed before it submitted it."""
+    recipe = load_recipe(MINI)
+    with Registry(settings.resolved_registry_url) as registry:
+        return registry.get_run(
+            registry.create_run(
+                recipe.model_dump(mode="json"), name=recipe.name, seed=recipe.seed,
+                recipe_digest=recipe_digest(recipe), recipe_dir="", backend="kubeflow",
+            )
+        )  # fmt: skip
+
+
+def test_ctrl_c_before_a_run_is_submitted_ends_it(new_stand_in, tmp_path, monkeypatch):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(kubeflow, "compile_pipeline", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            launched(settings)
+    with Registry(settings.resolved_registry_url) as registry:
+        (run,) = registry.list_runs()
+    assert run.state is State.FAILED
+    assert "interrupted before it reached Kubeflow Pipelines" in (run.error or "")
+
+    kubeflow.resume(run, settings)
+    assert wait_for_end(run.id, settings) is State.SUCCEEDED
+
+
+def test_ctrl_c_while_the_answer_is_awaited_leaves_a_run_that_is_known(
+    new_stand_in, tmp_path, monkeypatch
+):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path)
+    client = kfp_client.open_client(settings)
+    submit = client.run_pipeline
+    client.run_pipeline = lambda **given: interrupt(submit(**given))
+    with monkeypatch.context() as broken:
+        broken.setattr(kubeflow, "open_client", lambda _: client)
+        with pytest.raises(KeyboardInterrupt):
+            launched_sweep(settings, "dpo.beta=1,2")
+    (there,) = server.runs.values()
+    with Registry(settings.resolved_registry_url) as registry:
+        runs = registry.list_runs()
+    assert [run.backend_run_id for run in runs] == [there.id] * 2
+
+    assert {wait_for_end(run.id, settings) for run in runs} == {State.SUCCEEDED}
+    assert len(server.runs) == 1
+
+
+def test_a_run_that_was_never_submitted_fails_when_its_launcher_is_silent(new_stand_in, tmp_path):
+    settings = settings_for(new_stand_in(Recorder()), tmp_path)
+    run = not_submitted(settings)
+    assert kubeflow.sync_all(settings) == []
+    assert row(run.id, settings).state is State.PENDING
+
+    time.sleep(0.1)
+    stale = settings.model_copy(update={"stale_after_seconds": 0.05})
+    assert kubeflow.sync_all(stale) == []
+    assert row(run.id, settings).state is State.FAILED
+    assert f"caravan resume {run.id}" in (row(run.id, settings).error or "")
+
+
+def test_a_run_that_was_never_submitted_can_be_cancelled_and_resumed(
+    new_stand_in, tmp_path, monkeypatch
+):
+    settings = settings_for(new_stand_in(Recorder()), tmp_path)
+    run = not_submitted(settings)
+    with monkeypatch.context() as hasty:
+        hasty.setattr(kubeflow, "CANCEL_SECONDS", 0.1)
+        with pytest.raises(CaravanError, match=r"is being submitted.* can be cancelled 60 s after"):
+            kubeflow.cancel(run, settings)
+
+    stale = settings.model_copy(update={"stale_after_seconds": 0.05})
+    kubeflow.cancel(run_seen_with(stale, run.id), stale)
+    assert row(run.id, settings).state.finished
+    other = not_submitted(settings)
+    time.sleep(0.1)
+    for run_id in (run.id, other.id):
+        kubeflow.resume(run_seen_with(stale, run_id), stale)
+        assert wait_for_end(run_id, settings) is State.SUCCEEDED
+
+
+def run_seen_with(settings: Settings, run_id: str) -> RunRow:
+    with Registry(
+        settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
+    ) as registry:
+        return registry.get_run(run_id)
+
+
+def test_a_run_that_its_watcher_took_and_did_not_submit_is_submitted_by_the_next(losing):
+    server, settings = losing(1)
+    run_id = launched(settings)
+    with Registry(settings.resolved_registry_url) as registry:
+        given_up(run_id, registry, settings)
+        assert registry.take_backend_run(run_id, row(run_id, settings).backend_run_id)
+    kubeflow.sync_all(settings)  # the one that took it may live
+    assert names(server) == [run_id]
+
+    time.sleep(0.1)
+    kubeflow.sync_all(settings.model_copy(update={"stale_after_seconds": 0.05}))
+    assert wait_for_end(run_id, settings) is State.SUCCEEDED
+    assert names(server) == [run_id, f"{run_id}-again-1"]
+
+
+def test_runs_whose_ids_there_were_not_recorded_are_found(new_stand_in, tmp_path):
+    """Every run of a sweep by its parameters, behind those of others that are newer."""
+    executor = Waiting("for-loop-1.1.pocket-mini-2.sft")
+    server = new_stand_in(executor)
+    settings = settings_for(server, tmp_path)
+    submitted = launched_sweep(settings, "dpo.beta=1,2,5")
+    assert executor.reached.wait(60)
+    other = launched(settings)
+    of_other = server.runs[row(other, settings).backend_run_id]
+    server.runs |= {f"other-{i}": of_other for i in range(30)}
+    with Registry(settings.resolved_registry_url) as registry:
+        for run_id in submitted.run_ids:
+            registry.set_backend_run(run_id, "")
+
+        assert kubeflow.sync_all(settings) == []
+        for run_id in submitted.run_ids:
+            assert registry.get_run(run_id).backend_run_id == submitted.kfp_run_id
+        kubeflow.cancel(registry.get_run(submitted.run_id), settings)
+        assert registry.get_run(submitted.run_id).state is State.CANCELLED

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import pytest
+from edge import make_certificate, tls_edge
 from kfp_launching import (
     MINI,
     Waiting,
@@ -78,6 +79,21 @@ def test_ways_to_sign_in(new_stand_in, tmp_path, way):
     assert [run.body["display_name"] for run in server.runs.values()] == [run_id]
     if way == "header":
         assert server.requests[-1][2]["X-Team"] == "research"
+
+
+def test_a_server_behind_tls_is_trusted_by_the_certificates_that_are_named(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder(), token="tok")
+    certificate = make_certificate(tmp_path, "kfp.example", "127.0.0.1")
+    host = server.url.removeprefix("http://")
+    with tls_edge(host, certificate) as port:
+        given = {"kfp_url": f"https://127.0.0.1:{port}", "kfp_token": "tok"}
+        with pytest.raises(KubeflowError, match=r"CERTIFICATE_VERIFY_FAILED.*CARAVAN_KFP_CA_FILE"):
+            launched(settings_for(server, tmp_path, **given))
+        assert not server.requests
+
+        trusted = given | {"kfp_ca_file": str(certificate.certificate)}
+        run_id = launched(settings_for(server, tmp_path, **trusted))
+    assert [run.body["display_name"] for run in server.runs.values()] == [run_id]
 
 
 def test_who_may_not_is_told_what_to_give(new_stand_in, tmp_path):
@@ -297,6 +313,7 @@ def test_a_run_there_makes_what_a_run_here_makes(new_stand_in, tmp_path, undistu
     caravan = command(
         tmp_path, CARAVAN_REGISTRY_URL=registry, CARAVAN_STORE_URL=str(tmp_path / "store"),
         CARAVAN_KFP_URL=server.url, CARAVAN_KFP_TOKEN="tok", CARAVAN_CLUSTER_PROFILE=str(profile),
+        CARAVAN_DASHBOARD_URL="https://caravan.example",
     )  # fmt: skip
     done = caravan("launch", str(MINI))
 
@@ -306,7 +323,15 @@ def test_a_run_there_makes_what_a_run_here_makes(new_stand_in, tmp_path, undistu
     assert shown["backend_run_id"] == run.id
     assert caravan.digests() == undisturbed.digests()
     assert all(stage["pod"] for stage in shown["stages"])
-    pages = [d.end.artifacts["summary"] for d in run.pipeline.details if d.end]
+    ends = [detail.end for detail in run.pipeline.details if detail.end]
     planned = kubeflow.plan(load_recipe(MINI), ClusterProfile(), Settings())
-    assert len(pages) == sum(task.pods for task in planned)
+    assert len(ends) == sum(task.pods for task in planned)
+    pages = [end.artifacts["summary"] for end in ends]
     assert any("## evaluate-dpo" in page for page in pages)
+    link = f"[Open in Caravan](https://caravan.example/run?run={run.body['display_name']})"
+    assert all(link in page for page in pages)
+    sft = next(stage for stage in shown["stages"] if stage["name"] == "sft")
+    end = next(d.end for d in run.pipeline.details if d.step.name == "sft" and d.end)
+    (metrics,) = end.outputs["artifacts"]["metrics"]["artifacts"]
+    assert sft["metrics"]
+    assert metrics["metadata"] == sft["metrics"]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import tempfile
+import threading
 from dataclasses import replace
+from typing import Any
+from urllib.parse import urlparse
 
 import kubernetes_validate
 import pytest
+from json_answer import answer_json
+from kubernetes import client
 
 from caravan.cluster.profile import ClusterProfile
-from caravan.cluster.serving import Server, manifests
+from caravan.cluster.serving import Server, apply, manifests, remove
 from caravan.errors import CaravanError
 from caravan.recipe import Resources
 from caravan_pipelines.cli.serve import check_name
@@ -96,3 +104,135 @@ def test_a_new_version_takes_the_gpus_of_the_old_one():
 def test_a_name_that_no_service_may_have_is_refused(name):
     with pytest.raises(CaravanError, match="use a-z"):
         check_name(name)
+
+
+# --- on a cluster -------------------------------------------------------------------------------
+
+PLURALS = {
+    "autoscaling/v2": ("horizontalpodautoscalers", "HorizontalPodAutoscaler"),
+    "v1": ("services", "Service"),
+    "apps/v1": ("deployments", "Deployment"),
+}
+OF_THE_CHART = {"app.kubernetes.io/component": "dashboard", "app.kubernetes.io/managed-by": "Helm"}
+
+
+class Api(http.server.ThreadingHTTPServer):
+    """The part of the Kubernetes API that serving uses: discovery, and objects by their paths."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.denied = ""
+        """A method that is forbidden."""
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def client(self) -> client.ApiClient:
+        host = f"http://127.0.0.1:{self.server_address[1]}"
+        return client.ApiClient(client.Configuration(host=host))
+
+    def add(self, version: str, name: str, labels: dict[str, str]) -> None:
+        root = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+        plural, kind = PLURALS[version]
+        self.objects[f"{root}/namespaces/research/{plural}/{name}"] = {
+            "apiVersion": version, "kind": kind, "metadata": {"name": name, "labels": labels}
+        }  # fmt: skip
+
+    def names(self) -> list[str]:
+        return sorted(path.partition("/research/")[2] for path in self.objects)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Api
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path, objects = urlparse(self.path).path, self.server.objects
+        if (known := _discovery(path)) is not None:
+            return answer_json(self, known)
+        if self.command == self.server.denied:
+            message = 'services "judge" is forbidden: User "ann" cannot patch resource "services"'
+            return answer_json(self, {"kind": "Status", "message": message}, 403)
+        if self.command == "PATCH":
+            objects[path] = json.loads(body)
+        if path not in objects:
+            return answer_json(self, {"kind": "Status", "code": 404}, 404)
+        return answer_json(self, objects.pop(path) if self.command == "DELETE" else objects[path])
+
+    do_GET = do_PATCH = do_DELETE = _handle
+
+
+def _discovery(path: str) -> dict[str, Any] | None:
+    if path == "/version":
+        return {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        groups = []
+        for group, version in (("apps", "v1"), ("autoscaling", "v2")):
+            named = {"groupVersion": f"{group}/{version}", "version": version}
+            groups.append({"name": group, "versions": [named], "preferredVersion": named})
+        return {"kind": "APIGroupList", "groups": groups}
+    version = path.removeprefix("/apis/").removeprefix("/api/")
+    if version not in PLURALS:
+        return None
+    plural, kind = PLURALS[version]
+    resource = {"name": plural, "singularName": "", "namespaced": True, "kind": kind,
+                "verbs": ["get", "patch", "delete"]}  # fmt: skip
+    return {"kind": "APIResourceList", "groupVersion": version, "resources": [resource]}
+
+
+@pytest.fixture
+def api(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the client keeps what it discovers
+    server = Api()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_is_made_brought_to_another_state_and_removed(api):
+    apply(api.client, manifests(SERVER, PROFILE))
+    apply(api.client, manifests(replace(SERVER, digest="4e" * 32), PROFILE))
+    assert api.names() == ["deployments/judge", "horizontalpodautoscalers/judge", "services/judge"]
+    assert "4e4e" in json.dumps(api.objects)
+
+    assert remove(api.client, "judge", "research")
+    assert api.names() == []
+    assert not remove(api.client, "judge", "research")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        OF_THE_CHART,
+        {},
+        {"caravan.dev/model": "other"},
+        {"caravan.dev/model": "judge", "app.kubernetes.io/managed-by": "Helm"},
+    ],
+)
+def test_what_is_of_the_chart_or_of_others_is_neither_changed_nor_removed(api, labels):
+    api.add("apps/v1", "judge", labels)
+    before = dict(api.objects)
+
+    with pytest.raises(CaravanError, match="has a Deployment judge that is not of `caravan serve`"):
+        apply(api.client, manifests(SERVER, PROFILE))
+    with pytest.raises(CaravanError, match=f"labels: {next(iter(sorted(labels)), 'none')}"):
+        remove(api.client, "judge", "research")
+    assert api.objects == before
+
+
+def test_a_right_that_is_missing_is_named(api):
+    api.denied = "PATCH"
+    with pytest.raises(CaravanError, match=r'403 .*"ann" cannot patch .*KUBECONFIG'):
+        apply(api.client, manifests(SERVER, PROFILE))
+    api.denied = "GET"
+    with pytest.raises(CaravanError, match="403"):
+        remove(api.client, "judge", "research")
+    with pytest.raises(CaravanError, match="does not answer"):
+        remove(client.ApiClient(client.Configuration(host="http://127.0.0.1:1")), "a", "research")

@@ -4,12 +4,18 @@ import json
 
 import pytest
 
+from caravan.access import Role, User
 from caravan.errors import BudgetError
-from caravan.operations.costs import run_costs
+from caravan.operations.costs import resources_of, run_costs
+from caravan.recipe.io import load_recipe
 from caravan.registry import State
 from caravan.settings import Settings
+from caravan_pipelines import actions
+from caravan_pipelines.cli.common import shipped_recipes
+from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import local
 
+SHIPPED = sorted(shipped_recipes().rglob("*.yaml"))
 PRICES = {"h100": 2.0, "cpu": 0.5}
 
 
@@ -35,6 +41,16 @@ def test_a_stage_on_gpus_costs_its_gpus_and_one_without_its_cores(
     assert dpo.money == pytest.approx(0.5 * on_gpus.dpo.resources.cpus, rel=1e-2)
 
 
+@pytest.mark.parametrize("written", ["h100", "H100"])
+def test_a_price_is_found_however_its_type_is_written(registry, new_run, stage, on_gpus, written):
+    resources = on_gpus.sft.resources.derive(gpu_type=written.swapcase())
+    run_id = new_run(recipe=on_gpus.derive(sft=on_gpus.sft.derive(resources=resources)))
+    stage(run_id, "sft", 3600)
+    prices = Settings(prices={written: 2.5, "gpu": 1.0}).prices
+    (cost,) = run_costs(registry.get_run(run_id), registry, prices)
+    assert cost.money == pytest.approx(2.5 * 16, rel=1e-2)
+
+
 def test_members_of_the_pool_have_resources_of_their_own(registry, new_run, stage, recipe):
     pool = recipe.model_dump()["respond"]["pool"]
     pool[0]["resources"] = {"cpus": 7}
@@ -44,6 +60,19 @@ def test_members_of_the_pool_have_resources_of_their_own(registry, new_run, stag
     own, others = run_costs(registry.get_run(run_id), registry, PRICES)
     assert own.core_hours == pytest.approx(7, rel=1e-2)
     assert others.core_hours == pytest.approx(recipe.respond.resources.cpus, rel=1e-2)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_stage_is_costed_with_what_it_runs_with(path, registry, new_run, stage):
+    recipe = load_recipe(path)
+    run_id, nodes = new_run(recipe=recipe), stage_graph(recipe)
+    for node in nodes:
+        stage(run_id, node.name, 3600, stage=node.stage)
+    given = registry.get_run(run_id).recipe
+    costed = {run.node: resources_of(given, run) for run in registry.stage_runs(run_id)}
+
+    assert "reference" in costed
+    assert costed == {node.name: node.resources for node in nodes}
 
 
 def test_a_failed_attempt_costs_and_a_reused_stage_does_not(registry, new_run, stage):
@@ -106,6 +135,23 @@ def test_what_is_promised_to_unfinished_runs_counts(settings, registry, recipe, 
     for run in registry.list_runs():
         registry.update_run_state(run.id, State.CANCELLED)
     launch(settings, recipe, tmp_path, budgets={"atlas": 1.5 * wanted})
+
+
+def test_a_run_does_not_leave_the_budget_that_it_was_launched_in(
+    settings, registry, recipe, tmp_path
+):
+    mine = settings.model_copy(update={"project": "atlas", "owner": "ann"})
+    with pytest.raises(BudgetError, match=r"'project:beta'.* CARAVAN_PROJECT names the project"):
+        local.create_run(recipe, mine, recipe_dir=tmp_path, tags=("project:beta",))
+    assert registry.list_runs() == []
+
+    run_id, ann = local.create_run(recipe, mine, recipe_dir=tmp_path), User("ann", Role.LAUNCHER)
+    for tags in (["nightly"], ["project:atlas", "nightly"]):
+        actions.set_tags(ann, run_id, tags, registry)
+        assert registry.get_run(run_id).tags == ("nightly", "project:atlas")
+    with pytest.raises(BudgetError, match="project:beta"):
+        actions.set_tags(ann, run_id, ["project:beta"], registry)
+    assert registry.get_run(run_id).tags == ("nightly", "project:atlas")
 
 
 def test_a_budget_needs_prices(settings, recipe, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from caravan.cluster.api import kubernetes_api
+from caravan.cluster.api import in_words, kubernetes_api
 from caravan.cluster.profile import load_profile
 from caravan.cluster.trainjob import GROUP, VERSION
 from caravan.errors import CaravanError, MissingExtraError
@@ -53,7 +53,8 @@ def reachable() -> str:
     from kubernetes.client import VersionApi
 
     client = api()
-    version = ask(lambda: VersionApi(client).get_code(_request_timeout=CONNECT_SECONDS))
+    with in_words():
+        version = VersionApi(client).get_code(_request_timeout=CONNECT_SECONDS)
     return f"{client.configuration.host}, version {version.git_version}"
 
 
@@ -76,11 +77,10 @@ def permissions(settings: Settings) -> str:
                 )
             )
         )  # fmt: skip
-        answer = ask(
-            lambda review=review: reviews.create_self_subject_access_review(
+        with in_words():
+            answer = reviews.create_self_subject_access_review(
                 review, _request_timeout=CONNECT_SECONDS
             )
-        )
         if not answer.status.allowed:
             denied.append(wanted)
     if denied:
@@ -119,25 +119,3 @@ def training_jobs(settings: Settings) -> str:
             "correct `trainer.runtime` in the cluster profile"
         )
     return f"Kubeflow Trainer, runtime {profile.trainer.runtime}"
-
-
-def ask(call: Any) -> Any:
-    """What the API answers.
-
-    Raises:
-        CaravanError: it does not, or refuses us.
-    """
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        return call()
-    except ApiException as error:
-        raise CaravanError(
-            f"the Kubernetes API answers {error.status} {error.reason}; check the account's "
-            "token or the kubeconfig"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise CaravanError(
-            f"the Kubernetes API does not answer: {error}; check the kubeconfig and the network"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +26,8 @@ STATES = {
     "SKIPPED": State.SUCCEEDED,
 }
 """How a run of Kubeflow Pipelines may end."""
+CLOCKS_DIFFER = timedelta(minutes=10)
+"""How far apart the clocks of the registry and of Kubeflow Pipelines may be."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,13 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
         0, or where Kubeflow Pipelines has given the run up for an interruption, the number that
         `submit_again` takes. Such a run stays open.
     """
-    if run.state.finished or not run.backend_run_id:
+    if run.state.finished:
         return 0
     client, profile = client or open_client(settings), load_profile(settings)
+    if not run.backend_run_id:
+        run = recover(run, registry, settings, client, over=run.state is State.INTERRUPTED)
+        if not run.backend_run_id:
+            return 0
     found = _find(run, client, settings)
     state = STATES.get(str(found.state), State.RUNNING) if found else State.FAILED
     if _complete(run, registry):  # though others of its sweep go on, or have failed
@@ -68,6 +75,50 @@ def sync(run: RunRow, registry: Registry, settings: Settings, client: Any | None
     if state is not State.SUCCEEDED:
         remove_jobs(run, profile)
     return 0
+
+
+def recover(
+    run: RunRow, registry: Registry, settings: Settings, client: Any, *, over: bool
+) -> RunRow:
+    """Find out what has become of a run that is being submitted, or was when whoever did so was
+    stopped: the id that it has there may not have been recorded.
+
+    If its submission is `over`, a run that did not reach Kubeflow Pipelines has failed.
+    """
+    there = _newest_of(run, client, settings)
+    if there and there.run_id == run.backend_run_id:
+        return run
+    # One that has ended may be an earlier one, in whose place another is being submitted.
+    if there and (over or str(there.state) not in STATES):
+        registry.set_backend_run(run.id, there.run_id)
+        registry.update_run_state(run.id, State.RUNNING)
+    elif over and not run.state.finished:
+        error = (
+            "its submission was interrupted before it reached Kubeflow Pipelines; "
+            f"`caravan resume {run.id}` submits it"
+        )
+        registry.update_run_state(run.id, State.FAILED, error=error)
+    return registry.get_run(run.id)
+
+
+def _newest_of(run: RunRow, client: Any, settings: Settings) -> Any | None:
+    """The newest run there that executes `run`. Of a sweep, only the parameters name all runs."""
+    token = ""
+    while True:
+        with in_words(settings):
+            page = client.list_runs(
+                page_token=token, page_size=20, sort_by="created_at desc",
+                namespace=settings.kfp_namespace or None,
+            )  # fmt: skip
+        for there in page.runs or ():
+            if there.created_at < run.created_at - CLOCKS_DIFFER:
+                return None
+            given = getattr(there.runtime_config, "parameters", None) or {}
+            if run.id in (given.get("run"), given.get("first"), *given.get("others", ())):
+                return there
+        token = page.next_page_token
+        if not token:
+            return None
 
 
 def _find(run: RunRow, client: Any, settings: Settings) -> Any | None:

@@ -31,7 +31,12 @@ from caravan_pipelines.budget import check_budget, project_tags
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch.files import pack_files
 from caravan_pipelines.launch.kfp_client import KubeflowError, in_words, open_client
-from caravan_pipelines.launch.kfp_state import others_of_sweep, remove_jobs, sync
+from caravan_pipelines.launch.kfp_state import (
+    others_of_sweep,
+    recover,
+    remove_jobs,
+    sync,
+)
 from caravan_pipelines.launch.local import check_writable
 from caravan_pipelines.launch.pod_ends import record_ends
 from caravan_pipelines.page import run_link
@@ -149,7 +154,7 @@ def launch_together(
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
     runs: list[RunRow] = []
-    with Registry(settings.resolved_registry_url) as registry, _failing(runs, registry):
+    with _open_registry(settings) as registry, _failing(runs, registry, settings, client):
         for recipe, own in zip(recipes, tags, strict=True):
             check_budget(recipe, recipe_dir, settings, registry)
             run_id = registry.create_run(
@@ -166,14 +171,32 @@ def launch_together(
         return _submit(runs, client, profile, settings, registry)
 
 
+def _open_registry(settings: Settings) -> Registry:
+    return Registry(
+        settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
+    )
+
+
 @contextlib.contextmanager
-def _failing(runs: Sequence[RunRow], registry: Registry) -> Iterator[None]:
-    """Let what is not submitted, for an error, be known as failed."""
+def _failing(
+    runs: Sequence[RunRow], registry: Registry, settings: Settings, client: Any
+) -> Iterator[None]:
+    """Let what is not submitted, for an error or an interruption, be known as failed."""
     try:
         yield
     except CaravanError as error:
         for run in runs:
             registry.update_run_state(run.id, State.FAILED, error=str(error))
+        raise
+    except BaseException:  # Ctrl-C, perhaps while the answer was on its way
+        with contextlib.suppress(CaravanError):  # what is still open then is recovered later
+            for run in runs:
+                now = recover(registry.get_run(run.id), registry, settings, client, over=True)
+                if not now.state.finished:
+                    logger.warning(
+                        "run %s has reached Kubeflow Pipelines and goes on there: stop it with "
+                        "`caravan cancel %s`", run.id, run.id,
+                    )  # fmt: skip
         raise
 
 
@@ -184,7 +207,7 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
         CaravanError: it still runs, or Kubeflow Pipelines refuses.
     """
     client, profile = open_client(settings), load_profile(settings)
-    with Registry(settings.resolved_registry_url) as registry:
+    with _open_registry(settings) as registry:
         given_up = sync(run, registry, settings, client)
         run = registry.get_run(run.id)
         free = given_up and registry.take_backend_run(run.id, run.backend_run_id)
@@ -194,7 +217,7 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
                 f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
             )
         registry.forgive_failures(run.id)
-        with _failing([run], registry):
+        with _failing([run], registry, settings, client):
             return _submit([run], client, profile, settings, registry)
 
 
@@ -263,13 +286,11 @@ def cancel(run: RunRow, settings: Settings) -> None:
     """Stop a run, and with it the sweep it is in; `resume` continues it.
 
     Raises:
-        KubeflowError: Kubeflow Pipelines refuses, or does not answer.
+        KubeflowError: it is being submitted, or Kubeflow Pipelines refuses or does not answer.
     """
-    if not run.backend_run_id:
-        raise KubeflowError(f"run {run.id} never reached Kubeflow Pipelines: nothing to stop")
     client, stopped = open_client(settings), ""
     deadline = time.monotonic() + CANCEL_SECONDS
-    with Registry(settings.resolved_registry_url) as registry:
+    with _open_registry(settings) as registry:
         while time.monotonic() < deadline:
             if sync(run, registry, settings, client):
                 _end_given_up(run, registry, load_profile(settings))
@@ -280,6 +301,11 @@ def cancel(run: RunRow, settings: Settings) -> None:
                 with in_words(settings):
                     client.terminate_run(stopped)
             time.sleep(CANCEL_POLL_SECONDS)
+    if not run.backend_run_id:
+        raise KubeflowError(
+            f"run {run.id} is being submitted to Kubeflow Pipelines; if whoever did so was killed, "
+            f"it can be cancelled {settings.stale_after_seconds:.0f} s after that"
+        )
 
 
 def _end_given_up(run: RunRow, registry: Registry, profile: ClusterProfile) -> None:
@@ -327,12 +353,12 @@ def sync_all(settings: Settings | None = None) -> list[str]:
     """Bring every unfinished run on Kubeflow Pipelines up to date, and submit those again that
     were interrupted; returns what went wrong with single runs."""
     settings, errors = settings or load_settings(), []
-    with Registry(settings.resolved_registry_url) as registry:
+    with _open_registry(settings) as registry:
         live = [
             run.id
-            for state in (State.PENDING, State.RUNNING)
+            for state in (State.PENDING, State.RUNNING, State.INTERRUPTED)
             for run in registry.list_runs(limit=None, state=state)
-            if run.backend == "kubeflow" and run.backend_run_id
+            if run.backend == "kubeflow"
         ]
         client = open_client(settings) if live else None
         for run_id in live:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caravan.errors import require
+from caravan.errors import CaravanError, require
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+REMEDIES = {
+    401: "; check the account's token or the kubeconfig",
+    403: "; have that right given to the account, or take one that has it (KUBECONFIG)",
+}
 
 
 def kubernetes_api(token_dir: Path | None = None) -> Any | None:
@@ -35,3 +42,32 @@ def kubernetes_api(token_dir: Path | None = None) -> Any | None:
 def as_dict(api: Any, found: Any) -> Any:
     """An object of the client as the API writes it, in camel case."""
     return api.sanitize_for_serialization(found)
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Turn the client's errors into ours: what the API says, and what to do.
+
+    A refusal names the right that is missing, and who lacks it.
+    """
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        raise CaravanError(
+            f"the Kubernetes API answers {error.status} {error.reason}{_message(error)}"
+            f"{REMEDIES.get(error.status, '')}"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise CaravanError(
+            f"the Kubernetes API does not answer: {error}; check the kubeconfig and the network"
+        ) from error
+
+
+def _message(error: Any) -> str:
+    """Of the `Status` that the API answers with; others, such as proxies, may answer anything."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return f": {json.loads(error.body)['message']}"
+    return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from caravan.cluster.api import in_words
 from caravan.cluster.pod import (
     TEMPORARY_DIR,
     TRUST_DIR,
@@ -220,31 +221,70 @@ def _autoscaler(server: Server, metadata: dict[str, Any]) -> dict[str, Any]:
 # --- on the cluster -----------------------------------------------------------------------------
 
 
+KINDS = (
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("v1", "Service"),
+    ("apps/v1", "Deployment"),
+)
+"""Of a server's objects, in the order in which they are removed."""
+MANAGER_LABEL = "app.kubernetes.io/managed-by"
+
+
+@in_words()
 def apply(api: Any, objects: list[dict[str, Any]]) -> None:
-    """Create the objects, or bring those of the same name to this state."""
+    """Create the objects of a server, or bring those that it has to this state.
+
+    Raises:
+        CaravanError: something else has its name, or the API refuses.
+    """
     from kubernetes.dynamic import DynamicClient
 
-    client = DynamicClient(api)
+    client, metadata = DynamicClient(api), objects[0]["metadata"]
+    _standing(client, metadata["name"], metadata["namespace"])
     for one in objects:
         kind = client.resources.get(api_version=one["apiVersion"], kind=one["kind"])
         kind.server_side_apply(
-            body=one, name=one["metadata"]["name"], namespace=one["metadata"]["namespace"],
+            body=one, name=metadata["name"], namespace=metadata["namespace"],
             field_manager=FINGERS, force_conflicts=True,
         )  # fmt: skip
 
 
+@in_words()
 def remove(api: Any, name: str, namespace: str) -> bool:
-    """Remove a server; whether there was one."""
+    """Remove a server; whether there was one.
+
+    Raises:
+        CaravanError: something else has its name, or the API refuses.
+    """
     from kubernetes.dynamic import DynamicClient
+
+    standing = _standing(DynamicClient(api), name, namespace)
+    for resource in standing:
+        resource.delete(name=name, namespace=namespace)
+    return bool(standing)
+
+
+def _standing(client: Any, name: str, namespace: str) -> list[Any]:
+    """The kinds of which a server has an object.
+
+    Raises:
+        CaravanError: an object of that name is not of `caravan serve`. The chart has servers, too.
+    """
     from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 
-    client, found = DynamicClient(api), False
-    for version, kind in (("autoscaling/v2", "HorizontalPodAutoscaler"), ("v1", "Service"),
-                          ("apps/v1", "Deployment")):  # fmt: skip
+    found = []
+    for version, kind in KINDS:
         try:
             resource = client.resources.get(api_version=version, kind=kind)
-            resource.delete(name=name, namespace=namespace)
-            found = True
+            metadata = resource.get(name=name, namespace=namespace).to_dict()["metadata"]
         except (NotFoundError, ResourceNotFoundError):
             continue
+        labels = metadata.get("labels") or {}
+        if labels.get(MODEL_LABEL) != name or labels.get(MANAGER_LABEL) == "Helm":
+            shown = ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+            raise CaravanError(
+                f"namespace {namespace} has a {kind} {name} that is not of `caravan serve` "
+                f"(labels: {shown or 'none'}); it stays as it is: use another name"
+            )
+        found.append(resource)
     return found

@@ -15,6 +15,8 @@ from caravan.errors import SettingsError
 from caravan.recipe import Resources
 from caravan.registry import Registry, RunRow, StageRunRow
 
+SECTIONS = {"base": "base_model", "reference": "dpo"}
+"""Of the recipe, for stages that are not called as theirs."""
 PROJECT_TAG = "project:"
 ANY_GPU = "gpu"
 """Name in the price table of GPUs whose recipe names no type."""
@@ -45,13 +47,14 @@ def project_of(run: RunRow) -> str:
 
 def resources_of(recipe: Mapping[str, Any], stage: StageRunRow) -> Resources:
     """What a stage run was given, by its run's recipe."""
-    section = recipe.get({"base": "base_model"}.get(stage.stage, stage.stage)) or {}
+    section = recipe.get(SECTIONS.get(stage.stage, stage.stage)) or {}
     if stage.stage == "respond":
         name = stage.node.removeprefix("respond-")
         member: Mapping[str, Any] = {}
         member = next((m for m in section.get("pool", ()) if m["name"] == name), member)
         section = member if member.get("resources") else section
-    return Resources.model_validate(section.get("resources") or {})
+    resources = Resources.model_validate(section.get("resources") or {})
+    return resources.for_one_process() if stage.stage == "reference" else resources
 
 
 def money(hours: float, device: str, prices: Mapping[str, float]) -> float | None:

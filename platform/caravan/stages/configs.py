@@ -92,7 +92,7 @@ class ReferenceStageConfig(Config):
             max_length=dpo.max_length,
             tokens_per_pass=dpo.tokens_per_pass,
             bf16=dpo.bf16,
-            resources=dpo.resources.derive(nodes=1, processes=1, gpus=min(1, dpo.resources.gpus)),
+            resources=dpo.resources.for_one_process(),
         )
 
 
