@@ -43,6 +43,8 @@ def test_a_home_may_have_any_name(tmp_path):
     [
         ("CARAVAN_HEARTBEAT_SECONDS", "often", "CARAVAN_HEARTBEAT_SECONDS='often': Input should"),
         ("CARAVAN_PRICES", "{x", "CARAVAN_PRICES='{x': not JSON .*; write an object, such as"),
+        ("CARAVAN_PRICES", '{"gpu": 1, "h100": "x"}', r"PRICES\['h100'\]='x': Input should"),
+        ("CARAVAN_BUDGETS", '{"lab": -1}', r"CARAVAN_BUDGETS\['lab'\]=-1: Input should be greater"),
         ("CARAVAN_STORE_URI", "s3://b", "not a setting; did you mean CARAVAN_STORE_URL"),
     ],
 )
