@@ -121,6 +121,20 @@ def test_rows_that_will_be_cut_or_dropped_are_told_once(
     assert "have no reply to train on" not in output
 
 
+def test_a_hub_that_does_not_answer_is_told_once(
+    model: Path, tmp_path: Path, run_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("datasets.config.HF_ENDPOINT", "huggingface_hub.constants.ENDPOINT"):
+        monkeypatch.setattr(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    source = {"name": "hub", "license": "MIT", "skill": "s",
+              "origin": {"kind": "hub", "dataset_name": "caravan/absent"}}  # fmt: skip
+    recipe(tmp_path, curate={"sources": [source]})
+    output = run_command("run", str(tmp_path / "recipe.yaml"), "--dry-run", code=2)
+    assert "cannot load dataset 'caravan/absent'" in output
+    assert "Retrying" not in output
+
+
 def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     model: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from caravan_pipelines.cli.tables import (
 from caravan_pipelines.launch import backend, local
 from caravan_pipelines.run_data import stored_recipe
 
-TOLD_BY_CHECKS = ("caravan.training.tokenize",)
+TOLD_BY_CHECKS = ("huggingface_hub.utils", "caravan.training.tokenize")
 """Loggers whose warnings a dry run says in its own words."""
 
 
