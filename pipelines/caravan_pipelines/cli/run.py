@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from caravan_pipelines.cli.tables import (
     stages_table,
 )
 from caravan_pipelines.launch import backend, local
+from caravan_pipelines.launch.local_log import stage_lines
 from caravan_pipelines.run_data import stored_recipe
 
 TOLD_BY_CHECKS = ("huggingface_hub.utils", "caravan.training.tokenize")
@@ -79,7 +79,7 @@ def logs(run_id: str) -> None:
     if not log.exists():
         raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")
     with log.open(encoding="utf-8", errors="replace") as lines:
-        shutil.copyfileobj(lines, sys.stdout)
+        sys.stdout.writelines(stage_lines(lines))
 
 
 def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
