@@ -146,9 +146,11 @@ def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"question": "q"}\n')
     (tmp_path / "shape.jsonl").write_text('{"conversations": 3}\n')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "rows").mkdir()
     generator = GeneratedSource(generator="nothing", count=1)
     cases = [
         (source("a", "*.parquet"), "no file matches"),
+        (source("a", "rows/"), r"rows is a directory; name the files in it, .*'rows/\*.jsonl'"),
         (source("a", "bad.jsonl"), r"source a: .*bad.jsonl, row 2: none of the columns"),
         (source("a", "shape.jsonl"), r"source a: .*shape.jsonl, row 1: column 'conversations' is"),
         (source("a", "a.jsonl", rows=2), "holds 1 rows, the recipe says 2"),

@@ -172,10 +172,15 @@ def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
     first, as `a[1].jsonl` is both a name and a pattern.
 
     Raises:
-        DataError: a pattern matches no file.
+        DataError: a pattern matches no file, or names a directory.
     """
     found: list[Path] = []
     for pattern in origin.paths:
+        if (recipe_dir / pattern).is_dir():
+            raise DataError(
+                f"{recipe_dir / pattern} is a directory; name the files in it, such as "
+                f"{str(Path(pattern) / '*.jsonl')!r}"
+            )
         literal = (recipe_dir / pattern).is_file()
         matches = (
             [pattern] if literal else sorted(glob(pattern, root_dir=recipe_dir, recursive=True))
