@@ -173,6 +173,14 @@ def test_a_file_whose_name_is_also_a_pattern(tmp_path: Path):
     assert made.prompt[-1].content == "matched"
 
 
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    write(tmp_path / "home" / "data" / "a.jsonl", ("q", "a"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path in ("~/data/a.jsonl", "~/data/*.jsonl"):
+        assert len(list(curate.load(source("a", path), 1, tmp_path))) == 1
+
+
 def test_verifier_that_only_its_authors_know(tmp_path: Path, make_context):
     row = {"messages": [{"role": "user", "content": "1 + 2?"}], "ground_truth": "3"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row | {"dataset": "gsm8l"}) + "\n")

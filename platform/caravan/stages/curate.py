@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from glob import glob
 from itertools import count
+from os.path import expanduser
 from pathlib import Path
 
 from caravan.data.card import SourceCard, card_json, card_markdown
@@ -175,7 +176,7 @@ def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
         DataError: a pattern matches no file, or names a directory.
     """
     found: list[Path] = []
-    for pattern in origin.paths:
+    for pattern in map(expanduser, origin.paths):
         if (recipe_dir / pattern).is_dir():
             raise DataError(
                 f"{recipe_dir / pattern} is a directory; name the files in it, such as "
