@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.data.records import Conversation
-from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError
+from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError, below
 from caravan.recipe import (
     BaseModelConfig,
     EvalTask,
@@ -57,7 +57,7 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
             console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
         except CaravanError as error:
             failed += 1
-            console.print(Text.assemble(("failed  ", "red"), f"{title}: {error}"))
+            console.print(Text.assemble(("failed  ", "red"), f"{title}: {below(title, error)}"))
         except Exception as error:
             # Not foreseen, but the other checks still have something to tell.
             failed += 1

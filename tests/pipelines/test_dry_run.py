@@ -150,7 +150,15 @@ def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     assert not content
     assert "source rows: 20 rows" in output
     assert "source three: 3 rows" in output
-    assert "source none: source none holds no row" in output
+    assert "source none: holds no row" in output
+
+
+def test_a_source_with_a_broken_row_is_named_once(model: Path, tmp_path: Path) -> None:
+    found = recipe(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"messages": 3}\n')
+    output, content = check(found, tmp_path)
+    assert not content
+    assert f"failed  source rows: {tmp_path}/rows.jsonl, row 1: column 'messages'" in output
 
 
 def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(
