@@ -54,6 +54,9 @@ def resume(run_id: str) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
+    if run.state is State.SUCCEEDED:
+        print(f"run {run.id} has succeeded: nothing to resume; see caravan show {run.id}")
+        return
     if run.backend == "kubeflow":
         launch.resume(run, settings)
         return
