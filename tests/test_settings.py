@@ -48,6 +48,8 @@ def test_a_home_may_have_any_name(tmp_path):
             '{"H100": 2, "h100": 3}',
             "CARAVAN_PRICES=.*: two names differ in upper",
         ),
+        ("CARAVAN_PRICES", '{"gpu": 1, "h100": "x"}', r"PRICES\['h100'\]='x': Input should"),
+        ("CARAVAN_BUDGETS", '{"lab": -1}', r"CARAVAN_BUDGETS\['lab'\]=-1: Input should be greater"),
         ("CARAVAN_STORE_URI", "s3://b", "not a setting; did you mean CARAVAN_STORE_URL"),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, TypeAlias
 
 import altair as alt
@@ -28,12 +29,18 @@ def line(data: pd.DataFrame, title: str, colour: str = palette.SERIES[0]) -> Alt
 
 
 def stacked(
-    data: pd.DataFrame, category: str, value: str, colour: str, order: Sequence[str]
+    data: pd.DataFrame,
+    category: str,
+    value: str,
+    colour: str,
+    order: Sequence[str],
+    colour_of: Mapping[str, str],
 ) -> AltairChart:
-    """Horizontal bars of `value` by `category`, split by `colour`, in the order given."""
-    groups = list(dict.fromkeys(data[colour]))
+    """Horizontal bars of `value` by `category`, split by `colour`, in the order given. Without a
+    legend: Vega cuts one that is wider than the chart."""
+    groups = list(colour_of)
     return (
-        alt.Chart(data, height=32 * data[category].nunique() + 95)
+        alt.Chart(data, height=32 * data[category].nunique() + 40)
         .mark_bar(cornerRadius=2)
         .encode(
             alt.X(f"sum({value}):Q", title=None, axis=alt.Axis(format="~s", tickCount=5)),
@@ -42,8 +49,8 @@ def stacked(
                 f"{colour}:N",
                 title=None,
                 sort=groups,
-                scale=alt.Scale(domain=groups, range=colours(len(groups))),
-                legend=alt.Legend(orient="bottom") if len(groups) > 1 else None,
+                scale=alt.Scale(domain=groups, range=list(colour_of.values())),
+                legend=None,
             ),
             tooltip=[f"{category}:N", f"{colour}:N", f"{value}:Q"],
         )
@@ -109,5 +116,6 @@ def histogram(data: pd.DataFrame, title: str, colour: str) -> AltairChart:
     )
 
 
-def colours(count: int) -> list[str]:
-    return [palette.SERIES[i % len(palette.SERIES)] for i in range(count)]
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each different name."""
+    return dict(zip(dict.fromkeys(names), cycle(palette.SERIES), strict=False))

@@ -8,7 +8,7 @@ from code, but for `title` and `href`, which are escaped too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote, urlencode
 
 from caravan.registry.states import State
@@ -70,8 +70,17 @@ def pill(text: object, colour: str) -> Html:
 
 
 def state_pill(state: State) -> Html:
-    dot = tag("span", class_="cv-dot", style=f"background:{palette.STATE[state]}")
-    return tag("span", dot, state.value, class_="cv-state")
+    return tag("span", _dot(palette.STATE[state]), state.value, class_="cv-state")
+
+
+def legend(colour_of: Mapping[str, str]) -> Html:
+    """What the colours of a chart stand for."""
+    items = [tag("span", _dot(colour), name) for name, colour in colour_of.items()]
+    return tag("div", *items, class_="cv-facts")
+
+
+def _dot(colour: str) -> Html:
+    return tag("span", class_="cv-dot", style=f"background:{colour}")
 
 
 def bar(share: float, colour: str) -> Html:

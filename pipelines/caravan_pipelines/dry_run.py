@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.data.records import Conversation
-from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError
+from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError, below
 from caravan.recipe import (
     BaseModelConfig,
     EvalTask,
@@ -57,7 +57,7 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
             console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
         except CaravanError as error:
             failed += 1
-            console.print(Text.assemble(("failed  ", "red"), f"{title}: {error}"))
+            console.print(Text.assemble(("failed  ", "red"), f"{title}: {below(title, error)}"))
         except Exception as error:
             # Not foreseen, but the other checks still have something to tell.
             failed += 1
@@ -214,9 +214,16 @@ def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     if not answered:
         raise RecipeError("no source has a row that ends with an assistant's turn")
     tokenizer = _tokenizer(recipe, recipe_dir, answered)
-    data = tokenize_conversations(answered, tokenizer, recipe.sft.max_length)
-    counts = ", ".join(f"{name} {value:g}" for name, value in data.counts.items())
-    return f"{len(answered)} rows rendered; {counts}"
+    max_length = recipe.sft.max_length
+    data = tokenize_conversations(answered, tokenizer, max_length)
+    said = [f"{len(answered)} rows rendered"]
+    if data.truncated:
+        said.append(f"{data.truncated} will be cut at {max_length} tokens")
+    if data.dropped:
+        said.append(
+            f"{data.dropped} will be dropped: no reply of theirs begins within {max_length} tokens"
+        )
+    return "; ".join(said)
 
 
 def _two_steps(kind: str, config: object, rows: list[Conversation] | None = None) -> str:

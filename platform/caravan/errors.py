@@ -59,6 +59,11 @@ def without_traceback(recorded: str) -> str:
     return recorded.strip().split("\n\n", 1)[0]
 
 
+def below(title: str, error: CaravanError) -> str:
+    """What an error says where `title` stands in front of it, with which it may begin itself."""
+    return str(error).removeprefix(f"{title}: ").removeprefix(f"{title} ")
+
+
 def require(module: str, *, extra: str, feature: str) -> ModuleType:
     """Import `module`, or say which extra of the distribution brings it.
 

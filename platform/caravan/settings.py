@@ -158,7 +158,8 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = PREFIX + str(first["loc"][0]).upper()
+        field, *keys = first["loc"]
+        name = PREFIX + str(field).upper() + "".join(f"[{key!r}]" for key in keys)
         problem = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{name}={first['input']!r}: {problem}") from error
     except UnreadableSetting as error:

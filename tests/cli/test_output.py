@@ -77,6 +77,14 @@ def test_show_tells_the_error_and_where_its_traceback_is(failed, command):
     assert json.loads(command("show", failed, "--json"))["stages"][0]["error"] == ERROR
 
 
+def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, command):
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    registry.update_run_state(run_id, State.SUCCEEDED)
+
+    assert f"run {run_id} has succeeded: nothing to resume" in command("resume", run_id)
+    assert not local.run_dir(settings, run_id).exists()
+
+
 def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, command):
     tags = tuple(f"a-long-tag-{i}" for i in range(8))
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent, tags=tags)

@@ -54,3 +54,13 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
 
     assert page.title() == "Caravan"  # no text of the runs has been executed
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
+
+
+def test_an_address_of_nothing_is_told(address, page):
+    page.goto(f"{address}/run?run=nobody")
+    expect(page.get_by_text("no run 'nobody'; `caravan runs` lists them")).to_be_visible()
+    error, header = page.get_by_test_id("stAlert"), page.get_by_test_id("stHeader")
+    assert error.bounding_box()["y"] >= header.bounding_box()["height"]  # not behind it
+
+    page.goto(f"{address}/nonsense")
+    expect(page.get_by_text("Page not found")).to_be_visible()

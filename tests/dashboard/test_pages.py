@@ -11,7 +11,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from caravan_dashboard import charts
 from caravan_dashboard.launch import APP, command
+from caravan_dashboard.markup import legend
 
 PAGES = ("runs", "run", "data", "pairs", "evaluation", "rollouts", "launch")
 Open = Callable[..., AppTest]
@@ -266,6 +268,8 @@ def test_the_data_page_follows_rows_from_source_to_mix(open_page, run_ids):
 
     assert [m.value for m in app.metric] == ["118", "100", "94", "80"]
     assert len(app.get("vega_lite_chart")) == 2
+    for names in (("math", "precise-if", "chat"), ("word-problems", "constraints", "small-talk")):
+        assert legend(charts.colours(names)) in markup(app)
 
 
 def test_rows_are_browsed_by_page_and_source(open_page, run_ids):

@@ -56,6 +56,7 @@ def test_each_broken_thing_is_told_with_the_way_out(caravan, tmp_path, empty_pos
     broken = {name for name, row in told.items() if row["state"] == "broken"}
     assert {"registry", "store", "kubeflow pipelines"} == broken
     assert "caravan registry upgrade" in told["registry"]["says"]
+    assert told["registry"]["says"].startswith("postgresql://")  # after the name of the check
     assert "CARAVAN_KFP_URL" in told["kubeflow pipelines"]["says"]
     assert "CARAVAN_STORE_URL" in told["store"]["says"]
 

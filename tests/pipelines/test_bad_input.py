@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,10 @@ def test_a_broken_row_is_named_with_its_file_and_field(caravan, mini, command):
     assert "rows.jsonl" in output
     assert "row 2" in output
     assert "robot" in output
+    if not command:
+        log = caravan("logs").stdout
+        assert "robot" in log
+        assert not re.search(r"KFP Executor|executor_input|RuntimeWarning|outputs:|uri=", log)
 
 
 def test_a_registry_that_cannot_be_reached_is_named_without_its_password(tmp_path, mini, command):

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
+from caravan_command import command_here
+from caravan_pipelines.cli.run import TOLD_BY_CHECKS
 from caravan_pipelines.dry_run import dry_run
 from tiny import conversations, write_inputs
 
@@ -26,6 +29,21 @@ SMALL = {"max_length": 64, "sequences_per_step": 4}
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_inputs(tmp_path)["model"]
+
+
+@pytest.fixture
+def run_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[..., str]:
+    """The command: gives what it prints and logs."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    call = command_here(Settings(home=tmp_path / "home"), monkeypatch, capsys)
+    for name in TOLD_BY_CHECKS:
+        caplog.set_level(logging.WARNING, name)  # which it sets back at the end
+    return lambda *arguments, code=0: call(*arguments, code=code) + caplog.text
 
 
 def recipe(directory: Path, **changes: object) -> Recipe:
@@ -68,7 +86,7 @@ def test_a_model_without_pad_token_and_template_is_said_to_get_them(
     assert content, output
     assert "has no pad token of its own, so <pad> is added" in output
     assert "it has a chat template of its own" in output
-    assert "20 rows rendered; rows 20, dropped_rows 0" in output
+    assert "template and masks: 20 rows rendered\n" in output
 
 
 def test_what_is_wrong_with_a_model_and_its_rows_is_found_together(
@@ -89,6 +107,34 @@ def test_rows_that_are_all_longer_than_the_limit_are_found(model: Path, tmp_path
     assert "all 20 rows are longer than max_length=8" in output
 
 
+def test_rows_that_will_be_cut_or_dropped_are_told_once(
+    model: Path, tmp_path: Path, run_command: Callable[..., str]
+) -> None:
+    recipe(tmp_path)
+    rows = [row.model_dump() for row in conversations()]
+    rows[0]["messages"][0]["content"] *= 50
+    for row in rows[1:3]:
+        row["messages"][1]["content"] *= 50
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = run_command("run", str(tmp_path / "recipe.yaml"), "--dry-run")
+    assert "20 rows rendered; 2 will be cut at 64 tokens; 1 will be dropped: no reply" in output
+    assert "have no reply to train on" not in output
+
+
+def test_a_hub_that_does_not_answer_is_told_once(
+    model: Path, tmp_path: Path, run_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("datasets.config.HF_ENDPOINT", "huggingface_hub.constants.ENDPOINT"):
+        monkeypatch.setattr(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    source = {"name": "hub", "license": "MIT", "skill": "s",
+              "origin": {"kind": "hub", "dataset_name": "caravan/absent"}}  # fmt: skip
+    recipe(tmp_path, curate={"sources": [source]})
+    output = run_command("run", str(tmp_path / "recipe.yaml"), "--dry-run", code=2)
+    assert "cannot load dataset 'caravan/absent'" in output
+    assert "Retrying" not in output
+
+
 def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     model: Path, tmp_path: Path
 ) -> None:
@@ -104,7 +150,15 @@ def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     assert not content
     assert "source rows: 20 rows" in output
     assert "source three: 3 rows" in output
-    assert "source none: source none holds no row" in output
+    assert "source none: holds no row" in output
+
+
+def test_a_source_with_a_broken_row_is_named_once(model: Path, tmp_path: Path) -> None:
+    found = recipe(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"messages": 3}\n')
+    output, content = check(found, tmp_path)
+    assert not content
+    assert f"failed  source rows: {tmp_path}/rows.jsonl, row 1: column 'messages'" in output
 
 
 def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(

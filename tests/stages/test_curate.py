@@ -146,9 +146,11 @@ def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"question": "q"}\n')
     (tmp_path / "shape.jsonl").write_text('{"conversations": 3}\n')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "rows").mkdir()
     generator = GeneratedSource(generator="nothing", count=1)
     cases = [
         (source("a", "*.parquet"), "no file matches"),
+        (source("a", "rows/"), r"rows is a directory; name the files in it, .*'rows/\*.jsonl'"),
         (source("a", "bad.jsonl"), r"source a: .*bad.jsonl, row 2: none of the columns"),
         (source("a", "shape.jsonl"), r"source a: .*shape.jsonl, row 1: column 'conversations' is"),
         (source("a", "a.jsonl", rows=2), "holds 1 rows, the recipe says 2"),
@@ -169,6 +171,14 @@ def test_a_file_whose_name_is_also_a_pattern(tmp_path: Path):
     write(tmp_path / "br1.jsonl", ("matched", "a"))
     (made,) = curate.load(source("a", "br[1].jsonl"), 1, tmp_path)
     assert made.prompt[-1].content == "matched"
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    write(tmp_path / "home" / "data" / "a.jsonl", ("q", "a"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path in ("~/data/a.jsonl", "~/data/*.jsonl"):
+        assert len(list(curate.load(source("a", path), 1, tmp_path))) == 1
 
 
 def test_verifier_that_only_its_authors_know(tmp_path: Path, make_context):

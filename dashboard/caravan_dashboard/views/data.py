@@ -14,7 +14,7 @@ from caravan.registry import StageRunRow
 from caravan.stages.decontaminate import Evidence
 from caravan_dashboard import charts, library, mix, ui
 from caravan_dashboard.evaluation import as_text
-from caravan_dashboard.markup import bar, facts, join, mono, prose, table, turn
+from caravan_dashboard.markup import bar, facts, join, legend, mono, prose, table, turn
 from caravan_dashboard.palette import SERIES
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH, count, percent
@@ -74,7 +74,7 @@ def overview(card: Document, overlap: Document, mixed: Document) -> None:
     with left:
         st.subheader("Sources")
         order = sources.sort_values(amount, ascending=False)["source"].tolist()
-        st.altair_chart(charts.stacked(sources, "source", amount, "skill", order))
+        bars(sources, "source", amount, "skill", order)
     with right:
         for title, field in (("Skills", "by_skill"), ("Licences", "by_license")):
             st.subheader(title)
@@ -99,7 +99,14 @@ def overview(card: Document, overlap: Document, mixed: Document) -> None:
     if not dropped.empty:
         st.subheader("Left out, by reason")
         order = list(dict.fromkeys(dropped["reason"]))
-        st.altair_chart(charts.stacked(dropped, "reason", "rows", "source", order))
+        bars(dropped, "reason", "rows", "source", order)
+
+
+def bars(data: pd.DataFrame, category: str, value: str, colour: str, order: list[str]) -> None:
+    colour_of = charts.colours(data[colour])
+    st.altair_chart(charts.stacked(data, category, value, colour, order, colour_of))
+    if len(colour_of) > 1:
+        ui.show(legend(colour_of))
 
 
 # --- contamination ------------------------------------------------------------------------------

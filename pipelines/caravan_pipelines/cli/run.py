@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,11 @@ from caravan_pipelines.cli.tables import (
     stages_table,
 )
 from caravan_pipelines.launch import backend, local
+from caravan_pipelines.launch.local_log import stage_lines
 from caravan_pipelines.run_data import stored_recipe
+
+TOLD_BY_CHECKS = ("huggingface_hub.utils", "caravan.training.tokenize")
+"""Loggers whose warnings a dry run says in its own words."""
 
 
 def run(
@@ -38,6 +42,8 @@ def run(
     if dry_run:
         from caravan_pipelines.dry_run import dry_run as check
 
+        for name in TOLD_BY_CHECKS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         check(loaded, path.parent, settings, Console())
         return
     run_id = local.create_run(loaded, settings, recipe_dir=path.parent, tags=tags)
@@ -48,6 +54,9 @@ def resume(run_id: str) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
+    if run.state is State.SUCCEEDED:
+        print(f"run {run.id} has succeeded: nothing to resume; see caravan show {run.id}")
+        return
     if run.backend == "kubeflow":
         launch.resume(run, settings)
         return
@@ -73,7 +82,7 @@ def logs(run_id: str) -> None:
     if not log.exists():
         raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")
     with log.open(encoding="utf-8", errors="replace") as lines:
-        shutil.copyfileobj(lines, sys.stdout)
+        sys.stdout.writelines(stage_lines(lines))
 
 
 def execute(run_id: str, settings: Settings, *, detach: bool) -> None:

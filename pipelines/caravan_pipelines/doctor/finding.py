@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, below
 
 
 class Outcome(StrEnum):
@@ -48,6 +48,6 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
         except NotHereError as reason:
             yield Finding(check.name, Outcome.SKIPPED, str(reason))
         except CaravanError as error:
-            yield Finding(check.name, Outcome.BROKEN, str(error))
+            yield Finding(check.name, Outcome.BROKEN, below(check.name, error))
         except Exception as error:  # a check that fails is a finding, not the end
             yield Finding(check.name, Outcome.BROKEN, f"{type(error).__name__}: {error}")

@@ -125,3 +125,8 @@ def _memory_bandwidth(setup: TrainingSetup, placement: Placement) -> float:
     """Of the optimiser's pass over its share of the parameters."""
     shards = setup.ranks if setup.zero_stage >= 1 else 1
     return placement.device.bandwidth * shards
+
+
+def loading_seconds(shape: ModelShape) -> float:
+    """Reading the weights and writing the trained ones, at a gigabyte a second."""
+    return 2 * 4 * shape.parameters / 1e9

@@ -15,7 +15,7 @@ class FileSource(Config):
 
     kind: Literal["files"] = "files"
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Paths or globs, relative to the recipe's directory."""
+    """Paths or globs, relative to the recipe's directory; `~` is your home directory."""
 
 
 class HubSource(Config):

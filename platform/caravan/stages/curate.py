@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from glob import glob
 from itertools import count
+from os.path import expanduser
 from pathlib import Path
 
 from caravan.data.card import SourceCard, card_json, card_markdown
@@ -172,10 +173,15 @@ def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
     first, as `a[1].jsonl` is both a name and a pattern.
 
     Raises:
-        DataError: a pattern matches no file.
+        DataError: a pattern matches no file, or names a directory.
     """
     found: list[Path] = []
-    for pattern in origin.paths:
+    for pattern in map(expanduser, origin.paths):
+        if (recipe_dir / pattern).is_dir():
+            raise DataError(
+                f"{recipe_dir / pattern} is a directory; name the files in it, such as "
+                f"{str(Path(pattern) / '*.jsonl')!r}"
+            )
         literal = (recipe_dir / pattern).is_file()
         matches = (
             [pattern] if literal else sorted(glob(pattern, root_dir=recipe_dir, recursive=True))

@@ -1,0 +1,186 @@
+"""What the stages that ask models take.
+
+Decoding is bound by memory or by operations, whichever is slower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from caravan.errors import CaravanError
+from caravan.planning import work
+from caravan.planning.devices import GIB, Placement
+from caravan.planning.flow import Stream
+from caravan.planning.plan import StagePlan
+from caravan.planning.planned import Node, PlannedRecipe
+from caravan.planning.row_stages import rows_stage
+from caravan.planning.shapes import ModelShape, shape_of_model
+from caravan.planning.work import Work, loading_seconds
+from caravan.recipe import (
+    LLMJudge,
+    OpenAIEngineConfig,
+    ProgramEngineConfig,
+    Sampling,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+)
+from caravan.stages.configs import (
+    EvaluateStageConfig,
+    JudgeStageConfig,
+    RespondStageConfig,
+    SynthesizeStageConfig,
+)
+
+HOSTED_TOKENS_PER_SECOND = 60.0
+"""Of one request to a hosted model."""
+RATING_TOKENS = 60
+"""A judge's words about one completion."""
+VLLM_ROWS = 256
+"""Sequences that vLLM decodes at once on one device."""
+
+
+def respond(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: RespondStageConfig
+) -> StagePlan:
+    prompts = planned.flow.prompts
+    share = 1.0
+    if config.drawn_from and config.member.artifact is None:
+        share = config.drawn / len(config.drawn_from)
+    rows = prompts.rows * share * config.member.num_generations
+    asked = replace(prompts, rows=rows)
+    reply = planned.reply(config.sampling, base=config.member.artifact == "base")
+    if config.engine is None:
+        engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=64)
+        return _asked(planned, node, placement, engine, asked, reply, config.sampling,
+                      shape=planned.shape)  # fmt: skip
+    return _asked(planned, node, placement, config.engine, asked, reply, config.sampling)
+
+
+def judge(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: JudgeStageConfig
+) -> StagePlan:
+    answering, prompts = planned.recipe.respond, planned.flow.prompts
+    assert answering is not None
+    replies = answering.models_per_prompt or sum(m.num_generations for m in answering.pool)
+    if config.engine is None or not isinstance(config.judge.judge, LLMJudge):
+        return rows_stage(planned, node, placement, prompts.rows * replies)
+    requests = prompts.rows * len(config.judge.aspects)
+    length = prompts.prompt_tokens + replies * prompts.reply_tokens
+    written = RATING_TOKENS * replies
+    asked = Stream(requests, length, written)
+    return _asked(planned, node, placement, config.engine, asked, written,
+                  config.judge.judge.sampling)  # fmt: skip
+
+
+def synthesize(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: SynthesizeStageConfig
+) -> StagePlan:
+    plans = []
+    for task in config.synthesize.tasks:
+        stream = planned.flow.sources[task.name]
+        sampling = task.sampling or config.synthesize.sampling
+        for name, written in (
+            (task.prompt_engine, stream.prompt_tokens),
+            (task.response_engine, stream.reply_tokens),
+        ):
+            plans.append(
+                _asked(planned, node, placement, config.engines[name], stream, written, sampling)
+            )
+    start = min(plan.seconds for plan in plans)  # the stage starts once
+    start = min(start, placement.device.start_seconds)
+    seconds = start + sum(plan.seconds - start for plan in plans)
+    rows = sum(task.count for task in config.synthesize.tasks)
+    return replace(
+        plans[0], seconds=seconds, rows=rows, tokens=sum(plan.tokens for plan in plans),
+        flops=sum(plan.flops for plan in plans),
+        memory_gib=max(plan.memory_gib for plan in plans),
+    )  # fmt: skip
+
+
+def evaluate(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
+) -> StagePlan:
+    suite = config.evaluate
+    engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=suite.batch_size)
+    if suite.engine == "vllm":
+        engine = VLLMEngineConfig(model_name_or_path="")
+    plans = []
+    for task in suite.tasks:
+        rows = planned.flow.instances[task.name] * task.num_generations
+        shots = 1 + task.num_fewshot
+        asked = Stream(rows, planned.flow.mix.prompt_tokens * shots)
+        reply = planned.reply(task.sampling, base=node.name.endswith("-base"))
+        plans.append(_asked(planned, node, placement, engine, asked, reply, task.sampling,
+                            shape=planned.shape))  # fmt: skip
+    start = placement.device.start_seconds + loading_seconds(planned.shape)
+    return replace(
+        plans[0], seconds=start + sum(plan.seconds - start for plan in plans),
+        rows=sum(plan.rows for plan in plans), tokens=sum(plan.tokens for plan in plans),
+        flops=sum(plan.flops for plan in plans),
+        memory_gib=max(plan.memory_gib for plan in plans),
+    )  # fmt: skip
+
+
+def _asked(
+    planned: PlannedRecipe,
+    node: Node,
+    placement: Placement,
+    engine: object,
+    asked: Stream,
+    reply: float,
+    sampling: Sampling,
+    *,
+    shape: ModelShape | None = None,
+) -> StagePlan:
+    """A stage in which a model writes `reply` tokens to each of the rows `asked`."""
+    start = placement.device.start_seconds
+    tokens = asked.rows * (asked.prompt_tokens + reply)
+    memory = placement.device.base_gib
+    problem = ""
+    if isinstance(engine, ProgramEngineConfig):
+        return rows_stage(planned, node, placement, asked.rows)
+    if isinstance(engine, OpenAIEngineConfig):
+        each = 1.0 + reply / HOSTED_TOKENS_PER_SECOND
+        found = Work(asked.rows * each / engine.concurrency, 0.0)
+    else:
+        assert isinstance(engine, TransformersEngineConfig | VLLMEngineConfig)
+        if shape is None:
+            shape = _engine_shape(planned, engine.model_name_or_path)
+        vllm = isinstance(engine, VLLMEngineConfig)
+        batch = (
+            engine.batch_size
+            if isinstance(engine, TransformersEngineConfig)
+            else (VLLM_ROWS * max(1, placement.count // engine.tensor_parallel_size))
+        )
+        gpu = placement.on_gpu
+        held = (2 if gpu else 4) * shape.parameters / GIB
+        if isinstance(engine, VLLMEngineConfig):
+            held /= engine.tensor_parallel_size
+        width = 1 if gpu else 2
+        cache = width * batch * (asked.prompt_tokens + sampling.max_completion_length)
+        memory += held + (0.0 if vllm else cache * shape.kv_bytes_per_token / GIB)
+        if isinstance(engine, VLLMEngineConfig):  # what vLLM finds free it takes for its cache
+            memory = max(memory, engine.gpu_memory_utilization * placement.memory_gib)
+        if held > placement.memory_gib * 0.9:
+            problem = (
+                f"the weights alone are {held:.1f} GiB of {placement.memory_gib:g}; "
+                "raise tensor_parallel_size and gpus"
+            )
+        found = work.decoding(
+            shape, placement, rows=asked.rows, prompt_tokens=asked.prompt_tokens,
+            reply_tokens=reply, longest_reply=sampling.max_completion_length,
+            batch_size=batch, continuous=vllm,
+        )  # fmt: skip
+        start += loading_seconds(shape)
+    return StagePlan(
+        node.name, node.stage, placement.device.name, placement.count, asked.rows, tokens,
+        found.flops, start + found.seconds, memory, placement.memory_gib, problem=problem,
+    )  # fmt: skip
+
+
+def _engine_shape(planned: PlannedRecipe, name: str) -> ModelShape:
+    try:
+        return shape_of_model(name, planned.recipe_dir)[0]
+    except CaravanError as error:
+        planned.notes.append(f"{error}; taken to be of the base model's size")
+        return planned.shape

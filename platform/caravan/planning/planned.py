@@ -1,0 +1,58 @@
+"""A recipe as the estimates of its stages see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from caravan.planning.flow import Flow, flow_of
+from caravan.planning.shapes import ModelShape, pretrained_shape, shape_of_model
+from caravan.recipe import PretrainedBase, Recipe, Sampling
+
+BASE_REPLIES = 2.0
+"""Length of a base model's replies, as a multiple of those of the mix."""
+
+
+class Node(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def config(self) -> Any: ...
+
+
+@dataclass
+class PlannedRecipe:
+    recipe: Recipe
+    recipe_dir: Path
+    notes: list[str] = field(default_factory=list)
+    """What is assumed, or would go to waste; estimates add to them."""
+
+    @cached_property
+    def flow(self) -> Flow:
+        return flow_of(self.recipe, self.recipe_dir)
+
+    @cached_property
+    def base(self) -> tuple[ModelShape, str]:
+        """The base model's shape, and how it is known."""
+        base = self.recipe.base_model
+        if isinstance(base, PretrainedBase):
+            return pretrained_shape(base), "the recipe"
+        return shape_of_model(base.model_name_or_path, self.recipe_dir)
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.base[0]
+
+    def reply(self, sampling: Sampling, *, base: bool = False) -> float:
+        """Mean tokens of a reply: as in the mix; a base model does not know when to end."""
+        written = self.flow.mix.reply_tokens * (BASE_REPLIES if base else 1)
+        return min(sampling.max_completion_length, written)
+
+    def pair_count(self) -> float:
+        pair = self.recipe.pair
+        rows = self.flow.prompts.rows
+        return min(rows, pair.max_pairs) if pair and pair.max_pairs else rows
