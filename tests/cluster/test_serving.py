@@ -201,6 +201,8 @@ def test_a_server_is_made_brought_to_another_state_and_removed(api):
     apply(api.client, manifests(replace(SERVER, digest="4e" * 32), PROFILE))
     assert api.names() == ["deployments/judge", "horizontalpodautoscalers/judge", "services/judge"]
     assert "4e4e" in json.dumps(api.objects)
+    apply(api.client, manifests(replace(SERVER, max_replicas=0), PROFILE))
+    assert api.names() == ["deployments/judge", "services/judge"]
 
     assert remove(api.client, "judge", "research")
     assert api.names() == []

@@ -114,9 +114,7 @@ def test_permissions_are_exactly_these(render, values):
             ("", "secrets", "get", "mlpipeline-minio-artifact"),
         },
         "caravan-trainer": pods
-        | {("", "pods", "watch")}
-        | {(trainer, "trainjobs", verb)
-           for verb in ("create", "get", "list", "watch", "delete")},
+        | {(trainer, "trainjobs", verb) for verb in ("create", "get", "list", "delete")},
     }  # fmt: skip
     for binding in rendered.all("RoleBinding"):
         assert binding["roleRef"]["name"] == binding["metadata"]["name"]

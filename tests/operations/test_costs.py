@@ -41,12 +41,16 @@ def test_a_stage_on_gpus_costs_its_gpus_and_one_without_its_cores(
     assert dpo.money == pytest.approx(0.5 * on_gpus.dpo.resources.cpus, rel=1e-2)
 
 
-@pytest.mark.parametrize("written", ["h100", "H100"])
-def test_a_price_is_found_however_its_type_is_written(registry, new_run, stage, on_gpus, written):
-    resources = on_gpus.sft.resources.derive(gpu_type=written.swapcase())
+@pytest.mark.parametrize(
+    ("priced", "asked"), [("h100", "H100"), ("H100", "h100"), ("h100", "NVIDIA-H100-80GB-HBM3")]
+)
+def test_a_price_is_found_however_its_type_is_written(
+    registry, new_run, stage, on_gpus, priced, asked
+):
+    resources = on_gpus.sft.resources.derive(gpu_type=asked)
     run_id = new_run(recipe=on_gpus.derive(sft=on_gpus.sft.derive(resources=resources)))
     stage(run_id, "sft", 3600)
-    prices = Settings(prices={written: 2.5, "gpu": 1.0}).prices
+    prices = Settings(prices={priced: 2.5, "gpu": 1.0}).prices
     (cost,) = run_costs(registry.get_run(run_id), registry, prices)
     assert cost.money == pytest.approx(2.5 * 16, rel=1e-2)
 

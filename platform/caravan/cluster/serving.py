@@ -240,7 +240,10 @@ def apply(api: Any, objects: list[dict[str, Any]]) -> None:
     from kubernetes.dynamic import DynamicClient
 
     client, metadata = DynamicClient(api), objects[0]["metadata"]
-    _standing(client, metadata["name"], metadata["namespace"])
+    wanted = {one["kind"] for one in objects}
+    for resource in _standing(client, metadata["name"], metadata["namespace"]):
+        if resource.kind not in wanted:  # an autoscaler
+            resource.delete(name=metadata["name"], namespace=metadata["namespace"])
     for one in objects:
         kind = client.resources.get(api_version=one["apiVersion"], kind=one["kind"])
         kind.server_side_apply(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caravan.errors import SettingsError
+from caravan.planning.devices import gpu_name
 from caravan.recipe import Resources
 from caravan.registry import Registry, RunRow, StageRunRow
 
@@ -73,7 +74,7 @@ def stage_cost(
     hours = stage.total_seconds / 3600 * resources.nodes
     gpu_hours = hours * resources.gpus
     core_hours = 0.0 if resources.gpus else hours * resources.cpus
-    device = (resources.gpu_type or ANY_GPU).lower() if resources.gpus else CPU
+    device = gpu_name(resources.gpu_type or ANY_GPU) if resources.gpus else CPU
     paid = money(gpu_hours or core_hours, device, prices)
     return StageCost(
         stage.node, stage.stage, device if resources.gpus else "", gpu_hours, core_hours, paid

@@ -52,6 +52,7 @@ DEVICES = {
         Device("cpu", 160e9, 0, 20e9, 0.35, 0.5, 10e9, 250e-6, 4, 0.45),
     )
 }
+GPUS = [name for name in DEVICES if name != "cpu"]
 DEFAULT_GPU = "h100"
 NODE_LINK = 50e9
 """Bytes per second that one GPU exchanges with other nodes: 400 Gb/s each."""
@@ -119,12 +120,14 @@ def gpu_named(type: str) -> Device:
     Raises:
         RecipeError: it is not in `DEVICES`.
     """
-    wanted = type.lower()
-    known = [name for name in DEVICES if name != "cpu"]
-    # Node labels are longer than names: NVIDIA-H100-80GB-HBM3.
-    name = next((name for name in known if name in wanted.replace("-", "").lower()), None)
-    if name is None:
-        raise RecipeError(
-            f"gpu_type {wanted!r} is not in the table of devices{suggest(wanted, known)}"
-        )
+    name = gpu_name(type)
+    if name not in GPUS:
+        raise RecipeError(f"gpu_type {name!r} is not in the table of devices{suggest(name, GPUS)}")
     return DEVICES[name]
+
+
+def gpu_name(type: str) -> str:
+    """The table's name of a type of GPU; the type in lower case, where the table has none."""
+    wanted = type.lower()
+    # Node labels are longer than names: NVIDIA-H100-80GB-HBM3.
+    return next((name for name in GPUS if name in wanted.replace("-", "")), wanted)
