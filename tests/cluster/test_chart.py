@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -158,7 +157,7 @@ def test_a_trial_from_install_to_install_again(cluster, home, helm, gpus, tmp_pa
         assert restricted.violations(pod) == [], pod.metadata.name
 
     # a change that cannot work is taken back
-    broken = given | {"images": given["images"] | {"dashboard": {"tag": "missing"}}}
+    broken = served | {"images": served["images"] | {"dashboard": {"tag": "missing"}}}
     with pytest.raises(helm_python.HelmError):
         helm.upgrade(str(CHART), RELEASE, broken, wait="watcher", timeout=30)
     helm.rollback(RELEASE, version=2, wait="watcher", timeout=SECONDS)
@@ -223,13 +222,28 @@ def with_model(given: dict[str, Any], digest: str) -> dict[str, Any]:
     }
 
 
+def owner(found: dict[str, Any]) -> dict[str, Any]:
+    """With whose end a Job ends, too."""
+    metadata = found["metadata"]
+    return {
+        "apiVersion": found["apiVersion"], "kind": found["kind"], "name": metadata["name"],
+        "uid": metadata["uid"],
+    }  # fmt: skip
+
+
 def run_now(cluster: Cluster, namespace: str, name: str) -> str:
-    """Run the job of a CronJob; gives its log."""
-    subprocess.run(
-        ["kubectl", "--kubeconfig", cluster.kubeconfig, "--namespace", namespace, "create", "job",
-         f"now-{name}", f"--from=cronjob/{RELEASE}-{name}"],
-        check=True,
-    )  # fmt: skip
+    """What `kubectl create job --from=cronjob/NAME` does (one newer than the cluster cannot);
+    gives the job's log."""
+    cron_jobs = client.CustomObjectsApi(cluster.api)
+    kinds = client.ApisApi(cluster.api).get_api_versions().groups
+    (batch,) = [group for group in kinds if group.name == "batch"]
+    version = "v1beta1" if "v1beta1" in [v.version for v in batch.versions] else "v1"
+    found = cron_jobs.get_namespaced_custom_object(
+        "batch", version, namespace, "cronjobs", f"{RELEASE}-{name}"
+    )
+    about = {"name": f"now-{name}", "ownerReferences": [owner(found)]}
+    job = {"metadata": about, "spec": found["spec"]["jobTemplate"]["spec"]}
+    cluster.batch.create_namespaced_job(namespace, job)
     selector = f"job-name=now-{name}"
     (pod,) = cluster.wait(
         lambda: cluster.core.list_namespaced_pod(namespace, label_selector=selector).items
