@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError, RecipeError
-from caravan.evals import files
+from caravan.evals import exams, files
 from caravan.recipe import EvalTask
 
 
@@ -199,6 +199,35 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
                 files.drop, "drop_dataset_dev.json", "allenai.org/data/drop, from the paper"
             ),
             (Metric("f1", "f1", "score"),),
+        ),
+        "mmlu_pro": TaskDefinition(
+            _from_files(
+                exams.mmlu_pro,
+                "test-00000-of-00001.parquet",
+                "huggingface.co/datasets/TIGER-Lab/MMLU-Pro",
+            ),
+            (Metric("exact_match", "choice"),),
+        ),
+        "gpqa": TaskDefinition(
+            _from_files(exams.gpqa, "gpqa_main.csv", "huggingface.co/datasets/Idavidrein/gpqa"),
+            (Metric("exact_match", "choice"),),
+        ),
+        "agieval_english": TaskDefinition(
+            _from_files(
+                exams.agieval_english,
+                "the folder with <test>.jsonl (data/v1 upstream)",
+                "github.com/ruixiangcui/AGIEval",
+            ),
+            (Metric("exact_match", "choice"),),
+        ),
+        "deepmind_mathematics": TaskDefinition(
+            _from_files(
+                exams.deepmind_mathematics,
+                "the folder interpolate with <category>.txt of mathematics_dataset-v1.0.tar.gz",
+                "github.com/google-deepmind/mathematics_dataset",
+            ),
+            (Metric("exact_match", "expression"),),
+            macro=True,
         ),
         "alpaca_eval": TaskDefinition(
             _from_files(
