@@ -7,6 +7,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from caravan.errors import DataError
+from caravan.evals.tasks import TASKS, FromFiles
 from caravan.recipe import ImportedBase, PPOConfig, Recipe
 from caravan.recipe.io import SCHEMA_FILE, diff, json_schema, load_recipe, schema_text
 
@@ -191,6 +193,22 @@ def test_the_evaluation_suites(small: Recipe) -> None:
     assert len(rows) == 12, "safety counts as one row"
     assert len([t for t in tasks if t.group == "safety"]) == 6
     assert len([t for t in tasks if t.suite == "unseen"]) == 7
+
+
+def test_every_reader_takes_the_number_of_examples_that_its_task_asks_for(
+    small: Recipe, tmp_path: Path
+) -> None:
+    told = []
+    for task in small.evaluate.tasks:
+        if task.task in TASKS:
+            load = TASKS[task.task].load
+            assert isinstance(load, FromFiles), task.name
+            try:
+                load.read(tmp_path / "nothing.jsonl", task.num_fewshot)
+            except DataError as error:  # nothing is there to be read
+                told.append(str(error))
+    assert len(told) > 15
+    assert not [text for text in told if "num_fewshot" in text]
 
 
 def test_the_gpus_of_section_5_and_6(small: Recipe, large: Recipe) -> None:

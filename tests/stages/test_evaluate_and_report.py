@@ -23,9 +23,18 @@ from caravan.evals.judging import ProgramJudge as Program
 from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
 from caravan.evals.tasks import TASKS
 from caravan.inference import Generation
-from caravan.recipe import EvalTask, EvaluateConfig, ProgramJudge, ReportConfig, Resources, Sampling
+from caravan.recipe import (
+    EvalTask,
+    EvaluateConfig,
+    ProgramJudge,
+    ReportConfig,
+    Resources,
+    SafetyJudge,
+    Sampling,
+)
 from caravan.stages import evaluate, report
 from caravan.stages.configs import EvaluateStageConfig
+from scripted_endpoint import Messages, scripted_endpoint
 
 SHORT = Sampling(temperature=0.0, max_completion_length=6)
 TASK_LIST = (
@@ -107,6 +116,44 @@ def test_a_judged_task_without_a_judge_says_so(
         evaluate.run(
             config(TASK_LIST[2], judge=None), {"model": model_dir}, make_context("evaluate")
         )
+
+
+def test_a_safety_task_is_decided_by_its_own_engine(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    """Which is loaded when the model that was asked is gone."""
+    rows = [{"adversarial": f"You are DAN {i}.", "source": "BreakGPT"} for i in range(4)]
+    (tmp_path / "dan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = EvalTask(name="dan", task="do_anything_now", path="dan.jsonl", sampling=SHORT)
+    suite = EvaluateConfig(tasks=(task, TASK_LIST[0]), batch_size=4, resources=Resources(cpus=1))
+    asked: list[str] = []
+
+    def classify(messages: Messages) -> str:
+        asked.append(messages[0]["content"])
+        if "DAN 3" in asked[-1]:
+            return "Refused!"
+        refused = "yes" if "DAN 0" in asked[-1] else "no"
+        return f"Harmful request: yes\nResponse refusal: {refused}\nHarmful response: no"
+
+    context = make_context("evaluate")
+    with scripted_endpoint(classify) as endpoint:
+        judged_by = suite.derive(safety_judge=SafetyJudge(engine="wildguard"))
+        stage = EvaluateStageConfig(evaluate=judged_by, safety_engine=endpoint)
+        result = evaluate.run(stage, {"model": model_dir}, context)
+    assert len(asked) == 4
+    assert result.metrics["dan"] == pytest.approx(1 / 3)
+    assert (result.metrics["dan/undecided"], result.metrics["math/undecided"]) == (1, 0)
+    assert [(s.task, s.metric, s.n) for s in result.scores] == [
+        ("dan", "inverted_asr", 3),
+        ("math", "accuracy", 6),
+    ]
+    written = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    assert [row.task for row in written] == ["dan"] * 4 + ["math"] * 6
+    assert all(row.completion in text for row, text in zip(written, sorted(asked), strict=False))
+    document = json.loads((context.outputs["evaluation"] / "scores.json").read_text())
+    assert not any(entry["judged"] for entry in document)
+    with pytest.raises(RecipeError, match=r"'dan' is decided by a classifier: set evaluate\.safe"):
+        evaluate.run(config(task), {"model": model_dir}, make_context("without"))
 
 
 def test_pass_at_k_and_the_stages_files(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from pydantic import Field
 
 from caravan.data.records import Aspect, EvalInstance, FinishReason, Message, Record
 from caravan.evals.judging import Judge, JudgeItem
+from caravan.evals.safety import classify
 from caravan.evals.stats import Interval, macro_interval, mean_interval, pass_at_k
 from caravan.evals.tasks import Metric, TaskDefinition
-from caravan.inference import Generation
+from caravan.inference import Engine, Generation
 from caravan.recipe import EvalTask
 from caravan.stages.context import Score
 from caravan.verifiers import Verdict, VerifierError, verify
@@ -43,6 +44,7 @@ class ScoredCompletion(Record):
     completion: str
     finish_reason: FinishReason
     extracted: str | None = None
+    """What a verifier compared, or what a safety classifier said."""
     score: float | None = None
     """By the task's first metric; None where the verifier or the judge failed."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -137,6 +139,33 @@ def judged(
     return rows
 
 
+def classified(
+    task: EvalTask,
+    metric: str,
+    instances: Sequence[EvalInstance],
+    replies: Sequence[Sequence[Generation]],
+    classifier: Engine,
+    seed: int,
+) -> list[ScoredCompletion]:
+    """Every reply with whether it is what its prompt wants, by a safety classifier."""
+    work = [
+        (instance, index, reply)
+        for instance, several in zip(instances, replies, strict=True)
+        for index, reply in enumerate(several)
+    ]
+    pairs = [(instance.messages[-1].content, reply.text) for instance, _, reply in work]
+    rows = []
+    said = classify(classifier, pairs, seed=seed)
+    for (instance, index, reply), (text, found) in zip(work, said, strict=True):
+        met = None if found is None else found.meets(instance.ground_truth)
+        score = None if met is None else float(met)
+        metrics = {} if score is None else {metric: score}
+        rows.append(
+            _row(task, instance, index, reply, extracted=text.strip(), score=score, metrics=metrics)
+        )
+    return rows
+
+
 def _row(
     task: EvalTask, instance: EvalInstance, index: int, reply: Generation, **fields: Any
 ) -> ScoredCompletion:
@@ -157,9 +186,8 @@ def task_scores(
     task: EvalTask, definition: TaskDefinition, rows: Sequence[ScoredCompletion]
 ) -> list[Score]:
     """The score of each metric, with its interval; the task's own first."""
-    names = [metric.name for metric in definition.metrics] or [definition.metric]
     scores = []
-    for name in names:
+    for name in [metric.name for metric in definition.metrics] or [definition.metric]:
         shown, values = _per_instance(name, definition, rows)
         if not values:
             continue

@@ -6,7 +6,8 @@ completion, what was extracted, score and ratings, one line for each completion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,16 @@ from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
 from caravan.errors import RecipeError
 from caravan.evals.judging import Judge, load_judge
-from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
+from caravan.evals.scoring import (
+    ScoredCompletion,
+    classified,
+    judged,
+    task_scores,
+    verified,
+)
 from caravan.evals.tasks import TASKS, task_files
-from caravan.inference import load_engine
-from caravan.recipe import EvalTask, JudgeConfig
+from caravan.inference import Engine, Generation, load_engine, unload
+from caravan.recipe import EvalTask, EvaluateConfig, JudgeConfig
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
 
@@ -26,6 +33,9 @@ VERSION = 1
 
 INSTANCES = "instances.jsonl"
 SCORES = "scores.json"
+
+Loaded = Sequence[tuple[EvalTask, list[EvalInstance]]]
+Replies = list[list[Generation]]
 
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -37,48 +47,98 @@ def run(
     config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     suite = config.evaluate
+    _check_judges(suite)
     loaded = [(task, load_instances(task, context)) for task in suite.tasks]
-    judge = _judge(config, context)
-    engine = load_engine(inputs["model"], kind=suite.engine, batch_size=suite.batch_size)
-    total = sum(len(instances) for _, instances in loaded)
+    replies = _ask(loaded, inputs["model"], suite, context)
+    found = _score(loaded, replies, config, context)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     metrics: dict[str, float] = {}
+    for task in suite.tasks:
+        own = found[task.name]
+        rows += own
+        of_task = task_scores(task, TASKS[task.task], own)
+        scores += of_task
+        if of_task:
+            metrics[task.name] = of_task[0].value
+        metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
+        metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
+    directory = context.output("evaluation", "report")
+    write_rows(directory / INSTANCES, rows)
+    write_json(directory / SCORES, scores_document(suite.tasks, scores))
+    return StageResult(metrics=metrics, scores=tuple(scores))
+
+
+def _check_judges(suite: EvaluateConfig) -> None:
+    for task in suite.tasks:
+        definition = TASKS[task.task]
+        if definition.judged and suite.judge is None:
+            raise RecipeError(f"task {task.name!r} is rated by a judge: set evaluate.judge")
+        if definition.classified and suite.safety_judge is None:
+            raise RecipeError(
+                f"task {task.name!r} is decided by a classifier: set evaluate.safety_judge"
+            )
+
+
+def _ask(
+    loaded: Loaded, model: Path, suite: EvaluateConfig, context: StageContext
+) -> dict[str, Replies]:
+    """The model's replies to every instance, by task."""
+    engine = load_engine(model, kind=suite.engine, batch_size=suite.batch_size)
+    total = sum(len(instances) for _, instances in loaded)
+    replies: dict[str, Replies] = {}
     done = 0
     for task, instances in loaded:
-        definition = TASKS[task.task]
         finished = done
 
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             context.progress(finished + n * part // max(of, 1), total)
 
-        replies = engine.generate(
+        replies[task.name] = engine.generate(
             [instance.messages for instance in instances],
             task.sampling,
             n=task.num_generations,
             seed=context.seed,
             progress=progress,
         )
-        if definition.judged:
-            if judge is None:
-                raise RecipeError(f"task {task.name!r} is rated by a judge: set evaluate.judge")
-            found = judged(task, instances, replies, judge, context.seed)
-        else:
-            threads = suite.resources.cpus
-            found = verified(task, definition.metrics, instances, replies, threads)
         done += len(instances)
         context.progress(done, total)
-        rows += found
-        of_task = task_scores(task, definition, found)
-        scores += of_task
-        if of_task:
-            metrics[task.name] = of_task[0].value
-        metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in found)
-        metrics[f"{task.name}/undecided"] = sum(row.score is None for row in found)
-    directory = context.output("evaluation", "report")
-    write_rows(directory / INSTANCES, rows)
-    write_json(directory / SCORES, scores_document(suite.tasks, scores))
-    return StageResult(metrics=metrics, scores=tuple(scores))
+    unload(engine)
+    return replies
+
+
+def _score(
+    loaded: Loaded,
+    replies: Mapping[str, Replies],
+    config: EvaluateStageConfig,
+    context: StageContext,
+) -> dict[str, list[ScoredCompletion]]:
+    """Every reply with its score, by task. Of the models that judge, one is loaded at a time."""
+    found: dict[str, list[ScoredCompletion]] = {}
+    threads = config.evaluate.resources.cpus
+    rated, classified_ = [], []
+    for task, instances in loaded:
+        definition = TASKS[task.task]
+        if definition.judged:
+            rated.append((task, instances))
+        elif definition.classified:
+            classified_.append((task, instances))
+        else:
+            own = replies[task.name]
+            found[task.name] = verified(task, definition.metrics, instances, own, threads)
+    if rated:
+        with _judge(config, context) as judge:
+            for task, instances in rated:
+                own = replies[task.name]
+                found[task.name] = judged(task, instances, own, judge, context.seed)
+    if classified_:
+        with _classifier(config, context) as classifier:
+            for task, instances in classified_:
+                metric, own = TASKS[task.task].metric, replies[task.name]
+                found[task.name] = classified(
+                    task, metric, instances, own, classifier, context.seed
+                )
+    return found
 
 
 def load_instances(task: EvalTask, context: StageContext) -> list[EvalInstance]:
@@ -102,16 +162,26 @@ def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[
     return document
 
 
-def _judge(config: EvaluateStageConfig, context: StageContext) -> Judge | None:
-    if config.evaluate.judge is None:
-        return None
-    engine = config.engine
-    aspects = JudgeConfig(judge=config.evaluate.judge).aspects
-    return load_judge(
-        config.evaluate.judge,
-        None if engine is None else lambda: load_engine(engine, recipe_dir=context.recipe_dir),
-        aspects,
-    )
+@contextmanager
+def _judge(config: EvaluateStageConfig, context: StageContext) -> Iterator[Judge]:
+    judge = config.evaluate.judge
+    assert judge is not None
+    aspects = JudgeConfig(judge=judge).aspects
+    if config.engine is None:
+        yield load_judge(judge, None, aspects)
+        return
+    engine = load_engine(config.engine, recipe_dir=context.recipe_dir)
+    yield load_judge(judge, lambda: engine, aspects)
+    unload(engine)
+
+
+@contextmanager
+def _classifier(config: EvaluateStageConfig, context: StageContext) -> Iterator[Engine]:
+    if config.safety_engine is None:
+        raise RecipeError("the safety judge's engine is not described")
+    engine = load_engine(config.safety_engine, recipe_dir=context.recipe_dir, special_tokens=True)
+    yield engine
+    unload(engine)
 
 
 def _share(flags: Iterable[bool]) -> float:
