@@ -302,7 +302,7 @@ def test_a_task_without_files_or_judge_is_refused_to_run_and_told_how_to_get_the
 
     tasks = (
         "[{name: gsm8k, task: gsm8k}, {name: xstest, task: xstest, path: xstest.csv}, "
-        "{name: chat, task: pocket-chat}]"
+        "{name: chat, task: pocket-chat}, {name: href, task: href, path: r.yaml}]"
     )
     text = SMALL.replace("evaluate:\n  tasks:\n    - {name: gsm8k, task: gsm8k}\n", "")
     path = tmp_path / "r.yaml"
@@ -316,11 +316,12 @@ def test_a_task_without_files_or_judge_is_refused_to_run_and_told_how_to_get_the
         "evaluate.tasks[0].path",
         "evaluate.tasks[1].path",
         "evaluate.judge",
+        "evaluate.judge",
         "evaluate.safety_judge",
     ]
     assert "task gsm8k reads files: set its `path` to test.jsonl" in lines[0]
     assert f"{tmp_path / 'xstest.csv'} is not there; put xstest_prompts.csv there" in lines[1]
-    assert "a classifier decides about xstest; add safety_judge: {engine: wildguard}" in lines[3]
+    assert "a classifier decides about xstest; add safety_judge: {engine: wildguard}" in lines[4]
 
 
 def test_a_safety_judge_names_an_engine_of_the_recipe() -> None:

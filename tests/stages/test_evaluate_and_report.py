@@ -26,6 +26,7 @@ from caravan.inference import Generation
 from caravan.recipe import (
     EvalTask,
     EvaluateConfig,
+    LLMJudge,
     ProgramJudge,
     ReportConfig,
     Resources,
@@ -154,6 +155,41 @@ def test_a_safety_task_is_decided_by_its_own_engine(
     assert not any(entry["judged"] for entry in document)
     with pytest.raises(RecipeError, match=r"'dan' is decided by a classifier: set evaluate\.safe"):
         evaluate.run(config(task), {"model": model_dir}, make_context("without"))
+
+
+def test_replies_are_compared_with_a_references_and_rated_by_one_judge(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"Say {i}.", "output": f"{i}", "dataset": "koala"} for i in range(4)]
+    (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
+    task = EvalTask(name="alpaca", task="alpaca_eval_2", path="model_outputs.json", sampling=SHORT)
+
+    def judge(messages: Messages) -> str:
+        if "# Response 2" in messages[1]["content"]:
+            return "1"
+        return json.dumps([{"response": 1, "rationale": "so", "rating": 3}])
+
+    context = make_context("evaluate")
+    with scripted_endpoint(judge) as endpoint:
+        suite = EvaluateConfig(
+            tasks=(task, TASK_LIST[2]), judge=LLMJudge(engine="judge"), batch_size=4
+        )
+        stage = EvaluateStageConfig(evaluate=suite, engine=endpoint)
+        result = evaluate.run(stage, {"model": model_dir}, context)
+    assert [(s.task, s.metric, s.n) for s in result.scores] == [
+        ("alpaca", "win_rate", 4),
+        ("alpaca", "length_controlled_minimal_win_rate", 4),
+        ("chat", "mean_rating", 4),
+    ]
+    assert result.metrics["chat"] == 3
+    document = json.loads((context.outputs["evaluation"] / "scores.json").read_text())
+    assert [(entry["primary"], entry["judged"]) for entry in document] == [
+        (True, False),
+        (False, False),
+        (True, True),
+    ]
+    with pytest.raises(RecipeError, match="'alpaca' is compared by a language model"):
+        evaluate.run(config(task), {"model": model_dir}, make_context("by-program"))
 
 
 def test_pass_at_k_and_the_stages_files(tmp_path: Path) -> None:

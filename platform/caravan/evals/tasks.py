@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError, RecipeError
-from caravan.evals import exams, files, safety
+from caravan.evals import exams, files, pairwise, safety
 from caravan.recipe import EvalTask
 from caravan.recipe.checks import suggest
 
@@ -53,6 +53,11 @@ class TaskDefinition:
     classified: str = ""
     """Name of the metric, where a safety classifier decides: the share of completions that are
     what their prompt wants, which is the ground truth."""
+    compared: bool = False
+    """Whether a judge compares the completions with a reference's; the score is the share that it
+    prefers."""
+    length_controlled: bool = False
+    """Report beside that share what it would be at the reference's length."""
     macro: bool = False
     """Mean over the skills' means (MMLU's subjects), not over the instances."""
     pass_at: int | None = None
@@ -60,7 +65,9 @@ class TaskDefinition:
 
     @property
     def metric(self) -> str:
-        return self.metrics[0].name if self.metrics else self.classified or "mean_rating"
+        if self.metrics:
+            return self.metrics[0].name
+        return "win_rate" if self.compared else self.classified or "mean_rating"
 
 
 class _Tasks(dict[str, TaskDefinition]):
@@ -278,6 +285,20 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             FromFiles(safety.wildjailbreaktest, "eval/eval.tsv", f"{_AI2}/wildjailbreak"),
             classified="accuracy",
             macro=True,
+        ),
+        # compared with a reference's replies
+        "alpaca_eval_2": TaskDefinition(
+            FromFiles(
+                pairwise.alpaca_eval_2,
+                "results/gpt4_1106_preview/model_outputs.json",
+                "github.com/tatsu-lab/alpaca_eval",
+            ),
+            compared=True,
+            length_controlled=True,
+        ),
+        "href": TaskDefinition(
+            FromFiles(pairwise.href, "data/dev-00000-of-00001.parquet", f"{_AI2}/href"),
+            compared=True,
         ),
         "alpaca_eval": TaskDefinition(
             FromFiles(

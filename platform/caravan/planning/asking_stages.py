@@ -137,7 +137,7 @@ def _judges(
     from caravan.evals.safety import SAMPLING
     from caravan.evals.tasks import TASKS
 
-    rated = classified = 0.0
+    rated = compared = classified = 0.0
     asked: list[float] = []
     for task in config.evaluate.tasks:
         definition = TASKS.get(task.task)
@@ -145,17 +145,18 @@ def _judges(
             continue
         rows = planned.flow.instances[task.name] * task.num_generations
         rated += rows * definition.judged
+        compared += rows * definition.compared
         classified += rows * bool(definition.classified)
-        if definition.judged or definition.classified:
+        if definition.judged or definition.compared or definition.classified:
             asked.append(planned.reply(task.sampling, base=node.name.endswith("-base")))
     if not asked:
         return []
     read = planned.flow.mix.prompt_tokens + sum(asked) / len(asked)
     plans = []
     judge = config.evaluate.judge
-    if rated and config.engine is not None and isinstance(judge, LLMJudge):
-        aspects = len(JudgeConfig(judge=judge).aspects)
-        stream = Stream(rated * aspects, read + RUBRIC_TOKENS)
+    if rated + compared and config.engine is not None and isinstance(judge, LLMJudge):
+        requests = compared + rated * len(JudgeConfig(judge=judge).aspects)
+        stream = Stream(requests, read + RUBRIC_TOKENS)
         plans.append(_asked(planned, node, placement, config.engine, stream, RATING_TOKENS,
                             judge.sampling))  # fmt: skip
     if classified and config.safety_engine is not None:

@@ -212,6 +212,12 @@ def _unfit_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> Iterator[str
     rated = [name for name, definition in known if definition.judged]
     if rated and suite.judge is None:
         yield f"evaluate.judge: a judge rates {_listed(rated)}; add one, or leave them out"
+    compared = [name for name, definition in known if definition.compared]
+    if compared and (suite.judge is None or suite.judge.kind != "llm"):
+        yield (
+            f"evaluate.judge: a language model compares {_listed(compared)}; add judge: "
+            "{kind: llm, engine: ...}, or leave them out"
+        )
     classified = [name for name, definition in known if definition.classified]
     if classified and suite.safety_judge is None:
         yield (

@@ -18,13 +18,14 @@ from caravan.evals.judging import Judge, load_judge
 from caravan.evals.scoring import (
     ScoredCompletion,
     classified,
+    compared,
     judged,
     task_scores,
     verified,
 )
 from caravan.evals.tasks import TASKS, task_files
 from caravan.inference import Engine, Generation, load_engine, unload
-from caravan.recipe import EvalTask, EvaluateConfig, JudgeConfig
+from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
 
@@ -47,7 +48,7 @@ def run(
     config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     suite = config.evaluate
-    _check_judges(suite)
+    _check_judges(config)
     loaded = [(task, load_instances(task, context)) for task in suite.tasks]
     replies = _ask(loaded, inputs["model"], suite, context)
     found = _score(loaded, replies, config, context)
@@ -69,12 +70,17 @@ def run(
     return StageResult(metrics=metrics, scores=tuple(scores))
 
 
-def _check_judges(suite: EvaluateConfig) -> None:
+def _check_judges(config: EvaluateStageConfig) -> None:
+    suite = config.evaluate
     for task in suite.tasks:
         definition = TASKS[task.task]
         if definition.judged and suite.judge is None:
             raise RecipeError(f"task {task.name!r} is rated by a judge: set evaluate.judge")
-        if definition.classified and suite.safety_judge is None:
+        if definition.compared and not isinstance(suite.judge, LLMJudge):
+            raise RecipeError(
+                f"task {task.name!r} is compared by a language model: set evaluate.judge to one"
+            )
+        if definition.classified and config.safety_engine is None:
             raise RecipeError(
                 f"task {task.name!r} is decided by a classifier: set evaluate.safety_judge"
             )
@@ -114,30 +120,38 @@ def _score(
     context: StageContext,
 ) -> dict[str, list[ScoredCompletion]]:
     """Every reply with its score, by task. Of the models that judge, one is loaded at a time."""
+    suite, seed = config.evaluate, context.seed
     found: dict[str, list[ScoredCompletion]] = {}
-    threads = config.evaluate.resources.cpus
-    rated, classified_ = [], []
+    of_judge, of_classifier = [], []
     for task, instances in loaded:
         definition = TASKS[task.task]
-        if definition.judged:
-            rated.append((task, instances))
+        if definition.judged or definition.compared:
+            of_judge.append((task, instances))
         elif definition.classified:
-            classified_.append((task, instances))
+            of_classifier.append((task, instances))
         else:
-            own = replies[task.name]
+            own, threads = replies[task.name], suite.resources.cpus
             found[task.name] = verified(task, definition.metrics, instances, own, threads)
-    if rated:
-        with _judge(config, context) as judge:
-            for task, instances in rated:
+    if of_judge:
+        with _loaded(config.engine, context) as engine:
+            for task, instances in of_judge:
                 own = replies[task.name]
-                found[task.name] = judged(task, instances, own, judge, context.seed)
-    if classified_:
-        with _classifier(config, context) as classifier:
-            for task, instances in classified_:
+                if TASKS[task.task].judged:
+                    judge = _judge(suite, engine)
+                    found[task.name] = judged(task, instances, own, judge, seed)
+                else:
+                    assert isinstance(suite.judge, LLMJudge)
+                    assert engine is not None
+                    metric, sampling = TASKS[task.task].metric, suite.judge.sampling
+                    found[task.name] = compared(
+                        task, metric, instances, own, engine, sampling, seed
+                    )
+    if of_classifier:
+        with _loaded(config.safety_engine, context, special_tokens=True) as engine:
+            assert engine is not None
+            for task, instances in of_classifier:
                 metric, own = TASKS[task.task].metric, replies[task.name]
-                found[task.name] = classified(
-                    task, metric, instances, own, classifier, context.seed
-                )
+                found[task.name] = classified(task, metric, instances, own, engine, seed)
     return found
 
 
@@ -162,26 +176,23 @@ def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[
     return document
 
 
+def _judge(suite: EvaluateConfig, engine: Engine | None) -> Judge:
+    assert suite.judge is not None
+    aspects = JudgeConfig(judge=suite.judge).aspects
+    return load_judge(suite.judge, None if engine is None else lambda: engine, aspects)
+
+
 @contextmanager
-def _judge(config: EvaluateStageConfig, context: StageContext) -> Iterator[Judge]:
-    judge = config.evaluate.judge
-    assert judge is not None
-    aspects = JudgeConfig(judge=judge).aspects
-    if config.engine is None:
-        yield load_judge(judge, None, aspects)
+def _loaded(
+    engine: EngineConfig | None, context: StageContext, *, special_tokens: bool = False
+) -> Iterator[Engine | None]:
+    """The engine as long as it is needed; None where a program judges."""
+    if engine is None:
+        yield None
         return
-    engine = load_engine(config.engine, recipe_dir=context.recipe_dir)
-    yield load_judge(judge, lambda: engine, aspects)
-    unload(engine)
-
-
-@contextmanager
-def _classifier(config: EvaluateStageConfig, context: StageContext) -> Iterator[Engine]:
-    if config.safety_engine is None:
-        raise RecipeError("the safety judge's engine is not described")
-    engine = load_engine(config.safety_engine, recipe_dir=context.recipe_dir, special_tokens=True)
-    yield engine
-    unload(engine)
+    found = load_engine(engine, recipe_dir=context.recipe_dir, special_tokens=special_tokens)
+    yield found
+    unload(found)
 
 
 def _share(flags: Iterable[bool]) -> float:
