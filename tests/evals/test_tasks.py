@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caravan.errors import DataError, RecipeError
-from caravan.evals.tasks import TASKS
+from caravan.evals.tasks import TASKS, FromFiles
 from caravan.recipe import EvalTask
 from caravan.verifiers import verify
 
@@ -276,3 +276,11 @@ def test_humaneval_scores_its_own_solutions_through_the_task() -> None:
     for instance in instances:
         completion = f"```python\n{instance.ground_truth['prompt']}{solutions[instance.id]}\n```"
         assert verify("code", completion, instance.ground_truth).correct
+
+
+def test_the_documentation_has_every_task_that_reads_files() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    files = {name for name, definition in TASKS.items() if isinstance(definition.load, FromFiles)}
+    assert len(files) > 20
+    assert not {name for name in files if f"`{name}`" not in tables}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,22 @@ def macro_interval(
     low, high = _percentiles(means)
     value = float(np.mean([a.mean() for a in arrays]))
     return Interval(value, min(low, value), max(high, value), sum(a.size for a in arrays))
+
+
+def suite_interval(
+    groups: Sequence[Sequence[Sequence[float]]], *, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of the groups' means, each the mean of its tasks' means, resampled within each task."""
+    arrays = [[np.asarray(task, dtype=np.float64) for task in group] for group in groups]
+    seeds = count(seed)
+    resampled = [
+        np.mean([bootstrap_means(a, samples=samples, seed=next(seeds)) for a in group], axis=0)
+        for group in arrays
+    ]
+    low, high = _percentiles(np.mean(resampled, axis=0))
+    value = float(np.mean([np.mean([a.mean() for a in group]) for group in arrays]))
+    n = sum(a.size for group in arrays for a in group)
+    return Interval(value, min(low, value), max(high, value), n)
 
 
 def bootstrap_interval(
