@@ -25,8 +25,8 @@ class Draft:
 
     recipe: Recipe | None
     problems: tuple[Problem, ...] = ()
-    unknown_tasks: str = ""
-    """Why a valid recipe can be planned and not run: it names tasks that are not here."""
+    unfit_tasks: str = ""
+    """Why a valid recipe can be planned and not run: tasks that are not here, or lack something."""
 
 
 def shipped(directory: Path) -> dict[str, Path]:
@@ -51,7 +51,7 @@ def check(text: str, directory: Path) -> Draft:
     try:
         check_tasks(recipe)
     except RecipeError as error:
-        return Draft(recipe, unknown_tasks=str(error))
+        return Draft(recipe, unfit_tasks=str(error))
     return Draft(recipe)
 
 

@@ -96,9 +96,12 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
         nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
     rater = recipe.evaluate.judge
     engine = _engine(recipe, rater.engine) if rater and rater.kind == "llm" else None
+    safety = recipe.evaluate.safety_judge
+    classifier = _engine(recipe, safety.engine) if safety else None
     for i, name in enumerate(evaluations(recipe)):
         suite = recipe.evaluate.shard(i % recipe.evaluate.shards)
-        nodes.append(Node(name, "evaluate", EvaluateStageConfig(evaluate=suite, engine=engine)))
+        asking = EvaluateStageConfig(evaluate=suite, engine=engine, safety_engine=classifier)
+        nodes.append(Node(name, "evaluate", asking))
     nodes.append(Node("report", "report", recipe.report))
     return tuple(nodes)
 

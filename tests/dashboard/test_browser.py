@@ -44,7 +44,7 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
 
     page.goto(f"{address}/launch?recipe=tulu3-8b")
     editor = page.get_by_role("textbox", name="Recipe", exact=True)
-    expect(page.get_by_text("The recipe can be planned, not run.")).to_be_visible()
+    expect(page.get_by_text("The recipe is valid.")).to_be_visible()
     expect(editor).to_have_value(re.compile(r"\ndpo:\n"))
     editor.fill(editor.input_value().replace("\ndpo:\n", "\ndpo:\n  betta: 5\n"))
     editor.press("Control+Enter")

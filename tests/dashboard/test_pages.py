@@ -352,9 +352,16 @@ def test_a_shipped_recipe_can_be_launched(open_page, nothing):
 
 def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
     app = open_page("launch", recipe="tulu3-8b")
+    assert "The recipe is valid." in plain(app)
+
+    text = app.text_area[0].value
+    text = text.replace("task: gpqa,", "task: gpqa_extended,")
+    text = text.replace("  safety_judge: {engine: wildguard}\n", "")
+    app.text_area[0].set_value(text).run()
 
     assert "The recipe can be planned, not run." in plain(app)
-    assert "there is no evaluation task 'alpaca_eval_2'" in plain(app)
+    assert "there is no evaluation task 'gpqa_extended'" in plain(app)
+    assert "evaluate.safety_judge: a classifier decides about harmbench" in plain(app)
     assert app.button[0].disabled
 
 

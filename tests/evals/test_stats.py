@@ -16,6 +16,7 @@ from caravan.evals.stats import (
     mean_interval,
     paired_difference,
     pass_at_k,
+    suite_interval,
     wilson,
 )
 
@@ -51,6 +52,14 @@ def test_zeros_and_ones_get_wilsons_interval() -> None:
     assert mean_interval([1.0, 0.0, 1.0]) == wilson(2, 3)
     assert mean_interval([1.0] * 10).high == 1.0
     assert mean_interval([1.0] * 10).low < 0.75
+
+
+def test_a_suite_weighs_its_groups_and_their_tasks_alike() -> None:
+    """(mean of 0 and 1) and 1, whatever the number of instances."""
+    interval = suite_interval([[[0.0] * 2000, [1.0] * 10], [[1.0] * 50]])
+    assert (interval.value, interval.low, interval.high, interval.n) == (0.75, 0.75, 0.75, 2060)
+    tasks = [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    assert suite_interval([[task] for task in tasks]) == macro_interval(tasks)
 
 
 def test_macro_interval_gives_every_group_the_same_weight() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caravan.errors import DataError, RecipeError
-from caravan.evals.tasks import TASKS
+from caravan.evals.tasks import TASKS, FromFiles
 from caravan.recipe import EvalTask
 from caravan.verifiers import verify
 
@@ -111,6 +111,87 @@ def test_popqa_and_drop(tmp_path: Path) -> None:
     assert load("drop", drop)[0].ground_truth == ["a, b"]
 
 
+def test_mmlu_pro_has_up_to_ten_options(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    row = {
+        "question_id": 70,
+        "question": "Which?",
+        "options": list("abcdefghij"),
+        "answer": "I",
+        "answer_index": 8,
+        "cot_content": "",
+        "category": "business",
+        "src": "ori_mmlu-business_ethics",
+    }
+    path = tmp_path / "test-00000-of-00001.parquet"
+    parquet.write_table(Table.from_pylist([row]), path)
+    (instance,) = load("mmlu_pro", path)
+    assert (instance.id, instance.skill) == ("mmlu_pro/70", "business")
+    asked = instance.messages[0].content
+    assert "(I) i\n(J) j" in asked
+    assert 'finish with "Therefore, the answer is (X)"' in asked
+    assert verify("choice", "Therefore, the answer is (I)", instance.ground_truth).correct
+    write(tmp_path / "test.jsonl", row | {"answer": "K"})
+    with pytest.raises(DataError, match="mmlu_pro/70: 'K' is none of its 10 options"):
+        load("mmlu_pro", tmp_path / "test.jsonl")
+
+
+def test_gpqa_shuffles_its_options_by_the_question(tmp_path: Path) -> None:
+    path = tmp_path / "gpqa_main.csv"
+    answers = "Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3"
+    rows = [f'rec{i},Physics,"Which, {i}?","yes\n",no,none,never\n' for i in range(30)]
+    path.write_text(f"Record ID,High-level domain,Question,{answers}\n" + "".join(rows))
+    instances = load("gpqa", path)
+    for instance in instances:
+        assert f"({instance.ground_truth}) yes" in instance.messages[0].content
+    assert {i.ground_truth for i in instances} == set("ABCD")
+    assert instances[0].skill == "Physics"
+    later = load("gpqa", path, limit=3)
+    assert all(instance in instances for instance in later)
+
+
+def test_agieval_takes_the_english_choices_with_their_passages(tmp_path: Path) -> None:
+    from caravan.evals.exams import AGIEVAL_ENGLISH
+
+    row = {"passage": "It rains.", "question": "Wet?", "options": ["(A)yes", "   (B)no"]}
+    for test in AGIEVAL_ENGLISH:
+        write(tmp_path / f"{test}.jsonl", row | {"label": "B", "other": None})
+    write(tmp_path / "sat-en-without-passage.jsonl", row | {"passage": None, "label": "A"})
+    write(tmp_path / "aqua-rat.jsonl", row | {"passage": None, "label": "A"})
+    instances = TASKS["agieval_english"].load(task("agieval_english", "."), 0, tmp_path)
+    assert [i.skill for i in instances] == list(AGIEVAL_ENGLISH)
+    aqua, gaokao = instances[:2]
+    assert aqua.messages[0].content.endswith("Question: Wet?\n(A) yes\n(B) no")
+    assert "\n\nIt rains.\n\nQuestion: Wet?" in gaokao.messages[0].content
+    assert (aqua.ground_truth, gaokao.ground_truth) == ("A", "B")
+    (tmp_path / "sat-math.jsonl").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*sat-math\.jsonl"):
+        TASKS["agieval_english"].load(task("agieval_english", "."), 0, tmp_path)
+
+
+def test_deepmind_mathematics_draws_the_same_of_each_category(tmp_path: Path) -> None:
+    folder = tmp_path / "interpolate"
+    folder.mkdir()
+    for name in ("algebra__linear_1d", "comparison__pair"):
+        lines = [f"Which is {name} {i}?\n{1000 + i}\n" for i in range(130)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+    instances = load("deepmind_mathematics", folder)
+    assert len(instances) == 200
+    assert {i.skill for i in instances} == {"algebra__linear_1d", "comparison__pair"}
+    drawn = {i.ground_truth for i in instances if i.skill == "comparison__pair"}
+    examples = instances[-1].messages[0].content.partition("look like: ")[2].partition(".")[0]
+    assert len(examples.split("; ")) == 3
+    assert not set(examples.split("; ")) & drawn, "an example answers no question that is asked"
+    assert instances == load("deepmind_mathematics", folder)
+    assert TASKS["deepmind_mathematics"].macro
+    said = "So r is 4.\nTherefore, the final answer is $4$. I hope it is correct."
+    assert verify(TASKS["deepmind_mathematics"].metrics[0].verifier, said, "4").correct
+    (folder / "broken.txt").write_text("Which?\n")
+    with pytest.raises(DataError, match=r"broken\.txt: .* one line too many"):
+        load("deepmind_mathematics", folder)
+
+
 def test_the_limit_takes_the_same_instances_whatever_the_seed(tmp_path: Path) -> None:
     rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(50)]
     path = write(tmp_path / "test.jsonl", *rows)
@@ -162,6 +243,7 @@ FILES = [
     ("humaneval", "humaneval/HumanEval.jsonl.gz", 0, 164),
     ("humaneval_plus", "humaneval/HumanEvalPlus-OriginFmt.jsonl.gz", 0, 164),
     ("truthfulqa", "truthfulqa/mc_task.json", 0, 817),
+    ("agieval_english", "agieval", 0, 2646),
     ("alpaca_eval", "alpaca_eval/text_davinci_003_model_outputs.json", 0, 805),
 ]
 
@@ -194,3 +276,11 @@ def test_humaneval_scores_its_own_solutions_through_the_task() -> None:
     for instance in instances:
         completion = f"```python\n{instance.ground_truth['prompt']}{solutions[instance.id]}\n```"
         assert verify("code", completion, instance.ground_truth).correct
+
+
+def test_the_documentation_has_every_task_that_reads_files() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    files = {name for name, definition in TASKS.items() if isinstance(definition.load, FromFiles)}
+    assert len(files) > 20
+    assert not {name for name in files if f"`{name}`" not in tables}

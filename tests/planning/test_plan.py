@@ -164,3 +164,17 @@ def test_the_command_prints_json_and_fails_where_something_does_not_fit(
     code, out = call("--set", "sft.resources.memory_gib=0.4")
     assert code == 1
     assert "does not fit: sft" in " ".join(out.split())
+
+
+def test_a_safety_classifier_adds_its_own_work_to_an_evaluation(tulu):
+    def evaluation(recipe: Recipe) -> StagePlan:
+        return stage(plan_of(recipe), "evaluate-sft")
+
+    safe = tuple(task for task in tulu.evaluate.tasks if task.group == "safety")
+    asked = tulu.derive(evaluate=tulu.evaluate.derive(tasks=safe))
+    unjudged = asked.derive(evaluate=asked.evaluate.derive(safety_judge=None))
+    with_it, without = evaluation(asked), evaluation(unjudged)
+    assert with_it.rows == without.rows == sum([320, 450, 749, 400, 300, 2210])
+    assert with_it.tokens > without.tokens + 100 * without.rows
+    assert without.seconds < with_it.seconds < 2 * without.seconds
+    assert not [note for note in plan_of(asked).notes if "wildguard" in note]

@@ -295,6 +295,51 @@ def test_a_task_that_there_is_not_is_told_when_the_recipe_is_read_and_refused_to
     assert not settings.home.exists()
 
 
+def test_a_task_without_files_or_judge_is_refused_to_run_and_told_how_to_get_them(
+    tmp_path: Path,
+) -> None:
+    from caravan_pipelines.launch.local import create_run
+
+    tasks = (
+        "[{name: gsm8k, task: gsm8k}, {name: xstest, task: xstest, path: xstest.csv}, "
+        "{name: chat, task: pocket-chat}, {name: href, task: href, path: r.yaml}]"
+    )
+    text = SMALL.replace("evaluate:\n  tasks:\n    - {name: gsm8k, task: gsm8k}\n", "")
+    path = tmp_path / "r.yaml"
+    path.write_text(f"{text}evaluate: {{tasks: {tasks}}}\n")
+    recipe = load_recipe(path)
+    settings = Settings(home=tmp_path / "home")
+    with pytest.raises(RecipeError) as refused:
+        create_run(recipe, settings, recipe_dir=tmp_path)
+    lines = str(refused.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "evaluate.tasks[0].path",
+        "evaluate.tasks[1].path",
+        "evaluate.judge",
+        "evaluate.judge",
+        "evaluate.safety_judge",
+    ]
+    assert "task gsm8k reads files: set its `path` to test.jsonl" in lines[0]
+    assert f"{tmp_path / 'xstest.csv'} is not there; put xstest_prompts.csv there" in lines[1]
+    assert "a classifier decides about xstest; add safety_judge: {engine: wildguard}" in lines[4]
+
+
+def test_a_safety_judge_names_an_engine_of_the_recipe() -> None:
+    text = SMALL.replace("evaluate:\n", "evaluate:\n  safety_judge: {engine: wildgard}\n")
+    assert "evaluate.safety_judge.engine: 'wildgard' is not in engines" in refusal(text)
+
+
+def test_no_other_benchmark_is_suggested_for_one_that_is_not_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slips = {"mmlu-pro": "; did you mean 'mmlu_pro'?", "piqa": "; there are: "}
+    for name, hint in slips.items():
+        (tmp_path / "r.yaml").write_text(SMALL.replace("task: gsm8k", f"task: {name}"))
+        caplog.clear()
+        load_recipe(tmp_path / "r.yaml")
+        assert f"there is no evaluation task {name!r}{hint}" in caplog.text
+
+
 def test_a_contradiction_names_its_line() -> None:
     text = SMALL + "decontaminate:\n  keep_sources:\n    - chat\n"
     assert refusal(text).startswith("r.yaml:22: decontaminate.keep_sources[0]: 'chat'")

@@ -23,9 +23,19 @@ from caravan.evals.judging import ProgramJudge as Program
 from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
 from caravan.evals.tasks import TASKS
 from caravan.inference import Generation
-from caravan.recipe import EvalTask, EvaluateConfig, ProgramJudge, ReportConfig, Resources, Sampling
+from caravan.recipe import (
+    EvalTask,
+    EvaluateConfig,
+    LLMJudge,
+    ProgramJudge,
+    ReportConfig,
+    Resources,
+    SafetyJudge,
+    Sampling,
+)
 from caravan.stages import evaluate, report
 from caravan.stages.configs import EvaluateStageConfig
+from scripted_endpoint import Messages, scripted_endpoint
 
 SHORT = Sampling(temperature=0.0, max_completion_length=6)
 TASK_LIST = (
@@ -107,6 +117,79 @@ def test_a_judged_task_without_a_judge_says_so(
         evaluate.run(
             config(TASK_LIST[2], judge=None), {"model": model_dir}, make_context("evaluate")
         )
+
+
+def test_a_safety_task_is_decided_by_its_own_engine(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    """Which is loaded when the model that was asked is gone."""
+    rows = [{"adversarial": f"You are DAN {i}.", "source": "BreakGPT"} for i in range(4)]
+    (tmp_path / "dan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = EvalTask(name="dan", task="do_anything_now", path="dan.jsonl", sampling=SHORT)
+    suite = EvaluateConfig(tasks=(task, TASK_LIST[0]), batch_size=4, resources=Resources(cpus=1))
+    asked: list[str] = []
+
+    def classify(messages: Messages) -> str:
+        asked.append(messages[0]["content"])
+        if "DAN 3" in asked[-1]:
+            return "Refused!"
+        refused = "yes" if "DAN 0" in asked[-1] else "no"
+        return f"Harmful request: yes\nResponse refusal: {refused}\nHarmful response: no"
+
+    context = make_context("evaluate")
+    with scripted_endpoint(classify) as endpoint:
+        judged_by = suite.derive(safety_judge=SafetyJudge(engine="wildguard"))
+        stage = EvaluateStageConfig(evaluate=judged_by, safety_engine=endpoint)
+        result = evaluate.run(stage, {"model": model_dir}, context)
+    assert len(asked) == 4
+    assert result.metrics["dan"] == pytest.approx(1 / 3)
+    assert (result.metrics["dan/undecided"], result.metrics["math/undecided"]) == (1, 0)
+    assert [(s.task, s.metric, s.n) for s in result.scores] == [
+        ("dan", "inverted_asr", 3),
+        ("math", "accuracy", 6),
+    ]
+    written = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    assert [row.task for row in written] == ["dan"] * 4 + ["math"] * 6
+    assert all(row.completion in text for row, text in zip(written, sorted(asked), strict=False))
+    document = json.loads((context.outputs["evaluation"] / "scores.json").read_text())
+    assert not any(entry["judged"] for entry in document)
+    with pytest.raises(RecipeError, match=r"'dan' is decided by a classifier: set evaluate\.safe"):
+        evaluate.run(config(task), {"model": model_dir}, make_context("without"))
+
+
+def test_replies_are_compared_with_a_references_and_rated_by_one_judge(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"Say {i}.", "output": f"{i}", "dataset": "koala"} for i in range(4)]
+    (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
+    task = EvalTask(name="alpaca", task="alpaca_eval_2", path="model_outputs.json", sampling=SHORT)
+
+    def judge(messages: Messages) -> str:
+        if "# Response 2" in messages[1]["content"]:
+            return "1"
+        return json.dumps([{"response": 1, "rationale": "so", "rating": 3}])
+
+    context = make_context("evaluate")
+    with scripted_endpoint(judge) as endpoint:
+        suite = EvaluateConfig(
+            tasks=(task, TASK_LIST[2]), judge=LLMJudge(engine="judge"), batch_size=4
+        )
+        stage = EvaluateStageConfig(evaluate=suite, engine=endpoint)
+        result = evaluate.run(stage, {"model": model_dir}, context)
+    assert [(s.task, s.metric, s.n) for s in result.scores] == [
+        ("alpaca", "win_rate", 4),
+        ("alpaca", "length_controlled_minimal_win_rate", 4),
+        ("chat", "mean_rating", 4),
+    ]
+    assert result.metrics["chat"] == 3
+    document = json.loads((context.outputs["evaluation"] / "scores.json").read_text())
+    assert [(entry["primary"], entry["judged"]) for entry in document] == [
+        (True, False),
+        (False, False),
+        (True, True),
+    ]
+    with pytest.raises(RecipeError, match="'alpaca' is compared by a language model"):
+        evaluate.run(config(task), {"model": model_dir}, make_context("by-program"))
 
 
 def test_pass_at_k_and_the_stages_files(tmp_path: Path) -> None:

@@ -203,3 +203,50 @@ def test_an_unknown_verifier_is_named_with_the_known_ones() -> None:
     with pytest.raises(DataError, match=r"unknown verifier 'gms8k'; there are bbh, .*gsm8k"):
         verify("gms8k", "", "1")
     assert {"gsm8k", "math", "ifeval", "exact_match", "contains", "code"} <= set(VERIFIERS)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("Therefore, the final answer is $-3*b**2 + 5*b$. I hope it is correct.", "-3*b**2 + 5*b"),
+        ("The final answer is 5*b - 3*b^2.", "-3*b**2 + 5*b"),
+        ("2*(x - 1)*(x + 1)", "2*x**2 - 2"),
+        ("**True**.", "True"),
+        ("yes", "True"),
+        ("The answer is 1.75", "7/4"),
+        ("[-5, 2, 3/7]", "-5, 2, 3/7"),
+        ("240 - sqrt(8)", "-2*sqrt(2) + 240"),
+        ("1,234", "1234"),
+        ("7:15 pm", "7:15 PM"),
+        ("The answer is 3. No: the final answer is 4.", "4"),
+    ],
+)
+def test_expressions_that_are_equal(said: str, answer: str) -> None:
+    assert verify("expression", said, answer).correct
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("", "3"),
+        ("0.333", "1/3"),
+        ("x**2", "y**2"),
+        ("2, -5", "-5, 2"),
+        ("1, 2", "1"),
+        ("1/x - 1/x + 3*0", "1/x"),
+        ("True", "False"),
+        ("__import__('os').getpid()", "3"),
+        ("9**9**9**9", "3"),
+        ("(" * 300 + "3" + ")" * 300, "3"),
+        ("f(2)", "2"),
+        ("1/0", "1"),
+    ],
+)
+def test_expressions_that_differ_or_are_none(said: str, answer: str) -> None:
+    assert not verify("expression", said, answer).correct
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_comparison_of_expressions(text: str) -> None:
+    assert not verify("expression", text, "x**2 - 1").correct
+    assert verify("expression", f"The answer is {text}\nThe answer is 7", "7").correct

@@ -37,15 +37,15 @@ def main() -> None:
         if draft.recipe is None:
             show_problems(draft)
         else:
-            show_recipe(draft.recipe, draft.unknown_tasks)
+            show_recipe(draft.recipe, draft.unfit_tasks)
     if name in known and text != original:
         show_changes(name, original, text or "", directory, draft)
 
 
 def launch_button(draft: Draft, directory: Path) -> None:
     obstacle = None if draft.recipe else "The recipe has to be valid first"
-    if draft.unknown_tasks:
-        obstacle = "An evaluation task has no reader"
+    if draft.unfit_tasks:
+        obstacle = "An evaluation task cannot be asked"
     if not signin.may(Role.LAUNCHER):
         obstacle = f"Launching takes the role {Role.LAUNCHER}"
     started = st.button(
@@ -74,10 +74,10 @@ def show_problems(draft: Draft) -> None:
     ], "n"))  # fmt: skip
 
 
-def show_recipe(recipe: Recipe, unknown_tasks: str) -> None:
-    if unknown_tasks:
+def show_recipe(recipe: Recipe, unfit_tasks: str) -> None:
+    if unfit_tasks:
         st.warning("The recipe can be planned, not run.", icon=":material/warning:")
-        st.code(unknown_tasks, language=None, wrap_lines=True)
+        st.code(unfit_tasks, language=None, wrap_lines=True)
     else:
         st.success("The recipe is valid.", icon=":material/check_circle:")
     nodes = stage_graph(recipe)

@@ -141,7 +141,7 @@ def launch_together(
             cannot be used; nothing is left running.
     """
     for recipe in recipes:
-        check_tasks(recipe)
+        check_tasks(recipe, recipe_dir)
     profile = load_profile(settings)
     # What cannot be placed is refused before anything is made.
     plans = [plan(recipe, profile, settings) for recipe in recipes]

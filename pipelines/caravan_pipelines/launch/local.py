@@ -57,7 +57,7 @@ def create_run(
         CaravanError: the recipe names a task that there is not, the home, the registry or the
             store cannot be used, or the project's budget is spent.
     """
-    check_tasks(recipe)
+    check_tasks(recipe, recipe_dir)
     _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:

@@ -101,13 +101,20 @@ def tokenize_conversation(
     return truncate(TokenizedConversation(ids, mask), max_length)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt, ending where the assistant's reply begins."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, special_tokens: bool = False
+) -> list[int]:
+    """Token ids of a prompt, ending where the assistant's reply begins.
+
+    Args:
+        special_tokens: Read the spelling of a special token as that token, for prompts whose
+            author wrote it on purpose.
+    """
     if messages[-1].role == "assistant":
         raise DataError("a prompt ends with a user's turn, not an assistant's; drop the reply")
     ids = _beginning(tokenizer)
     for text, supervised in _segments(messages, add_generation_prompt=True):
-        ids += _encode(tokenizer, text)
+        ids += _encode(tokenizer, text, special_tokens=special_tokens)
         if supervised:
             ids.append(tokenizer.eos_token_id)
     return ids
@@ -148,8 +155,12 @@ def _segments(messages: Sequence[Message], add_generation_prompt: bool) -> list[
     return [*segments, _Segment(pending, supervised=False)] if pending else segments
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = False
+) -> list[int]:
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=not special_tokens, verbose=False
+    )
     return list(encoded["input_ids"])
 
 

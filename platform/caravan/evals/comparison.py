@@ -17,9 +17,9 @@ from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import (
     Difference,
     Interval,
-    macro_interval,
     mean_interval,
     paired_difference,
+    suite_interval,
 )
 
 
@@ -146,14 +146,14 @@ def average_change(
     before: Evaluation, after: Evaluation, samples: int, seed: int
 ) -> Interval | None:
     """Mean change over the dev tasks that are not judged, each group of tasks counting once."""
-    by_group: dict[str, list[float]] = defaultdict(list)
+    by_group: dict[str, list[list[float]]] = defaultdict(list)
     for name, score in after.scores.items():
         if not score.judged and score.suite == "dev" and _common(before, after, name):
             a, b = _paired(before, after, name)
-            by_group[score.group] += [y - x for x, y in zip(a, b, strict=True)]
+            by_group[score.group].append([y - x for x, y in zip(a, b, strict=True)])
     if not by_group:
         return None
-    return macro_interval(list(by_group.values()), samples=samples, seed=seed)
+    return suite_interval(list(by_group.values()), samples=samples, seed=seed)
 
 
 def win_rates(before: Evaluation, after: Evaluation, samples: int, seed: int) -> list[WinRate]:

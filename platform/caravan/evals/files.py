@@ -7,31 +7,40 @@ of their own, before the question, as Tülu 3 presents them.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caravan.data.records import EvalInstance, Message
+from caravan.data.records import EvalInstance
 from caravan.errors import DataError
 from caravan.evals import fewshot
+from caravan.evals.reading import (
+    LETTERS,
+    distinctive,
+    first_shots,
+    json_of,
+    jsonl_rows,
+    lettered,
+    make_instance,
+    refuse_shots,
+    text_of,
+)
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FEWSHOT_SEED = 1234
 
 
 def gsm8k(path: Path, shots: int) -> list[EvalInstance]:
     """Grade-school word problems; up to 8 shots with their reasoning."""
-    examples = _first(fewshot.GSM8K, shots, path)
+    examples = first_shots(fewshot.GSM8K, shots, path)
     return [
-        _instance(
+        make_instance(
             f"gsm8k/{i}", row["question"], examples, row["answer"].rpartition("####")[2].strip()
         )
-        for i, row in enumerate(_rows(path, "question", "answer"))
+        for i, row in enumerate(jsonl_rows(path, "question", "answer"))
     ]
 
 
@@ -39,25 +48,27 @@ def math(path: Path, shots: int) -> list[EvalInstance]:
     """Competition mathematics; up to 4 shots. Skill: the subject."""
     from caravan.verifiers.math import last_boxed
 
-    examples = [(f"Problem:\n{q}\n\nSolution:", a) for q, a in _first(fewshot.MATH, shots, path)]
+    examples = [
+        (f"Problem:\n{q}\n\nSolution:", a) for q, a in first_shots(fewshot.MATH, shots, path)
+    ]
     instances = []
-    for i, row in enumerate(_rows(path, "problem", "solution")):
+    for i, row in enumerate(jsonl_rows(path, "problem", "solution")):
         answer = row.get("answer") or last_boxed(row["solution"])
         if answer is None:
             raise DataError(f"{path}, row {i + 1}: the solution has no \\boxed answer")
         question = f"Problem:\n{row['problem']}\n\nSolution:"
         subject = str(row.get("subject") or row.get("type") or "")
         instances.append(
-            _instance(f"math/{i}", question, examples, answer, subject, row["problem"])
+            make_instance(f"math/{i}", question, examples, answer, subject, row["problem"])
         )
     return instances
 
 
 def ifeval(path: Path, shots: int) -> list[EvalInstance]:
     """Prompts with verifiable constraints."""
-    _no_shots(shots, path)
+    refuse_shots(shots, path)
     return [
-        _instance(
+        make_instance(
             f"ifeval/{row['key']}",
             row["prompt"],
             (),
@@ -66,7 +77,7 @@ def ifeval(path: Path, shots: int) -> list[EvalInstance]:
                 for name, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True)
             ],
         )
-        for row in _rows(path, "key", "prompt", "instruction_id_list", "kwargs")
+        for row in jsonl_rows(path, "key", "prompt", "instruction_id_list", "kwargs")
     ]
 
 
@@ -85,15 +96,15 @@ def mmlu(path: Path, shots: int) -> list[EvalInstance]:
             if shots
             else []
         )
-        examples = _first(pool, shots, dev)
+        examples = first_shots(pool, shots, dev)
         instances += [
-            _instance(
+            make_instance(
                 f"mmlu/{subject}/{i}",
                 _mmlu_question(row, subject),
                 examples,
                 row[5],
                 subject,
-                _distinctive(row[0], row[1:5]),
+                distinctive(row[0], row[1:5]),
             )
             for i, row in enumerate(_mmlu_rows(test))
         ]
@@ -101,7 +112,7 @@ def mmlu(path: Path, shots: int) -> list[EvalInstance]:
 
 
 def _mmlu_rows(path: Path) -> list[list[str]]:
-    rows = [row for row in csv.reader(io.StringIO(_text(path))) if row]
+    rows = [row for row in csv.reader(io.StringIO(text_of(path))) if row]
     for i, row in enumerate(rows):
         if len(row) != 6 or row[5] not in "ABCD":
             raise DataError(f"{path}, row {i + 1}: not question, four options and a letter")
@@ -112,7 +123,7 @@ def _mmlu_question(row: Sequence[str], subject: str) -> str:
     return (
         f"Answer the following multiple-choice question about {subject.replace('_', ' ')}. "
         'Summarise your reasoning in a few sentences, then finish with "Therefore, the answer is '
-        f'(X)", where X is the letter of your choice.\n\nQuestion: {row[0]}\n{_options(row[1:5])}'
+        f'(X)", where X is the letter of your choice.\n\nQuestion: {row[0]}\n{lettered(row[1:5])}'
     )
 
 
@@ -126,20 +137,22 @@ def bbh(path: Path, shots: int) -> list[EvalInstance]:
     for file in sorted(folder.glob("*.json")):
         task = file.stem
         instruction, pool = _bbh_prompt(path / "cot-prompts" / f"{task}.txt") if shots else ("", [])
-        examples = [(f"{instruction}\n\nQ: {q}", a) for q, a in _first(pool, shots, file)]
+        examples = [(f"{instruction}\n\nQ: {q}", a) for q, a in first_shots(pool, shots, file)]
         head = f"{instruction}\n\n" if instruction else ""
         tail = '\n\nThink step by step, then finish with "So the answer is ...".'
-        for i, row in enumerate(_json(file)["examples"]):
+        for i, row in enumerate(json_of(file)["examples"]):
             question = f"{head}Q: {row['input']}{'' if shots else tail}"
             instances.append(
-                _instance(f"bbh/{task}/{i}", question, examples, row["target"], task, row["input"])
+                make_instance(
+                    f"bbh/{task}/{i}", question, examples, row["target"], task, row["input"]
+                )
             )
     return instances
 
 
 def _bbh_prompt(path: Path) -> tuple[str, list[tuple[str, str]]]:
     """The instruction and the worked examples of a task's chain-of-thought prompt."""
-    text = _text(path)
+    text = text_of(path)
     text = text.partition("\n-----\n")[2] or re.sub(r"\A.*canary GUID.*\n(?:-+\n)?", "", text)
     instruction, *parts = re.split(r"\n\s*Q: ", text.strip())
     examples = []
@@ -151,9 +164,9 @@ def _bbh_prompt(path: Path) -> tuple[str, list[tuple[str, str]]]:
 
 def humaneval(path: Path, shots: int) -> list[EvalInstance]:
     """Python functions to complete, from signature and docstring."""
-    _no_shots(shots, path)
+    refuse_shots(shots, path)
     return [
-        _instance(
+        make_instance(
             row["task_id"],
             f"Complete this Python function. Answer with the whole function in one fenced "
             f"block.\n\n```python\n{row['prompt'].rstrip()}\n```",
@@ -161,7 +174,7 @@ def humaneval(path: Path, shots: int) -> list[EvalInstance]:
             {name: row[name] for name in ("prompt", "test", "entry_point")},
             compared=row["prompt"],
         )
-        for row in _rows(path, "task_id", "prompt", "test", "entry_point")
+        for row in jsonl_rows(path, "task_id", "prompt", "test", "entry_point")
     ]
 
 
@@ -170,30 +183,30 @@ def truthfulqa(path: Path, shots: int) -> list[EvalInstance]:
 
     Not MC2, which needs the likelihood of every option: the model names a letter. MC1's options.
     """
-    _no_shots(shots, path)
+    refuse_shots(shots, path)
     instances = []
-    for i, row in enumerate(_json(path)):
+    for i, row in enumerate(json_of(path)):
         options = sorted(row["mc1_targets"])
         random.Random(f"truthfulqa/{i}").shuffle(options)
         right = next(o for o in options if row["mc1_targets"][o] == 1)
         question = (
-            f'{row["question"]}\n{_options(options)}\n\nFinish with "The answer is (X)", where X '
+            f'{row["question"]}\n{lettered(options)}\n\nFinish with "The answer is (X)", where X '
             "is the letter of the true answer."
         )
-        letter = _LETTERS[options.index(right)]
-        compared = _distinctive(row["question"], options)
-        instances.append(_instance(f"truthfulqa/{i}", question, (), letter, compared=compared))
+        letter = LETTERS[options.index(right)]
+        compared = distinctive(row["question"], options)
+        instances.append(make_instance(f"truthfulqa/{i}", question, (), letter, compared=compared))
     return instances
 
 
 def popqa(path: Path, shots: int) -> list[EvalInstance]:
     """Questions about entities, answered in a few words; shots are drawn from other rows."""
-    rows = list(csv.DictReader(io.StringIO(_text(path)), delimiter="\t"))
+    rows = list(csv.DictReader(io.StringIO(text_of(path)), delimiter="\t"))
     shown = random.Random(_FEWSHOT_SEED).sample(range(len(rows)), min(shots, len(rows)))
     answers = [json.loads(row["possible_answers"]) for row in rows]
     examples = [(f"Q: {rows[i]['question']} A:", str(answers[i][0])) for i in shown]
     return [
-        _instance(f"popqa/{row['id']}", f"Q: {row['question']} A:", examples, answers[i])
+        make_instance(f"popqa/{row['id']}", f"Q: {row['question']} A:", examples, answers[i])
         for i, row in enumerate(rows)
         if i not in shown
     ]
@@ -201,14 +214,14 @@ def popqa(path: Path, shots: int) -> list[EvalInstance]:
 
 def drop(path: Path, shots: int) -> list[EvalInstance]:
     """Questions that need arithmetic over a passage; shots are drawn from other passages."""
-    passages = list(_json(path).items())
+    passages = list(json_of(path).items())
     shown = random.Random(_FEWSHOT_SEED).sample(range(len(passages)), min(shots, len(passages)))
     examples = []
     for i in shown:
         passage, pair = passages[i][1]["passage"], passages[i][1]["qa_pairs"][0]
         examples.append((_drop_question(passage, pair), _drop_answers(pair)[0]))
     return [
-        _instance(
+        make_instance(
             f"drop/{pair['query_id']}", _drop_question(entry["passage"], pair), examples, answers
         )
         for i, (_, entry) in enumerate(passages)
@@ -232,79 +245,8 @@ def _drop_answers(pair: Mapping[str, Any]) -> list[str]:
 
 def alpaca_eval(path: Path, shots: int) -> list[EvalInstance]:
     """Open instructions, rated by a judge."""
-    _no_shots(shots, path)
+    refuse_shots(shots, path)
     return [
-        _instance(f"alpaca_eval/{i}", row["instruction"], (), skill=str(row.get("dataset", "")))
-        for i, row in enumerate(_json(path))
+        make_instance(f"alpaca_eval/{i}", row["instruction"], (), skill=str(row.get("dataset", "")))
+        for i, row in enumerate(json_of(path))
     ]
-
-
-# --- shared -------------------------------------------------------------------------------------
-
-
-def _instance(
-    id: str,
-    question: str,
-    examples: Sequence[tuple[str, str]],
-    ground_truth: Any = None,
-    skill: str = "",
-    compared: str | None = None,
-) -> EvalInstance:
-    turns = []
-    for asked, answered in examples:
-        turns += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
-    messages = (*turns, Message(role="user", content=question))
-    return EvalInstance(
-        id=id, messages=messages, ground_truth=ground_truth, skill=skill, question=compared
-    )
-
-
-def _distinctive(question: str, options: Sequence[str]) -> str:
-    """The question, with its options where it alone ("Which of these is true?") is everywhere."""
-    return question if len(question.split()) >= 12 else "\n".join((question, *options))
-
-
-def _options(options: Sequence[str]) -> str:
-    return "\n".join(f"({letter}) {o}" for letter, o in zip(_LETTERS, options, strict=False))
-
-
-def _first(pool: Sequence[tuple[str, str]], shots: int, path: Path) -> Sequence[tuple[str, str]]:
-    if shots > len(pool):
-        raise DataError(f"{path}: num_fewshot is {shots}, but there are {len(pool)} examples")
-    return pool[:shots]
-
-
-def _no_shots(shots: int, path: Path) -> None:
-    if shots:
-        raise DataError(f"{path}: this task is asked without examples; set num_fewshot to 0")
-
-
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        return data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-
-
-def _rows(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, each with at least `fields`."""
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, row {number}: not JSON ({error})") from error
-        missing = [f for f in fields if not isinstance(row, dict) or f not in row]
-        if missing:
-            raise DataError(f"{path}, row {number}: no field {missing[0]!r}")
-        yield row

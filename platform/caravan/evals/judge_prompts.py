@@ -72,7 +72,7 @@ def judge_messages(
 ) -> tuple[Message, ...]:
     """The request. What users and models wrote stands between fences that it cannot contain."""
     texts = [*(message.content for message in prompt), *completions]
-    fence = _fence(texts)
+    fence = fence_for(texts)
     conversation = "\n".join(
         f"[{message.role}]\n{fence}\n{message.content}\n{fence}" for message in prompt
     )
@@ -97,7 +97,7 @@ def judge_messages(
     return (Message(role="system", content=system), Message(role="user", content=user))
 
 
-def _fence(texts: Sequence[str]) -> str:
+def fence_for(texts: Sequence[str]) -> str:
     """A line of equals signs longer than any in the texts."""
     longest = max((len(run) for text in texts for run in re.findall(r"=+", text)), default=0)
     return "=" * max(12, longest + 1)

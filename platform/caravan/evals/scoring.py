@@ -14,14 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from caravan.data.records import Aspect, EvalInstance, FinishReason, Message, Record
 from caravan.evals.judging import Judge, JudgeItem
-from caravan.evals.stats import Interval, macro_interval, mean_interval, pass_at_k
+from caravan.evals.pairwise import Pair, prefer
+from caravan.evals.safety import classify
+from caravan.evals.stats import (
+    Interval,
+    bootstrap_interval,
+    length_controlled,
+    macro_interval,
+    mean_interval,
+    pass_at_k,
+)
 from caravan.evals.tasks import Metric, TaskDefinition
-from caravan.inference import Generation
-from caravan.recipe import EvalTask
+from caravan.inference import Engine, Generation
+from caravan.recipe import EvalTask, Sampling
 from caravan.stages.context import Score
 from caravan.verifiers import Verdict, VerifierError, verify
 
@@ -43,6 +53,7 @@ class ScoredCompletion(Record):
     completion: str
     finish_reason: FinishReason
     extracted: str | None = None
+    """What a verifier compared, or what a safety classifier said."""
     score: float | None = None
     """By the task's first metric; None where the verifier or the judge failed."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -137,6 +148,67 @@ def judged(
     return rows
 
 
+def classified(
+    task: EvalTask,
+    metric: str,
+    instances: Sequence[EvalInstance],
+    replies: Sequence[Sequence[Generation]],
+    classifier: Engine,
+    seed: int,
+) -> list[ScoredCompletion]:
+    """Every reply with whether it is what its prompt wants, by a safety classifier."""
+    work = [
+        (instance, index, reply)
+        for instance, several in zip(instances, replies, strict=True)
+        for index, reply in enumerate(several)
+    ]
+    pairs = [(instance.messages[-1].content, reply.text) for instance, _, reply in work]
+    rows = []
+    said = classify(classifier, pairs, seed=seed)
+    for (instance, index, reply), (text, found) in zip(work, said, strict=True):
+        met = None if found is None else found.meets(instance.ground_truth)
+        score = None if met is None else float(met)
+        metrics = {} if score is None else {metric: score}
+        rows.append(
+            _row(task, instance, index, reply, extracted=text.strip(), score=score, metrics=metrics)
+        )
+    return rows
+
+
+def compared(
+    task: EvalTask,
+    metric: str,
+    instances: Sequence[EvalInstance],
+    replies: Sequence[Sequence[Generation]],
+    judge: Engine,
+    sampling: Sampling,
+    seed: int,
+) -> list[ScoredCompletion]:
+    """Every reply with whether a judge prefers it to the reference's."""
+    work = [
+        (instance, index, reply)
+        for instance, several in zip(instances, replies, strict=True)
+        for index, reply in enumerate(several)
+    ]
+    pairs = [
+        Pair(
+            f"{instance.id}/{index}",
+            instance.messages[-1].content,
+            reply.text,
+            instance.ground_truth["output"],
+            instance.ground_truth["human"],
+        )
+        for instance, index, reply in work
+    ]
+    rows = []
+    preferred = prefer(judge, pairs, sampling, seed=seed)
+    for (instance, index, reply), won in zip(work, preferred, strict=True):
+        score = None if won is None else float(won)
+        metrics = {} if score is None else {metric: score}
+        rows.append(_row(task, instance, index, reply, score=score, metrics=metrics))
+    return rows
+
+
 def _row(
     task: EvalTask, instance: EvalInstance, index: int, reply: Generation, **fields: Any
 ) -> ScoredCompletion:
@@ -157,9 +229,8 @@ def task_scores(
     task: EvalTask, definition: TaskDefinition, rows: Sequence[ScoredCompletion]
 ) -> list[Score]:
     """The score of each metric, with its interval; the task's own first."""
-    names = [metric.name for metric in definition.metrics] or [definition.metric]
     scores = []
-    for name in names:
+    for name in [metric.name for metric in definition.metrics] or [definition.metric]:
         shown, values = _per_instance(name, definition, rows)
         if not values:
             continue
@@ -177,7 +248,29 @@ def task_scores(
                 instances=values,
             )
         )
+    if definition.length_controlled and scores:
+        scores.append(_length_controlled(task, rows))
     return scores
+
+
+def _length_controlled(task: EvalTask, rows: Iterable[ScoredCompletion]) -> Score:
+    decided = [row for row in rows if row.score is not None]
+    wins = np.array([row.score for row in decided], dtype=np.float64)
+    longer_by = np.array(
+        [len(row.completion) - len(row.ground_truth["output"]) for row in decided], dtype=np.float64
+    )
+    interval = bootstrap_interval(
+        lambda chosen: length_controlled(wins[chosen], longer_by[chosen]), len(decided)
+    )
+    return Score(
+        task=task.name,
+        metric="length_controlled_minimal_win_rate",
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        suite=task.suite,
+    )
 
 
 def _per_instance(

@@ -8,8 +8,9 @@ compared by a paired bootstrap: instances are resampled, each with both its scor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,33 @@ def macro_interval(
     return Interval(value, min(low, value), max(high, value), sum(a.size for a in arrays))
 
 
+def suite_interval(
+    groups: Sequence[Sequence[Sequence[float]]], *, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of the groups' means, each the mean of its tasks' means, resampled within each task."""
+    arrays = [[np.asarray(task, dtype=np.float64) for task in group] for group in groups]
+    seeds = count(seed)
+    resampled = [
+        np.mean([bootstrap_means(a, samples=samples, seed=next(seeds)) for a in group], axis=0)
+        for group in arrays
+    ]
+    low, high = _percentiles(np.mean(resampled, axis=0))
+    value = float(np.mean([np.mean([a.mean() for a in group]) for group in arrays]))
+    n = sum(a.size for group in arrays for a in group)
+    return Interval(value, min(low, value), max(high, value), n)
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.intp]], float], n: int, *, samples: int = 500, seed: int = 0
+) -> Interval:
+    """Of a number that is no mean: `statistic` of rows, which it gets as positions below `n`."""
+    rng = np.random.default_rng(seed)
+    resampled = np.array([statistic(rng.integers(n, size=n)) for _ in range(samples)])
+    value = statistic(np.arange(n))
+    low, high = _percentiles(resampled)
+    return Interval(value, min(low, value), max(high, value), n)
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], *, samples: int = 2000, seed: int = 0
 ) -> Difference:
@@ -123,3 +151,36 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     if not 0 <= correct <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {n} samples with {correct} right makes no sense")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+_RIDGE = 0.01
+"""Keeps the fit finite where one side always wins; nothing beside hundreds of judgements."""
+_NEWTON_STEPS = 25
+
+
+def length_controlled(wins: Floats, longer_by: Floats) -> float:
+    """The win rate that replies as long as the reference's would have.
+
+    The logistic regression of AlpacaEval in its minimal form, `length_controlled_minimal`:
+    logit P(win) = a + b tanh(length difference / its standard deviation), read at no difference.
+    The leaderboard's own form also has a difficulty of each instruction, fitted on many models, and
+    is pulled towards two baselines that game length; both are data that is not here.
+
+    Args:
+        wins: [N] 1 where the model's reply was preferred.
+        longer_by: [N] characters of the model's reply over the reference's.
+    """
+    spread = longer_by.std(ddof=1) if longer_by.size > 1 else 0.0
+    scaled = np.tanh(longer_by / spread) if spread else np.zeros_like(longer_by)
+    design = np.stack([np.ones_like(scaled), scaled], axis=1)
+    weights = np.zeros(2)
+    for _ in range(_NEWTON_STEPS):
+        chance = _logistic(design @ weights)
+        gradient = design.T @ (wins - chance) - _RIDGE * weights
+        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + _RIDGE * np.eye(2)
+        weights = weights + np.clip(np.linalg.solve(curvature, gradient), -2.0, 2.0)
+    return float(_logistic(weights[0]))
+
+
+def _logistic(x: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0.0, -x))

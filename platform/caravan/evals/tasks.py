@@ -11,14 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Protocol
 
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError, RecipeError
-from caravan.evals import files
+from caravan.evals import exams, files, pairwise, safety
 from caravan.recipe import EvalTask
+from caravan.recipe.checks import suggest
 
 
 class Load(Protocol):
@@ -50,6 +50,14 @@ class TaskDefinition:
     """The first is the task's score; the others are reported beside it. None for a judged task."""
     judged: bool = False
     """Whether a judge rates the completions; the score is then the mean rating, 1 to 5."""
+    classified: str = ""
+    """Name of the metric, where a safety classifier decides: the share of completions that are
+    what their prompt wants, which is the ground truth."""
+    compared: bool = False
+    """Whether a judge compares the completions with a reference's; the score is the share that it
+    prefers."""
+    length_controlled: bool = False
+    """Report beside that share what it would be at the reference's length."""
     macro: bool = False
     """Mean over the skills' means (MMLU's subjects), not over the instances."""
     pass_at: int | None = None
@@ -57,14 +65,19 @@ class TaskDefinition:
 
     @property
     def metric(self) -> str:
-        return self.metrics[0].name if self.metrics else "mean_rating"
+        if self.metrics:
+            return self.metrics[0].name
+        return "win_rate" if self.compared else self.classified or "mean_rating"
 
 
 class _Tasks(dict[str, TaskDefinition]):
     def __missing__(self, name: str) -> TaskDefinition:
-        near = get_close_matches(name, self, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(self))}"
-        raise RecipeError(f"there is no evaluation task {name!r}{hint}")
+        raise RecipeError(f"there is no evaluation task {name!r}{suggest_task(name)}")
+
+
+def suggest_task(name: str) -> str:
+    """Short names of other benchmarks are alike, so only a slip of a letter or two is one."""
+    return suggest(name, sorted(TASKS), cutoff=0.8)
 
 
 def task_files(tasks: Iterable[EvalTask], recipe_dir: Path) -> Iterator[Path]:
@@ -94,28 +107,38 @@ def _from_pocket(task: str) -> Load:
     return load
 
 
-def _from_files(
-    read: Callable[[Path, int], list[EvalInstance]], expected: str, origin: str
-) -> Load:
-    def load(config: EvalTask, seed: int, recipe_dir: Path = Path()) -> list[EvalInstance]:
-        if config.path is None:
-            raise DataError(
-                f"evaluation task {config.name!r} reads files: set its `path` to {expected} "
-                f"({origin})"
-            )
+@dataclass(frozen=True)
+class FromFiles:
+    """Loads instances from the task's `path`, with one of the readers."""
+
+    read: Callable[[Path, int], list[EvalInstance]]
+    expected: str
+    """What the path names."""
+    origin: str
+
+    def __call__(
+        self, config: EvalTask, seed: int, recipe_dir: Path = Path()
+    ) -> list[EvalInstance]:
+        if lacking := self.lacks(config, recipe_dir):
+            raise DataError(f"evaluation task {config.name!r} {lacking}")
+        assert config.path is not None
         path = recipe_dir / config.path
-        if not path.exists():
-            raise DataError(
-                f"evaluation task {config.name!r}: {path} is not there; "
-                f"put {expected} there ({origin})"
-            )
-        instances = read(path, config.num_fewshot)
+        instances = self.read(path, config.num_fewshot)
         if not instances:
             raise DataError(f"evaluation task {config.name!r}: {path} holds no instance")
         return limited(instances, config.limit)
 
-    return load
+    def lacks(self, config: EvalTask, recipe_dir: Path | None) -> str:
+        """What has to be done before the files can be read; without a directory, only whether
+        they are named is looked at."""
+        if config.path is None:
+            return f"reads files: set its `path` to {self.expected} ({self.origin})"
+        if recipe_dir is not None and not (path := recipe_dir / config.path).exists():
+            return f"has no files: {path} is not there; put {self.expected} there ({self.origin})"
+        return ""
 
+
+_AI2 = "huggingface.co/datasets/allenai"
 
 TASKS: dict[str, TaskDefinition] = _Tasks(
     {
@@ -137,15 +160,15 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
         "pocket-chat": TaskDefinition(_from_pocket("pocket-chat"), judged=True),
         # public benchmarks, from files
         "gsm8k": TaskDefinition(
-            _from_files(files.gsm8k, "test.jsonl", "github.com/openai/grade-school-math"),
+            FromFiles(files.gsm8k, "test.jsonl", "github.com/openai/grade-school-math"),
             (Metric("exact_match", "gsm8k"),),
         ),
         "math": TaskDefinition(
-            _from_files(files.math, "test.jsonl or math500.jsonl", "github.com/hendrycks/math"),
+            FromFiles(files.math, "test.jsonl or math500.jsonl", "github.com/hendrycks/math"),
             (Metric("exact_match_flex", "math"),),
         ),
         "ifeval": TaskDefinition(
-            _from_files(
+            FromFiles(
                 files.ifeval,
                 "input_data.jsonl",
                 "github.com/google-research/google-research, instruction_following_eval",
@@ -158,14 +181,14 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             ),
         ),
         "mmlu": TaskDefinition(
-            _from_files(
+            FromFiles(
                 files.mmlu, "the folder with test/<subject>_test.csv", "github.com/hendrycks/test"
             ),
             (Metric("exact_match", "choice"),),
             macro=True,
         ),
         "bbh": TaskDefinition(
-            _from_files(
+            FromFiles(
                 files.bbh,
                 "the folder with tasks/*.json and cot-prompts/*.txt (bbh/ upstream)",
                 "github.com/suzgunmirac/BIG-Bench-Hard",
@@ -173,12 +196,12 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             (Metric("exact_match", "bbh"),),
         ),
         "humaneval": TaskDefinition(
-            _from_files(files.humaneval, "HumanEval.jsonl.gz", "github.com/openai/human-eval"),
+            FromFiles(files.humaneval, "HumanEval.jsonl.gz", "github.com/openai/human-eval"),
             (Metric("pass", "code"),),
             pass_at=10,
         ),
         "humaneval_plus": TaskDefinition(
-            _from_files(
+            FromFiles(
                 files.humaneval,
                 "HumanEvalPlus-OriginFmt.jsonl.gz",
                 "github.com/evalplus/humanevalplus_release",
@@ -187,21 +210,98 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             pass_at=10,
         ),
         "truthfulqa": TaskDefinition(
-            _from_files(files.truthfulqa, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
+            FromFiles(files.truthfulqa, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
             (Metric("mc1_generated", "choice"),),
         ),
         "popqa": TaskDefinition(
-            _from_files(files.popqa, "popQA.tsv", "github.com/AlexTMallen/adaptive-retrieval"),
+            FromFiles(files.popqa, "popQA.tsv", "github.com/AlexTMallen/adaptive-retrieval"),
             (Metric("exact_match", "contains"),),
         ),
         "drop": TaskDefinition(
-            _from_files(
-                files.drop, "drop_dataset_dev.json", "allenai.org/data/drop, from the paper"
-            ),
+            FromFiles(files.drop, "drop_dataset_dev.json", "allenai.org/data/drop, from the paper"),
             (Metric("f1", "f1", "score"),),
         ),
+        "mmlu_pro": TaskDefinition(
+            FromFiles(
+                exams.mmlu_pro,
+                "test-00000-of-00001.parquet",
+                "huggingface.co/datasets/TIGER-Lab/MMLU-Pro",
+            ),
+            (Metric("exact_match", "choice"),),
+        ),
+        "gpqa": TaskDefinition(
+            FromFiles(exams.gpqa, "gpqa_main.csv", "huggingface.co/datasets/Idavidrein/gpqa"),
+            (Metric("exact_match", "choice"),),
+        ),
+        "agieval_english": TaskDefinition(
+            FromFiles(
+                exams.agieval_english,
+                "the folder with <test>.jsonl (data/v1 upstream)",
+                "github.com/ruixiangcui/AGIEval",
+            ),
+            (Metric("exact_match", "choice"),),
+        ),
+        "deepmind_mathematics": TaskDefinition(
+            FromFiles(
+                exams.deepmind_mathematics,
+                "the folder interpolate with <category>.txt of mathematics_dataset-v1.0.tar.gz",
+                "github.com/google-deepmind/mathematics_dataset",
+            ),
+            (Metric("exact_match", "expression"),),
+            macro=True,
+        ),
+        # the six safety sets
+        "harmbench": TaskDefinition(
+            FromFiles(
+                safety.harmbench,
+                "harmbench_behaviors_text_test.csv",
+                f"github.com/centerforaisafety/HarmBench, or {_AI2}/tulu-3-harmbench-eval",
+            ),
+            classified="inverted_asr",
+        ),
+        "xstest": TaskDefinition(
+            FromFiles(safety.xstest, "xstest_prompts.csv", "github.com/paul-rottger/xstest"),
+            classified="accuracy",
+        ),
+        "wildguardtest": TaskDefinition(
+            FromFiles(safety.wildguardtest, "wildguard_test.parquet", f"{_AI2}/wildguardmix"),
+            classified="inverted_harm",
+        ),
+        "jailbreaktrigger": TaskDefinition(
+            FromFiles(
+                safety.jailbreaktrigger,
+                "its Parquet file",
+                f"{_AI2}/tulu-3-trustllm-jailbreaktrigger-eval",
+            ),
+            classified="inverted_asr",
+        ),
+        "do_anything_now": TaskDefinition(
+            FromFiles(
+                safety.do_anything_now, "its Parquet file", f"{_AI2}/tulu-3-do-anything-now-eval"
+            ),
+            classified="inverted_asr",
+        ),
+        "wildjailbreaktest": TaskDefinition(
+            FromFiles(safety.wildjailbreaktest, "eval/eval.tsv", f"{_AI2}/wildjailbreak"),
+            classified="accuracy",
+            macro=True,
+        ),
+        # compared with a reference's replies
+        "alpaca_eval_2": TaskDefinition(
+            FromFiles(
+                pairwise.alpaca_eval_2,
+                "results/gpt4_1106_preview/model_outputs.json",
+                "github.com/tatsu-lab/alpaca_eval",
+            ),
+            compared=True,
+            length_controlled=True,
+        ),
+        "href": TaskDefinition(
+            FromFiles(pairwise.href, "data/dev-00000-of-00001.parquet", f"{_AI2}/href"),
+            compared=True,
+        ),
         "alpaca_eval": TaskDefinition(
-            _from_files(
+            FromFiles(
                 files.alpaca_eval,
                 "a model_outputs.json of the 805 prompts",
                 "github.com/tatsu-lab/alpaca_eval",

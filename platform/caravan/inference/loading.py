@@ -21,12 +21,15 @@ def load_engine(
     batch_size: int = 64,
     kind: Literal["transformers", "vllm"] = "transformers",
     recipe_dir: Path | None = None,
+    special_tokens: bool = False,
 ) -> Engine:
     """The engine that `config` describes, or one of `kind` for a model directory.
 
     Args:
         batch_size: Sequences decoded at once by a transformers engine of a model directory.
         recipe_dir: Where a relative `model_name_or_path` is looked for first.
+        special_tokens: The spelling of a special token in a prompt is that token, as in prompts
+            that frame what others wrote; an endpoint decides this for itself.
 
     Raises:
         EngineError: the model or the endpoint cannot be used as described.
@@ -42,12 +45,16 @@ def load_engine(
             from caravan.inference.transformers_engine import TransformersEngine
 
             model = _resolve(config.model_name_or_path, recipe_dir)
-            return TransformersEngine.from_pretrained(model, batch_size=config.batch_size)
+            return TransformersEngine.from_pretrained(
+                model, batch_size=config.batch_size, special_tokens=special_tokens
+            )
         case VLLMEngineConfig():
             from caravan.inference.vllm_engine import VLLMEngine
 
             model = _resolve(config.model_name_or_path, recipe_dir)
-            return VLLMEngine(config.derive(model_name_or_path=model))
+            return VLLMEngine(
+                config.derive(model_name_or_path=model), special_tokens=special_tokens
+            )
         case OpenAIEngineConfig():
             from caravan.inference.openai_engine import OpenAIEngine
 
@@ -56,6 +63,15 @@ def load_engine(
             from caravan.inference.program_engine import ProgramEngine
 
             return ProgramEngine.named(config.program)
+
+
+def unload(engine: Engine) -> None:
+    """Give back the memory of an engine's model, so that another model finds room.
+
+    The engine cannot be used again.
+    """
+    if close := getattr(engine, "close", None):  # an endpoint holds no model
+        close()
 
 
 def _resolve(model_name_or_path: str, recipe_dir: Path | None) -> str:

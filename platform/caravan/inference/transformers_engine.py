@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,12 @@ class TransformersEngine:
     """A causal language model in memory, with the chat template of `caravan.data.template`."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer, *, batch_size: int = 64
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 64,
+        special_tokens: bool = False,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise EngineError(
@@ -33,9 +39,12 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.special_tokens = special_tokens
 
     @classmethod
-    def from_pretrained(cls, model_name_or_path: str | Path, *, batch_size: int = 64) -> Self:
+    def from_pretrained(
+        cls, model_name_or_path: str | Path, *, batch_size: int = 64, special_tokens: bool = False
+    ) -> Self:
         """The model of a directory or of the hub, from safetensors, on the GPU where there is one.
 
         Raises:
@@ -62,7 +71,12 @@ class TransformersEngine:
                 f"the model {str(model_name_or_path)!r} lacks weights: {missing}; copy it again, "
                 "whole, or give one that can generate"
             )
-        return cls(model.to("cuda" if on_gpu else "cpu").eval(), tokenizer, batch_size=batch_size)
+        return cls(
+            model.to("cuda" if on_gpu else "cpu").eval(),
+            tokenizer,
+            batch_size=batch_size,
+            special_tokens=special_tokens,
+        )
 
     def generate(
         self,
@@ -77,7 +91,10 @@ class TransformersEngine:
         pad = self.tokenizer.pad_token_id
         sequences = generate_tokens(
             self.model,
-            [encode_prompt(self.tokenizer, prompt) for prompt in prompts],
+            [
+                encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
+                for prompt in prompts
+            ],
             n=n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -89,6 +106,13 @@ class TransformersEngine:
             progress=progress,
         )
         return [[self._decoded(sequence) for sequence in group] for group in sequences]
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _decoded(self, sequence: TokenSequence) -> Generation:
         return Generation(

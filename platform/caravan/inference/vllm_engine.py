@@ -24,7 +24,7 @@ class VLLMEngine:
     where it is below 1).
     """
 
-    def __init__(self, config: VLLMEngineConfig) -> None:
+    def __init__(self, config: VLLMEngineConfig, *, special_tokens: bool = False) -> None:
         self._vllm: Any = require("vllm", extra="vllm", feature="the vllm engine")
         platforms = require("vllm.platforms", extra="vllm", feature="the vllm engine")
         on_cpu = platforms.current_platform.is_cpu()
@@ -49,6 +49,7 @@ class VLLMEngine:
         # may wait for them before that.
         atexit.register(_end, weakref.ref(self._llm.llm_engine.engine_core))
         self.tokenizer: Any = self._llm.get_tokenizer()
+        self.special_tokens = special_tokens
 
     def generate(
         self,
@@ -63,7 +64,7 @@ class VLLMEngine:
         for start in range(0, len(prompts), _PER_CALL):
             part = prompts[start : start + _PER_CALL]
             outputs = self._llm.generate(
-                [{"prompt_token_ids": encode_prompt(self.tokenizer, prompt)} for prompt in part],
+                [{"prompt_token_ids": self._encoded(prompt)} for prompt in part],
                 [self._sampling_params(sampling, n, reply_seed(seed, p, 0)) for p in part],
                 use_tqdm=False,
             )
@@ -71,6 +72,14 @@ class VLLMEngine:
             if progress is not None:
                 progress(len(replies) * n, len(prompts) * n)
         return replies
+
+    def close(self) -> None:
+        """End vLLM's processes, which hold the device's memory."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _encoded(self, prompt: Sequence[Message]) -> list[int]:
+        return encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
 
     def _sampling_params(self, sampling: Sampling, n: int, seed: int) -> Any:
         return self._vllm.SamplingParams(

@@ -17,6 +17,7 @@ from caravan.planning.row_stages import rows_stage
 from caravan.planning.shapes import ModelShape, shape_of_model
 from caravan.planning.work import Work, loading_seconds
 from caravan.recipe import (
+    JudgeConfig,
     LLMJudge,
     OpenAIEngineConfig,
     ProgramEngineConfig,
@@ -35,6 +36,10 @@ HOSTED_TOKENS_PER_SECOND = 60.0
 """Of one request to a hosted model."""
 RATING_TOKENS = 60
 """A judge's words about one completion."""
+RUBRIC_TOKENS = 300
+"""Of what a judge is told beside prompt and reply."""
+CLASSIFIER_FRAME_TOKENS, CLASSIFIER_REPLY_TOKENS = 100, 20
+"""What a safety classifier is told beside prompt and reply, and its three answers."""
 VLLM_ROWS = 256
 """Sequences that vLLM decodes at once on one device."""
 
@@ -113,12 +118,52 @@ def evaluate(
         plans.append(_asked(planned, node, placement, engine, asked, reply, task.sampling,
                             shape=planned.shape))  # fmt: skip
     start = placement.device.start_seconds + loading_seconds(planned.shape)
+    judges = _judges(planned, node, placement, config)
+    seconds = start + sum(plan.seconds - start for plan in plans)
+    seconds += sum(plan.seconds - placement.device.start_seconds for plan in judges)
     return replace(
-        plans[0], seconds=start + sum(plan.seconds - start for plan in plans),
-        rows=sum(plan.rows for plan in plans), tokens=sum(plan.tokens for plan in plans),
-        flops=sum(plan.flops for plan in plans),
-        memory_gib=max(plan.memory_gib for plan in plans),
+        plans[0], seconds=seconds,
+        rows=sum(plan.rows for plan in plans), tokens=sum(p.tokens for p in (*plans, *judges)),
+        flops=sum(p.flops for p in (*plans, *judges)),
+        memory_gib=max(p.memory_gib for p in (*plans, *judges)),
+        problem=next((p.problem for p in (*plans, *judges) if p.problem), ""),
     )  # fmt: skip
+
+
+def _judges(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
+) -> list[StagePlan]:
+    """What the judge and the safety classifier add; each is loaded once, after the model."""
+    from caravan.evals.safety import SAMPLING
+    from caravan.evals.tasks import TASKS
+
+    rated = compared = classified = 0.0
+    asked: list[float] = []
+    for task in config.evaluate.tasks:
+        definition = TASKS.get(task.task)
+        if definition is None:
+            continue
+        rows = planned.flow.instances[task.name] * task.num_generations
+        rated += rows * definition.judged
+        compared += rows * definition.compared
+        classified += rows * bool(definition.classified)
+        if definition.judged or definition.compared or definition.classified:
+            asked.append(planned.reply(task.sampling, base=node.name.endswith("-base")))
+    if not asked:
+        return []
+    read = planned.flow.mix.prompt_tokens + sum(asked) / len(asked)
+    plans = []
+    judge = config.evaluate.judge
+    if rated + compared and config.engine is not None and isinstance(judge, LLMJudge):
+        requests = compared + rated * len(JudgeConfig(judge=judge).aspects)
+        stream = Stream(requests, read + RUBRIC_TOKENS)
+        plans.append(_asked(planned, node, placement, config.engine, stream, RATING_TOKENS,
+                            judge.sampling))  # fmt: skip
+    if classified and config.safety_engine is not None:
+        stream = Stream(classified, read + CLASSIFIER_FRAME_TOKENS)
+        plans.append(_asked(planned, node, placement, config.safety_engine, stream,
+                            CLASSIFIER_REPLY_TOKENS, SAMPLING))  # fmt: skip
+    return plans
 
 
 def _asked(

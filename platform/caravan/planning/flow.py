@@ -33,9 +33,12 @@ CHARACTERS_PER_TOKEN = 4.2
 TEMPLATE_TOKENS = 8
 """Role markers and end token of one exchange."""
 INSTANCES = {
-    "alpaca_eval": 805, "alpaca_eval_2": 805, "bbh": 6511, "drop": 9536, "gpqa": 448,
-    "gsm8k": 1319, "humaneval": 164, "humaneval_plus": 164, "ifeval": 541, "math": 5000,
-    "mmlu": 14042, "mmlu_pro": 12032, "popqa": 14267, "truthfulqa": 817, "xstest": 450,
+    "agieval_english": 2646, "alpaca_eval": 805, "alpaca_eval_2": 805, "bbh": 6511,
+    "deepmind_mathematics": 5600, "do_anything_now": 300, "drop": 9536, "gpqa": 448,
+    "gsm8k": 1319, "harmbench": 320, "href": 430, "humaneval": 164, "humaneval_plus": 164,
+    "ifeval": 541, "jailbreaktrigger": 400, "math": 5000, "mmlu": 14042, "mmlu_pro": 12032,
+    "popqa": 14267, "truthfulqa": 817, "wildguardtest": 749, "wildjailbreaktest": 2210,
+    "xstest": 450,
 }  # fmt: skip
 """Questions of public test sets."""
 ASSUMED_INSTANCES = 1000

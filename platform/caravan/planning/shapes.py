@@ -109,7 +109,7 @@ LLAMA = {
 """Known shapes, by billions of parameters."""
 
 BILLIONS = re.compile(r"(?<![0-9._])(\d+(?:[._]\d+)?)b(?![a-z0-9])", re.IGNORECASE)
-NAMED = {"mistral-nemo": 12.2}
+NAMED = {"mistral-nemo": 12.2, "wildguard": 7.2}
 """Billions of parameters of models whose names do not say it."""
 
 

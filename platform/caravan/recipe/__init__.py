@@ -21,7 +21,7 @@ from caravan.recipe.engines import (
     TransformersEngineConfig,
     VLLMEngineConfig,
 )
-from caravan.recipe.evaluation import EvalTask, EvaluateConfig, ReportConfig
+from caravan.recipe.evaluation import EvalTask, EvaluateConfig, ReportConfig, SafetyJudge
 from caravan.recipe.preferences import (
     JudgeConfig,
     JudgeEngine,
@@ -92,6 +92,7 @@ __all__ = [
     "RespondConfig",
     "RewardModelConfig",
     "SFTConfig",
+    "SafetyJudge",
     "SamplePromptsConfig",
     "Sampling",
     "Source",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caravan.errors import RecipeError
@@ -16,10 +17,14 @@ PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
 """Each of them reads what the one before writes; together they make the pairs."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or what there is to choose from."""
+def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str:
+    """`; did you mean 'x'?`, or what there is to choose from.
+
+    Args:
+        cutoff: How alike two names are, of 1, for one to be meant by the other.
+    """
     choices = list(known)
-    close = get_close_matches(name, choices, n=1, cutoff=0.55)
+    close = get_close_matches(name, choices, n=1, cutoff=cutoff)
     if close:
         return f"; did you mean {close[0]!r}?"
     if not choices:
@@ -66,11 +71,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
 def doubts(recipe: Recipe) -> Iterator[str]:
     """What `recipe` may say and probably does not mean: where, what, and what to do."""
-    if missing := _unknown_tasks(recipe):
-        names = ", ".join(name for name, _ in missing)
-        alone = missing[0][1]
-        what = f"evaluate.tasks: there are no evaluation tasks {names}" if missing[1:] else alone
-        yield f"{what}; the recipe can be planned, not run"
+    yield from (f"{told}; the recipe can be planned, not run" for told in _unfit_tasks(recipe))
     if recipe.dpo is not None:
         yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
     rows = [("sft.sequences_per_step", recipe.sft.sequences_per_step, recipe.sft.resources)]
@@ -119,6 +120,8 @@ def _unknown_engines(recipe: Recipe) -> Iterator[str]:
         used.append(("judge.judge.engine", recipe.judge.judge.engine))
     if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "llm":
         used.append(("evaluate.judge.engine", recipe.evaluate.judge.engine))
+    if recipe.evaluate.safety_judge is not None:
+        used.append(("evaluate.safety_judge.engine", recipe.evaluate.safety_judge.engine))
     for path, engine in used:
         if engine is not None and engine not in recipe.engines:
             yield f"{path}: {engine!r} is not in engines{suggest(engine, recipe.engines)}"
@@ -176,31 +179,52 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
             yield f"{path}: there is no {what} {name!r}{suggest(name, known)}"
 
 
-def check_tasks(recipe: Recipe) -> None:
+def check_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> None:
     """Refuse to run what could not be evaluated at the end.
 
-    Such a recipe is valid: those of the paper name tasks that are not all here, and are planned.
+    Such a recipe is valid: it can be planned.
+
+    Args:
+        recipe_dir: Where the files of the tasks are looked for; None does not look for them.
 
     Raises:
-        RecipeError: there is no evaluation task of a name.
+        RecipeError: there is no evaluation task of a name, or a task lacks its files or whoever
+            judges its replies; says all that is lacking.
     """
-    if missing := _unknown_tasks(recipe):
-        raise RecipeError("\n".join(told for _, told in missing))
+    if unfit := list(_unfit_tasks(recipe, recipe_dir)):
+        raise RecipeError("\n".join(unfit))
 
 
-def _unknown_tasks(recipe: Recipe) -> list[tuple[str, str]]:
-    """Tasks that are not here: what each is called, and what is wrong with it."""
-    from caravan.evals.tasks import TASKS
+def _unfit_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> Iterator[str]:
+    from caravan.evals.tasks import TASKS, FromFiles, suggest_task
 
-    return [
-        (
-            task.task,
-            f"evaluate.tasks[{i}].task: there is no evaluation task {task.task!r}"
-            f"{suggest(task.task, TASKS)}",
+    suite = recipe.evaluate
+    for i, task in enumerate(suite.tasks):
+        place, definition = f"evaluate.tasks[{i}]", TASKS.get(task.task)
+        if definition is None:
+            hint = suggest_task(task.task)
+            yield f"{place}.task: there is no evaluation task {task.task!r}{hint}"
+        elif isinstance(definition.load, FromFiles) and (
+            lacking := definition.load.lacks(task, recipe_dir)
+        ):
+            yield f"{place}.path: task {task.name} {lacking}"
+    known = [(t.name, TASKS[t.task]) for t in suite.tasks if t.task in TASKS]
+    rated = [name for name, definition in known if definition.judged]
+    if rated and suite.judge is None:
+        yield f"evaluate.judge: a judge rates {_listed(rated)}; add one, or leave them out"
+    compared = [name for name, definition in known if definition.compared]
+    if compared and (suite.judge is None or suite.judge.kind != "llm"):
+        yield (
+            f"evaluate.judge: a language model compares {_listed(compared)}; add judge: "
+            "{kind: llm, engine: ...}, or leave them out"
         )
-        for i, task in enumerate(recipe.evaluate.tasks)
-        if task.task not in TASKS
-    ]
+    classified = [name for name, definition in known if definition.classified]
+    if classified and suite.safety_judge is None:
+        yield (
+            f"evaluate.safety_judge: a classifier decides about {_listed(classified)}; add "
+            "safety_judge: {engine: wildguard} and such an engine, as {kind: vllm, "
+            "model_name_or_path: allenai/wildguard}, or leave them out"
+        )
 
 
 def refused_licenses(curate: CurateConfig) -> Iterator[str]:

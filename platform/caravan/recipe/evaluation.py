@@ -30,10 +30,19 @@ class EvalTask(Config):
     sampling: Sampling = Sampling(temperature=0.0, max_completion_length=1024)
 
 
+class SafetyJudge(Config):
+    """Classifies the replies of safety tasks: refused or not, harmful or not."""
+
+    engine: Name
+    """A model that is asked, and answers, in the format of WildGuard (arXiv:2406.18495)."""
+
+
 class EvaluateConfig(Config):
     tasks: Annotated[tuple[EvalTask, ...], Field(min_length=1)]
     judge: JudgeEngine | None = None
-    """Judge of the `win_rate` metric of tasks without a verifier."""
+    """Rates the replies of tasks without a verifier."""
+    safety_judge: SafetyJudge | None = None
+    """Classifier of the safety tasks' replies, which need one."""
     engine: Literal["transformers", "vllm"] = "transformers"
     batch_size: PositiveInt = 256
     """Sequences decoded at once."""

@@ -100,6 +100,8 @@ class EvaluateStageConfig(Config):
     evaluate: EvaluateConfig
     engine: EngineConfig | None = None
     """The engine of an LLM judge; None where a program judges, or nobody does."""
+    safety_engine: EngineConfig | None = None
+    """The engine of the safety judge."""
 
     @property
     def resources(self) -> Resources:

@@ -6,7 +6,8 @@ completion, what was extracted, score and ratings, one line for each completion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,17 @@ from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
 from caravan.errors import RecipeError
 from caravan.evals.judging import Judge, load_judge
-from caravan.evals.scoring import ScoredCompletion, judged, task_scores, verified
+from caravan.evals.scoring import (
+    ScoredCompletion,
+    classified,
+    compared,
+    judged,
+    task_scores,
+    verified,
+)
 from caravan.evals.tasks import TASKS, task_files
-from caravan.inference import load_engine
-from caravan.recipe import EvalTask, JudgeConfig
+from caravan.inference import Engine, Generation, load_engine, unload
+from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
 
@@ -26,6 +34,9 @@ VERSION = 1
 
 INSTANCES = "instances.jsonl"
 SCORES = "scores.json"
+
+Loaded = Sequence[tuple[EvalTask, list[EvalInstance]]]
+Replies = list[list[Generation]]
 
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -37,48 +48,111 @@ def run(
     config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     suite = config.evaluate
+    _check_judges(config)
     loaded = [(task, load_instances(task, context)) for task in suite.tasks]
-    judge = _judge(config, context)
-    engine = load_engine(inputs["model"], kind=suite.engine, batch_size=suite.batch_size)
-    total = sum(len(instances) for _, instances in loaded)
+    replies = _ask(loaded, inputs["model"], suite, context)
+    found = _score(loaded, replies, config, context)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     metrics: dict[str, float] = {}
+    for task in suite.tasks:
+        own = found[task.name]
+        rows += own
+        of_task = task_scores(task, TASKS[task.task], own)
+        scores += of_task
+        if of_task:
+            metrics[task.name] = of_task[0].value
+        metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
+        metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
+    directory = context.output("evaluation", "report")
+    write_rows(directory / INSTANCES, rows)
+    write_json(directory / SCORES, scores_document(suite.tasks, scores))
+    return StageResult(metrics=metrics, scores=tuple(scores))
+
+
+def _check_judges(config: EvaluateStageConfig) -> None:
+    suite = config.evaluate
+    for task in suite.tasks:
+        definition = TASKS[task.task]
+        if definition.judged and suite.judge is None:
+            raise RecipeError(f"task {task.name!r} is rated by a judge: set evaluate.judge")
+        if definition.compared and not isinstance(suite.judge, LLMJudge):
+            raise RecipeError(
+                f"task {task.name!r} is compared by a language model: set evaluate.judge to one"
+            )
+        if definition.classified and config.safety_engine is None:
+            raise RecipeError(
+                f"task {task.name!r} is decided by a classifier: set evaluate.safety_judge"
+            )
+
+
+def _ask(
+    loaded: Loaded, model: Path, suite: EvaluateConfig, context: StageContext
+) -> dict[str, Replies]:
+    """The model's replies to every instance, by task."""
+    engine = load_engine(model, kind=suite.engine, batch_size=suite.batch_size)
+    total = sum(len(instances) for _, instances in loaded)
+    replies: dict[str, Replies] = {}
     done = 0
     for task, instances in loaded:
-        definition = TASKS[task.task]
         finished = done
 
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             context.progress(finished + n * part // max(of, 1), total)
 
-        replies = engine.generate(
+        replies[task.name] = engine.generate(
             [instance.messages for instance in instances],
             task.sampling,
             n=task.num_generations,
             seed=context.seed,
             progress=progress,
         )
-        if definition.judged:
-            if judge is None:
-                raise RecipeError(f"task {task.name!r} is rated by a judge: set evaluate.judge")
-            found = judged(task, instances, replies, judge, context.seed)
-        else:
-            threads = suite.resources.cpus
-            found = verified(task, definition.metrics, instances, replies, threads)
         done += len(instances)
         context.progress(done, total)
-        rows += found
-        of_task = task_scores(task, definition, found)
-        scores += of_task
-        if of_task:
-            metrics[task.name] = of_task[0].value
-        metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in found)
-        metrics[f"{task.name}/undecided"] = sum(row.score is None for row in found)
-    directory = context.output("evaluation", "report")
-    write_rows(directory / INSTANCES, rows)
-    write_json(directory / SCORES, scores_document(suite.tasks, scores))
-    return StageResult(metrics=metrics, scores=tuple(scores))
+    unload(engine)
+    return replies
+
+
+def _score(
+    loaded: Loaded,
+    replies: Mapping[str, Replies],
+    config: EvaluateStageConfig,
+    context: StageContext,
+) -> dict[str, list[ScoredCompletion]]:
+    """Every reply with its score, by task. Of the models that judge, one is loaded at a time."""
+    suite, seed = config.evaluate, context.seed
+    found: dict[str, list[ScoredCompletion]] = {}
+    of_judge, of_classifier = [], []
+    for task, instances in loaded:
+        definition = TASKS[task.task]
+        if definition.judged or definition.compared:
+            of_judge.append((task, instances))
+        elif definition.classified:
+            of_classifier.append((task, instances))
+        else:
+            own, threads = replies[task.name], suite.resources.cpus
+            found[task.name] = verified(task, definition.metrics, instances, own, threads)
+    if of_judge:
+        with _loaded(config.engine, context) as engine:
+            for task, instances in of_judge:
+                own = replies[task.name]
+                if TASKS[task.task].judged:
+                    judge = _judge(suite, engine)
+                    found[task.name] = judged(task, instances, own, judge, seed)
+                else:
+                    assert isinstance(suite.judge, LLMJudge)
+                    assert engine is not None
+                    metric, sampling = TASKS[task.task].metric, suite.judge.sampling
+                    found[task.name] = compared(
+                        task, metric, instances, own, engine, sampling, seed
+                    )
+    if of_classifier:
+        with _loaded(config.safety_engine, context, special_tokens=True) as engine:
+            assert engine is not None
+            for task, instances in of_classifier:
+                metric, own = TASKS[task.task].metric, replies[task.name]
+                found[task.name] = classified(task, metric, instances, own, engine, seed)
+    return found
 
 
 def load_instances(task: EvalTask, context: StageContext) -> list[EvalInstance]:
@@ -102,16 +176,23 @@ def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[
     return document
 
 
-def _judge(config: EvaluateStageConfig, context: StageContext) -> Judge | None:
-    if config.evaluate.judge is None:
-        return None
-    engine = config.engine
-    aspects = JudgeConfig(judge=config.evaluate.judge).aspects
-    return load_judge(
-        config.evaluate.judge,
-        None if engine is None else lambda: load_engine(engine, recipe_dir=context.recipe_dir),
-        aspects,
-    )
+def _judge(suite: EvaluateConfig, engine: Engine | None) -> Judge:
+    assert suite.judge is not None
+    aspects = JudgeConfig(judge=suite.judge).aspects
+    return load_judge(suite.judge, None if engine is None else lambda: engine, aspects)
+
+
+@contextmanager
+def _loaded(
+    engine: EngineConfig | None, context: StageContext, *, special_tokens: bool = False
+) -> Iterator[Engine | None]:
+    """The engine as long as it is needed; None where a program judges."""
+    if engine is None:
+        yield None
+        return
+    found = load_engine(engine, recipe_dir=context.recipe_dir, special_tokens=special_tokens)
+    yield found
+    unload(found)
 
 
 def _share(flags: Iterable[bool]) -> float:

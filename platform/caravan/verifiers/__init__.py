@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from caravan.errors import DataError
-from caravan.verifiers import code, gsm8k, ifeval, match, math
+from caravan.verifiers import code, expression, gsm8k, ifeval, match, math
 from caravan.verifiers.verdict import Verdict, Verifier, VerifierError
 
 VERIFIERS: dict[str, Verifier] = {
@@ -28,6 +28,7 @@ VERIFIERS: dict[str, Verifier] = {
     "f1": match.f1,
     "choice": match.choice,
     "bbh": match.bbh,
+    "expression": expression.verify,
     "code": code.verify,
 }
 
