@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from caravan.data.io import read_rows, write_rows
 from caravan.data.records import Completion, Conversation, Message
 from caravan.data.template import encode_prompt
 from caravan.errors import MissingExtraError
-from caravan.inference import EngineError, load_engine
+from caravan.inference import EngineError, load_engine, unload
 from caravan.inference.program_engine import ProgramEngine
 from caravan.inference.transformers_engine import TransformersEngine
 from caravan.recipe import (
@@ -37,6 +38,31 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 def directory(model, tokenizer, tmp_path):
     save_model(model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_an_unloaded_engine_keeps_no_model(directory):
+    engine = load_engine(directory)
+    weights = weakref.ref(next(engine.model.parameters()))
+    unload(engine)
+    assert weights() is None
+    unload(ProgramEngine(lambda messages, rng: ""))  # holds none
+
+
+def test_special_tokens_are_read_from_a_prompt_only_where_that_is_asked_for(directory):
+    """As tokens, they make a prompt of other tokens, and with them another reply."""
+    spelled = [(Message(role="user", content="hi <pad><pad><pad><pad>"),)]
+    as_text, as_tokens = (
+        load_engine(
+            TransformersEngineConfig(model_name_or_path=str(directory)), special_tokens=special
+        )
+        for special in (False, True)
+    )
+    assert as_text.generate(PROMPTS, SAMPLING, seed=1) == as_tokens.generate(
+        PROMPTS, SAMPLING, seed=1
+    )
+    assert as_text.generate(spelled, SAMPLING, seed=1) != as_tokens.generate(
+        spelled, SAMPLING, seed=1
+    )
 
 
 def test_a_model_directory_answers(directory, model, tokenizer):

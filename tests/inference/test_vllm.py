@@ -72,6 +72,39 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
             assert reply.logprobs == pytest.approx(chosen.tolist(), abs=1e-3)
 
 
+IN_TURN = """
+import sys
+from caravan.data.records import Message
+from caravan.inference import load_engine, unload
+from caravan.recipe import Sampling, VLLMEngineConfig
+if __name__ == "__main__":
+    import psutil
+    prompt = [(Message(role="user", content="hi"),)]
+    greedy = Sampling(temperature=0.0, max_completion_length=4)
+    replies = []
+    for special_tokens in (False, True):
+        config = VLLMEngineConfig(model_name_or_path=sys.argv[1], max_model_len=128)
+        engine = load_engine(config, special_tokens=special_tokens)
+        replies += engine.generate(prompt, greedy, seed=1)
+        unload(engine)
+        left = [p.name() for p in psutil.Process().children(recursive=True)]
+        assert not [name for name in left if name.startswith("VLLM")], left
+    assert replies[0] == replies[1]
+    print("both")
+"""
+
+
+def test_an_unloaded_engine_ends_its_processes_and_leaves_room_for_another(directory, tmp_path):
+    script = tmp_path / "in_turn.py"
+    script.write_text(IN_TURN)
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory)],
+        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}, timeout=500, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert "both" in done.stdout, done.stderr[-3000:]
+
+
 ENDS = """
 import sys, tempfile
 tempfile.TemporaryDirectory()  # finalizers then run after multiprocessing's wait for children

@@ -178,3 +178,14 @@ def test_a_safety_classifier_adds_its_own_work_to_an_evaluation(tulu):
     assert with_it.tokens > without.tokens + 100 * without.rows
     assert without.seconds < with_it.seconds < 2 * without.seconds
     assert not [note for note in plan_of(asked).notes if "wildguard" in note]
+
+
+def test_a_model_that_vllm_divides_over_its_gpus_fits_them(recipes):
+    large = load_recipe(recipes / "tulu3-70b.yaml")
+    assert large.evaluate.resources.gpus == 4
+    assert stage(plan_of(large), "evaluate-sft").problem == ""
+    one = large.evaluate.derive(resources=large.evaluate.resources.derive(gpus=1))
+    assert (
+        "the weights alone are"
+        in stage(plan_of(large.derive(evaluate=one)), "evaluate-sft").problem
+    )

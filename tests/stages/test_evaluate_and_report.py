@@ -110,6 +110,25 @@ def test_evaluate_keeps_every_instance_and_repeats(
     assert [entry["primary"] for entry in document] == [True, True, False, True]
 
 
+def test_a_model_is_divided_over_the_gpus_of_its_evaluation(
+    make_context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def load(path: Path, **options: Any) -> None:
+        raise SeenError(options["kind"], options["tensor_parallel_size"])
+
+    monkeypatch.setattr(evaluate, "load_engine", load)
+    for gpus, size in ((0, 1), (4, 4)):
+        suite = EvaluateConfig(tasks=TASK_LIST[:1], engine="vllm", resources=Resources(gpus=gpus))
+        with pytest.raises(SeenError) as seen:
+            evaluate.run(
+                EvaluateStageConfig(evaluate=suite), {"model": Path()}, make_context("evaluate")
+            )
+        assert seen.value.args == ("vllm", size)
+
+
 def test_a_judged_task_without_a_judge_says_so(
     make_context: Callable[..., Any], model_dir: Path
 ) -> None:

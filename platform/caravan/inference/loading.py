@@ -20,6 +20,7 @@ def load_engine(
     *,
     batch_size: int = 64,
     kind: Literal["transformers", "vllm"] = "transformers",
+    tensor_parallel_size: int = 1,
     recipe_dir: Path | None = None,
     special_tokens: bool = False,
 ) -> Engine:
@@ -27,6 +28,7 @@ def load_engine(
 
     Args:
         batch_size: Sequences decoded at once by a transformers engine of a model directory.
+        tensor_parallel_size: GPUs that a vllm engine of a model directory is divided over.
         recipe_dir: Where a relative `model_name_or_path` is looked for first.
         special_tokens: The spelling of a special token in a prompt is that token, as in prompts
             that frame what others wrote; an endpoint decides this for itself.
@@ -37,7 +39,9 @@ def load_engine(
     """
     if isinstance(config, Path):
         if kind == "vllm":
-            config = VLLMEngineConfig(model_name_or_path=str(config))
+            config = VLLMEngineConfig(
+                model_name_or_path=str(config), tensor_parallel_size=tensor_parallel_size
+            )
         else:
             config = TransformersEngineConfig(model_name_or_path=str(config), batch_size=batch_size)
     match config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from caravan.recipe import Sampling, VLLMEngineConfig
 
 _PER_CALL = 512
 """Prompts handed to vLLM at once; progress is told between calls."""
+_END_SECONDS = 60.0
 
 
 class VLLMEngine:
@@ -28,6 +30,7 @@ class VLLMEngine:
         self._vllm: Any = require("vllm", extra="vllm", feature="the vllm engine")
         platforms = require("vllm.platforms", extra="vllm", feature="the vllm engine")
         on_cpu = platforms.current_platform.is_cpu()
+        others = multiprocessing.active_children()
         try:
             self._llm: Any = self._vllm.LLM(
                 model=config.model_name_or_path,
@@ -45,6 +48,7 @@ class VLLMEngine:
                 f"vLLM cannot load {config.model_name_or_path!r}: {error}\nCheck the model "
                 "directory, max_model_len and gpu_memory_utilization of this engine"
             ) from error
+        self._processes = [p for p in multiprocessing.active_children() if p not in others]
         # vLLM ends its processes when it is collected; at the end of this process, multiprocessing
         # may wait for them before that.
         atexit.register(_end, weakref.ref(self._llm.llm_engine.engine_core))
@@ -74,8 +78,10 @@ class VLLMEngine:
         return replies
 
     def close(self) -> None:
-        """End vLLM's processes, which hold the device's memory."""
+        """End vLLM's processes, and wait until they hold nothing of the device's memory."""
         self._llm.llm_engine.engine_core.shutdown()
+        for process in self._processes:
+            process.join(_END_SECONDS)
         del self._llm
 
     def _encoded(self, prompt: Sequence[Message]) -> list[int]:

@@ -108,7 +108,9 @@ def evaluate(
     suite = config.evaluate
     engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=suite.batch_size)
     if suite.engine == "vllm":
-        engine = VLLMEngineConfig(model_name_or_path="")
+        engine = VLLMEngineConfig(
+            model_name_or_path="", tensor_parallel_size=max(1, suite.resources.gpus)
+        )
     plans = []
     for task in suite.tasks:
         rows = planned.flow.instances[task.name] * task.num_generations

@@ -90,7 +90,12 @@ def _ask(
     loaded: Loaded, model: Path, suite: EvaluateConfig, context: StageContext
 ) -> dict[str, Replies]:
     """The model's replies to every instance, by task."""
-    engine = load_engine(model, kind=suite.engine, batch_size=suite.batch_size)
+    engine = load_engine(
+        model,
+        kind=suite.engine,
+        batch_size=suite.batch_size,
+        tensor_parallel_size=max(1, suite.resources.gpus),
+    )
     total = sum(len(instances) for _, instances in loaded)
     replies: dict[str, Replies] = {}
     done = 0
@@ -100,13 +105,15 @@ def _ask(
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             context.progress(finished + n * part // max(of, 1), total)
 
-        replies[task.name] = engine.generate(
+        given = engine.generate(
             [instance.messages for instance in instances],
             task.sampling,
             n=task.num_generations,
             seed=context.seed,
             progress=progress,
         )
+        # Without tokens and their probabilities, which for a whole suite are gigabytes.
+        replies[task.name] = [[Generation(g.text, g.finish_reason) for g in n] for n in given]
         done += len(instances)
         context.progress(done, total)
     unload(engine)
