@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from caravan.errors import CaravanError, StageError
+from caravan.garbage import collect_rarely
 from caravan.operations.logs import configure_logging
 from caravan.operations.traces import stage_span
 from caravan.registry import StageRunRow
@@ -51,6 +52,7 @@ def run_step(
         Digest of each output artifact.
     """
     die_with_parent()
+    collect_rarely()
     settings = load_settings()
     configure_logging(settings.log_format, run=run, stage=node)
     given = {name: digest for name, digest in inputs.items() if digest}

@@ -2,11 +2,11 @@
 
 import sys
 
-from tests.benchmarks import dpo_vs_trl, pocket_seeds, reuse_overhead, sft_vs_trl, submit
+from tests.benchmarks import dpo_vs_trl, pocket_seeds, sft_vs_trl, stage_overhead, submit
 
 BENCHMARKS = {
     "pocket_seeds": pocket_seeds.main,
-    "reuse_overhead": reuse_overhead.main,
+    "stage_overhead": stage_overhead.main,
     "sft_vs_trl": sft_vs_trl.main,
     "dpo_vs_trl": dpo_vs_trl.main,
     "submit": submit.main,

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt
+from caravan.garbage import collect_as_usual
 from caravan.inference.engine import EngineError, Generation
 from caravan.inference.sampler import TokenSequence, generate_tokens
 from caravan.recipe import Sampling
@@ -36,6 +37,7 @@ class TransformersEngine:
             raise EngineError(
                 "the tokenizer has no end token, so no reply could end: set eos_token"
             )
+        collect_as_usual()  # all is imported
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size

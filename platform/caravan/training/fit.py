@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from caravan.garbage import collect_as_usual
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import TrainingConfig
 from caravan.training.batching import StepSampler
@@ -124,6 +125,7 @@ def fit(
         NonFiniteError: too many steps had to be left out, or the first one where none may be.
         StageStopped: the process was asked to stop.
     """
+    collect_as_usual()
     total, ranks = job.sampler.steps, current()
     state = job.updater.state()
     remote = getattr(context, "remote_checkpoints", None)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
+from caravan.garbage import collect_as_usual
 from caravan.interruption import hold_stops
 from caravan.recipe import GRPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
@@ -45,6 +46,7 @@ def train_rlvr(
 ) -> StageResult:
     device = prepare_torch(config.resources.cpus, context.seed)
     policy, tokenizer = load_policy(inputs["policy"])
+    collect_as_usual()
     positions = getattr(policy.config, "max_position_embeddings", None) or sys.maxsize
     prompts = select_prompts(
         read_rows(inputs["dataset"], Conversation), tokenizer, config, positions=positions
