@@ -2,7 +2,8 @@
 
 A run of the shrunken pocket recipe, no two stages of it at the same time, against the same stages'
 functions called one after another in one process, which has loaded their libraries once. A step of
-the run is a process of its own that fetches and publishes artifacts and tells the registry.
+the run is a process of its own that fetches and publishes artifacts and tells the registry. What
+the command takes before the run begins and after it has ended is told for itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.tiny import Context
 
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
-from caravan.registry import Registry
+from caravan.registry import Registry, StageRunRow
 from caravan.settings import Settings
 from caravan.stages.execute import stage_seed
 from caravan.store import open_store
@@ -36,32 +38,34 @@ SERIAL = (
 def main() -> None:
     recipe = load_recipe(MINI, SERIAL)
     prepare_torch(2, recipe.seed)
-    overheads, stages = [], 0
+    overheads, around = [], []
     for _ in range(REPETITIONS):
         with tempfile.TemporaryDirectory() as home:
+            settings = Settings(home=Path(home))
             options = [word for value in SERIAL for word in ("--set", value)]
-            measured = run(Path(home), MINI, *options)
-            called = call_stages(recipe, Settings(home=Path(home)))
-        stages = len(called)
-        overheads.append((measured.seconds - sum(called.values())) / stages)
-        print(
-            f"{stages} stages: {measured.seconds:.1f} s, called {sum(called.values()):.1f} s",
-            flush=True,
-        )
-    print(
-        f"{statistics.median(overheads):.2f} s a stage ({min(overheads):.2f} to "
-        f"{max(overheads):.2f} over {REPETITIONS}), the command's start included"
-    )
+            command = run(Path(home), MINI, *options).seconds
+            with Registry(settings.resolved_registry_url) as registry:
+                (done,) = registry.list_runs()
+                stages = registry.stage_runs(done.id)
+            called = sum(call_stages(recipe, stages, settings).values())
+        assert done.seconds is not None
+        overheads.append((done.seconds - called) / len(stages))
+        around.append(command - done.seconds)
+        print(f"{len(stages)} stages: {done.seconds:.1f} s, called {called:.1f} s", flush=True)
+    print(f"a stage {spread(overheads)}, the command around them {spread(around)}")
 
 
-def call_stages(recipe: Recipe, settings: Settings) -> dict[str, float]:
-    """Seconds of each stage's function, on the inputs that the latest run gave it."""
-    store = open_store(settings.resolved_store_url, settings)
-    with Registry(settings.resolved_registry_url) as registry:
-        (run_row,) = registry.list_runs()
-        done = registry.stage_runs(run_row.id)
-    found = {}
-    for stage_run in done:
+def spread(seconds: Sequence[float]) -> str:
+    middle = statistics.median(seconds)
+    return f"{middle:.2f} s ({min(seconds):.2f} to {max(seconds):.2f} over {len(seconds)})"
+
+
+def call_stages(
+    recipe: Recipe, stages: Sequence[StageRunRow], settings: Settings
+) -> dict[str, float]:
+    """Seconds of each stage's function, on the inputs that a run gave it."""
+    store, found = open_store(settings.resolved_store_url, settings), {}
+    for stage_run in stages:
         node = find_node(recipe, stage_run.node)
         function = import_module(f"caravan.stages.{node.stage}").run
         inputs = {name: store.fetch(digest) for name, digest in stage_run.inputs.items()}
