@@ -9,17 +9,11 @@ from caravan.recipe import Recipe
 from caravan.recipe.io import recipe_from_data
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
-from caravan.stages.execute import patiently
+from caravan.stages.execute import open_patiently
 
 
 def open_registry() -> Registry:
-    settings = load_settings()
-    return patiently(
-        lambda: Registry(
-            settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
-        ),
-        settings.patience_seconds,
-    )
+    return open_patiently(load_settings())
 
 
 @lru_cache(maxsize=1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
@@ -30,67 +28,46 @@ from caravan.recipe import (
 from caravan.recipe import (
     ProgramJudge as ProgramJudgeConfig,
 )
+from scripted_endpoint import Messages, scripted_endpoint
 
 ASPECTS = tuple(RUBRICS)
 PROMPT = (Message(role="user", content="Name a colour."),)
 
 
 class JudgeServer:
-    """An OpenAI-compatible endpoint that rates each response by the digit it ends with."""
+    """Rates each response by the digit it ends with."""
+
+    endpoint: OpenAIEngineConfig
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, object]] = []
+        self.requests: list[Messages] = []
         self.broken_for: set[str] = set()
         """Aspects whose every reply is nonsense."""
         self.breaks_first = False
-        server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                request = json.loads(self.rfile.read(length))
-                server.requests.append(request)
-                body = json.dumps(server.reply(request["messages"])).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def reply(self, messages: list[dict[str, str]]) -> dict[str, object]:
+    def reply(self, messages: Messages) -> str:
+        self.requests.append(messages)
         aspect = next(a for a in ASPECTS if RUBRICS[a] in messages[0]["content"])
-        responses = re.split(r"## Response \d+\n", messages[1]["content"])[1:]
-        ratings = [
-            {"response": i, "rationale": "because", "rating": int(re.findall(r"\d", text)[-1])}
-            for i, text in enumerate(responses, start=1)
-        ]
-        text = json.dumps(ratings)
         if aspect in self.broken_for or (self.breaks_first and len(messages) == 2):
-            text = "I rate them all highly."
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-        return {
-            "id": "x",
-            "object": "chat.completion",
-            "choices": [choice | {"finish_reason": "stop"}],
-        }
+            return "I rate them all highly."
+        responses = re.split(r"## Response \d+\n", messages[1]["content"])[1:]
+        return json.dumps(
+            [
+                {"response": i, "rationale": "because", "rating": int(re.findall(r"\d", text)[-1])}
+                for i, text in enumerate(responses, start=1)
+            ]
+        )
 
 
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
     server = JudgeServer()
-    yield server
-    server.http.shutdown()
+    with scripted_endpoint(server.reply) as server.endpoint:
+        yield server
 
 
 def judge(server: JudgeServer) -> ModelJudge:
-    engine = load_engine(OpenAIEngineConfig(base_url=server.url, model="judge", max_retries=0))
+    engine = load_engine(server.endpoint.derive(max_retries=0))
     return ModelJudge(engine, Sampling(temperature=0.0, max_completion_length=200), ASPECTS)
 
 
@@ -113,12 +90,12 @@ def test_each_aspect_is_asked_once_with_all_completions_in_shuffled_order(
     assert all(set(j.ratings) == set(ASPECTS) for of_item in judgements for j in of_item)
     assert len(server.requests) == 2 * len(ASPECTS)
     orders = {
-        tuple(re.findall(r"(?m)^(?:red|green|blue) \d$", str(r["messages"])))
-        for r in server.requests
+        tuple(re.findall(r"(?m)^(?:red|green|blue) \d$", str(messages)))
+        for messages in server.requests
     }
     first = [
-        re.findall(r"(red|green|blue) \d", r["messages"][1]["content"]) for r in server.requests
-    ]  # type: ignore[index]
+        re.findall(r"(red|green|blue) \d", messages[1]["content"]) for messages in server.requests
+    ]
     assert len({tuple(order) for order in first if order}) > 1, orders
     assert "helpfulness: because" in judgements[0][0].rationale
 
@@ -128,9 +105,9 @@ def test_a_reply_that_cannot_be_read_is_asked_again_with_the_reason(server: Judg
     judgements = judge(server).judge(ITEMS, seed=3)
     assert [j.mean_rating for j in judgements[0]] == [1, 4, 5]
     assert len(server.requests) == 4 * len(ASPECTS)
-    again = server.requests[-1]["messages"]
-    assert [m["role"] for m in again] == ["system", "user", "assistant", "user"]  # type: ignore[attr-defined, index]
-    assert "cannot be read: it is not JSON" in again[-1]["content"]  # type: ignore[index]
+    again = server.requests[-1]
+    assert [m["role"] for m in again] == ["system", "user", "assistant", "user"]
+    assert "cannot be read: it is not JSON" in again[-1]["content"]
 
 
 def test_an_aspect_that_stays_unreadable_is_missing_and_not_a_1(server: JudgeServer) -> None:

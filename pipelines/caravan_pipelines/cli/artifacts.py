@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.errors import CaravanError
-from caravan.registry import ArtifactRow, Registry
+from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan.store.copies import copy_out
-from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import columns, run_column
 
 

@@ -5,16 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from caravan.errors import RecipeError
-from caravan.registry import Registry
-from caravan.settings import Settings, load_settings
-
-
-def open_registry(settings: Settings | None = None) -> Registry:
-    """The registry of this environment."""
-    settings = settings or load_settings()
-    return Registry(
-        settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
-    )
 
 
 def shipped_recipes() -> Path:

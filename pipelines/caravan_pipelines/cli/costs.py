@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.operations.costs import StageCost, project_of, run_costs, stage_cost
-from caravan.registry import Registry
+from caravan.registry import Registry, open_registry
 from caravan.settings import Settings, load_settings
-from caravan_pipelines.cli.common import open_registry
 
 
 def of_run(run_id: str, *, as_json: bool) -> None:

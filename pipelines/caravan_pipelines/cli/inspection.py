@@ -15,10 +15,10 @@ from caravan.data.io import ROWS, read_rows
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
 from caravan.recipe.checks import suggest
+from caravan.registry import open_registry
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.artifacts import find
-from caravan_pipelines.cli.common import open_registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,9 +14,9 @@ from caravan.cluster.profile import load_profile
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
-from caravan.registry import Registry, RunRow, State
+from caravan.registry import Registry, RunRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.tables import duration, print_results
 from caravan_pipelines.launch import kubeflow
 

@@ -22,8 +22,8 @@ def serve(
     """Serve the metrics at /metrics, computed from the registry at each scrape."""
     from caravan.errors import CaravanError
     from caravan.operations.exporter import serve as start
+    from caravan.registry import open_registry
     from caravan.settings import load_settings
-    from caravan_pipelines.cli.common import open_registry
 
     settings = load_settings()
     try:

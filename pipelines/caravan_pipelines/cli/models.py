@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caravan.errors import CaravanError
-from caravan.registry import Registry
+from caravan.registry import Registry, open_registry
 from caravan.release.export import Dtype, card_of, export_model, template_of
 from caravan.release.facts import model_facts
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.artifacts import find
-from caravan_pipelines.cli.common import open_registry
 
 WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
 

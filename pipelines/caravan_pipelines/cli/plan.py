@@ -17,9 +17,9 @@ from caravan.planning.compare import Comparison, compare
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
 from caravan.recipe.io import load_recipe
-from caravan.registry import Registry, StageRunRow
+from caravan.registry import Registry, StageRunRow, open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.tables import duration, print_whole
 from caravan_pipelines.graph import stage_graph
 

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from caravan.errors import CaravanError, RecipeError, without_traceback
 from caravan.recipe.io import load_recipe
-from caravan.registry import Registry, RunRow, StageRunRow, State
+from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import patiently
+from caravan.stages.execute import open_patiently, patiently
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch
-from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.tables import (
     print_results,
@@ -95,7 +95,7 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
     if detach:
         console.print(f"follow it with: caravan show {run_id}", highlight=False, soft_wrap=True)
         return
-    with patiently(lambda: open_registry(settings), settings.patience_seconds) as registry:
+    with open_patiently(settings) as registry:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
         try:
             follow(

@@ -11,8 +11,8 @@ from caravan.cluster.profile import load_profile
 from caravan.cluster.serving import Server, apply, manifests, remove
 from caravan.errors import CaravanError
 from caravan.recipe import Resources
+from caravan.registry import open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.common import open_registry
 
 GIB = 2**30
 

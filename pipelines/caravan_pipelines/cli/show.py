@@ -11,9 +11,8 @@ from rich.text import Text
 
 from caravan.errors import CaravanError, without_traceback
 from caravan.evals.models import model_of
-from caravan.registry import Registry, RunRow
+from caravan.registry import Registry, RunRow, open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.common import open_registry
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
     print_results,

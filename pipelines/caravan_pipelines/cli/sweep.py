@@ -12,9 +12,9 @@ from rich.text import Text
 
 from caravan.errors import CaravanError
 from caravan.evals.models import in_order, model_of
-from caravan.registry import Registry, ScoreRow, State
+from caravan.registry import Registry, ScoreRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan_pipelines.cli.common import find_recipe, open_registry
+from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.run import execute
 from caravan_pipelines.cli.tables import STATE_STYLE, columns, run_column, score_cell
 from caravan_pipelines.launch import kubeflow, local

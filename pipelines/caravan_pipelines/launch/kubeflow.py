@@ -23,7 +23,7 @@ from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import recipe_digest
-from caravan.registry import Registry, RunRow
+from caravan.registry import Registry, RunRow, open_registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
@@ -154,7 +154,7 @@ def launch_together(
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
     runs: list[RunRow] = []
-    with _open_registry(settings) as registry, _failing(runs, registry, settings, client):
+    with open_registry(settings) as registry, _failing(runs, registry, settings, client):
         for recipe, own in zip(recipes, tags, strict=True):
             check_budget(recipe, recipe_dir, settings, registry)
             run_id = registry.create_run(
@@ -169,12 +169,6 @@ def launch_together(
             )
             runs.append(registry.get_run(run_id))
         return _submit(runs, client, profile, settings, registry)
-
-
-def _open_registry(settings: Settings) -> Registry:
-    return Registry(
-        settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
-    )
 
 
 @contextlib.contextmanager
@@ -207,7 +201,7 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
         CaravanError: it still runs, or Kubeflow Pipelines refuses.
     """
     client, profile = open_client(settings), load_profile(settings)
-    with _open_registry(settings) as registry:
+    with open_registry(settings) as registry:
         given_up = sync(run, registry, settings, client)
         run = registry.get_run(run.id)
         free = given_up and registry.take_backend_run(run.id, run.backend_run_id)
@@ -290,7 +284,7 @@ def cancel(run: RunRow, settings: Settings) -> None:
     """
     client, stopped = open_client(settings), ""
     deadline = time.monotonic() + CANCEL_SECONDS
-    with _open_registry(settings) as registry:
+    with open_registry(settings) as registry:
         while time.monotonic() < deadline:
             if sync(run, registry, settings, client):
                 _end_given_up(run, registry, load_profile(settings))
@@ -353,7 +347,7 @@ def sync_all(settings: Settings | None = None) -> list[str]:
     """Bring every unfinished run on Kubeflow Pipelines up to date, and submit those again that
     were interrupted; returns what went wrong with single runs."""
     settings, errors = settings or load_settings(), []
-    with _open_registry(settings) as registry:
+    with open_registry(settings) as registry:
         live = [
             run.id
             for state in (State.PENDING, State.RUNNING, State.INTERRUPTED)

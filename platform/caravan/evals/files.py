@@ -28,6 +28,7 @@ from caravan.evals.reading import (
     make_instance,
     refuse_shots,
     text_of,
+    tsv_rows,
 )
 
 _FEWSHOT_SEED = 1234
@@ -201,7 +202,7 @@ def truthfulqa(path: Path, shots: int) -> list[EvalInstance]:
 
 def popqa(path: Path, shots: int) -> list[EvalInstance]:
     """Questions about entities, answered in a few words; shots are drawn from other rows."""
-    rows = list(csv.DictReader(io.StringIO(text_of(path)), delimiter="\t"))
+    rows = [row for _, row in tsv_rows(path)]
     shown = random.Random(_FEWSHOT_SEED).sample(range(len(rows)), min(shots, len(rows)))
     answers = [json.loads(row["possible_answers"]) for row in rows]
     examples = [(f"Q: {rows[i]['question']} A:", str(answers[i][0])) for i in shown]

@@ -89,7 +89,7 @@ def jsonl_rows(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
 
 def table(path: Path, *fields: str) -> Iterator[Mapping[str, Any]]:
     """The rows of a table, each with at least `fields`: JSON, CSV, Parquet, or TSV."""
-    numbered = _read_tsv(path) if path.suffix == ".tsv" else read_raw(path)
+    numbered = tsv_rows(path) if path.suffix == ".tsv" else read_raw(path)
     for number, row in numbered:
         for field in fields:
             if field not in row:
@@ -99,6 +99,6 @@ def table(path: Path, *fields: str) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _read_tsv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def tsv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text_of(path), newline=""), delimiter="\t")
     return enumerate(reader, start=1)

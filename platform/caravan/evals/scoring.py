@@ -70,11 +70,7 @@ def verified(
     threads: int,
 ) -> list[ScoredCompletion]:
     """Every reply with the verdicts of the task's verifiers."""
-    work = [
-        (instance, index, reply)
-        for instance, several in zip(instances, replies, strict=True)
-        for index, reply in enumerate(several)
-    ]
+    work = _each(instances, replies)
 
     def score(part: tuple[EvalInstance, int, Generation]) -> ScoredCompletion:
         instance, index, reply = part
@@ -99,6 +95,17 @@ def verified(
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(score, work))
     return [score(part) for part in work]
+
+
+def _each(
+    instances: Sequence[EvalInstance], replies: Sequence[Sequence[Generation]]
+) -> list[tuple[EvalInstance, int, Generation]]:
+    """Every reply with its instance and its number among the instance's."""
+    return [
+        (instance, index, reply)
+        for instance, several in zip(instances, replies, strict=True)
+        for index, reply in enumerate(several)
+    ]
 
 
 def _verdict(metric: Metric, text: str, ground_truth: Any) -> Verdict | None:
@@ -133,18 +140,8 @@ def judged(
     judgements = judge.judge(items, seed=seed)
     for instance, several, ratings in zip(instances, replies, judgements, strict=True):
         for index, (reply, judgement) in enumerate(zip(several, ratings, strict=True)):
-            mean = judgement.mean_rating
-            rows.append(
-                _row(
-                    task,
-                    instance,
-                    index,
-                    reply,
-                    score=mean,
-                    metrics={} if mean is None else {"mean_rating": mean},
-                    ratings=judgement.ratings,
-                )
-            )
+            rated = _scored("mean_rating", judgement.mean_rating)
+            rows.append(_row(task, instance, index, reply, ratings=judgement.ratings, **rated))
     return rows
 
 
@@ -157,21 +154,14 @@ def classified(
     seed: int,
 ) -> list[ScoredCompletion]:
     """Every reply with whether it is what its prompt wants, by a safety classifier."""
-    work = [
-        (instance, index, reply)
-        for instance, several in zip(instances, replies, strict=True)
-        for index, reply in enumerate(several)
-    ]
+    work = _each(instances, replies)
     pairs = [(instance.messages[-1].content, reply.text) for instance, _, reply in work]
     rows = []
     said = classify(classifier, pairs, seed=seed)
     for (instance, index, reply), (text, found) in zip(work, said, strict=True):
         met = None if found is None else found.meets(instance.ground_truth)
-        score = None if met is None else float(met)
-        metrics = {} if score is None else {metric: score}
-        rows.append(
-            _row(task, instance, index, reply, extracted=text.strip(), score=score, metrics=metrics)
-        )
+        decided = _scored(metric, met)
+        rows.append(_row(task, instance, index, reply, extracted=text.strip(), **decided))
     return rows
 
 
@@ -185,11 +175,7 @@ def compared(
     seed: int,
 ) -> list[ScoredCompletion]:
     """Every reply with whether a judge prefers it to the reference's."""
-    work = [
-        (instance, index, reply)
-        for instance, several in zip(instances, replies, strict=True)
-        for index, reply in enumerate(several)
-    ]
+    work = _each(instances, replies)
     pairs = [
         Pair(
             f"{instance.id}/{index}",
@@ -203,10 +189,15 @@ def compared(
     rows = []
     preferred = prefer(judge, pairs, sampling, seed=seed)
     for (instance, index, reply), won in zip(work, preferred, strict=True):
-        score = None if won is None else float(won)
-        metrics = {} if score is None else {metric: score}
-        rows.append(_row(task, instance, index, reply, score=score, metrics=metrics))
+        rows.append(_row(task, instance, index, reply, **_scored(metric, won)))
     return rows
+
+
+def _scored(metric: str, value: float | None) -> dict[str, Any]:
+    """The fields of a row that one metric scores; None where nobody could decide."""
+    if value is None:
+        return {"score": None, "metrics": {}}
+    return {"score": float(value), "metrics": {metric: float(value)}}
 
 
 def _row(

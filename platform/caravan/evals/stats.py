@@ -75,13 +75,7 @@ def macro_interval(
     groups: Sequence[Sequence[float]], *, samples: int = 2000, seed: int = 0
 ) -> Interval:
     """Mean of the groups' means (MMLU's subjects), resampled within each group."""
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    means = np.mean(
-        [bootstrap_means(a, samples=samples, seed=seed + i) for i, a in enumerate(arrays)], axis=0
-    )
-    low, high = _percentiles(means)
-    value = float(np.mean([a.mean() for a in arrays]))
-    return Interval(value, min(low, value), max(high, value), sum(a.size for a in arrays))
+    return suite_interval([[group] for group in groups], samples=samples, seed=seed)
 
 
 def suite_interval(

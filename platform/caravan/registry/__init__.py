@@ -1,6 +1,7 @@
 """Runs, stage runs, artifacts and their lineage, metrics, scores, tags and notes."""
 
 from caravan.registry.database import upgrade
+from caravan.registry.opening import open_registry
 from caravan.registry.registry import Registry
 from caravan.registry.rows import (
     ArtifactRow,
@@ -17,5 +18,6 @@ from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
     "ArtifactRow", "Backend", "LineageEdge", "MetricRow", "NoteRow", "Registry", "RunRow",
-    "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "upgrade",
+    "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State",
+    "open_registry", "upgrade",
 ]  # fmt: skip

@@ -40,7 +40,7 @@ from caravan.errors import (
 )
 from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
 from caravan.orphans import die_with_parent, launcher_environment
-from caravan.registry import Registry, RunRow, StageRunRow, State
+from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
 from caravan.stages.local_context import Journal, LocalContext, Reporter
@@ -107,7 +107,7 @@ def execute(
     """
     settings = settings or load_settings()
     _limit_threads(config)
-    with _open_registry(settings) as registry:
+    with open_patiently(settings) as registry:
         run = registry.get_run(run_id)
         seed = stage_seed(run.seed, node)
         directory = recipe_dir or Path(run.recipe_dir or ".")
@@ -128,13 +128,9 @@ def execute(
             raise SystemExit(CONTINUE_EXIT_CODE) from stopped
 
 
-def _open_registry(settings: Settings) -> Registry:
-    return patiently(
-        lambda: Registry(
-            settings.resolved_registry_url, stale_after_seconds=settings.stale_after_seconds
-        ),
-        settings.patience_seconds,
-    )
+def open_patiently(settings: Settings) -> Registry:
+    """The registry, waited for while it is away."""
+    return patiently(lambda: open_registry(settings), settings.patience_seconds)
 
 
 @contextmanager
