@@ -257,8 +257,8 @@ def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in,
     first, second, third = launched_sweep(settings, "dpo.beta=1,2,5").run_ids
     assert executor.reached.wait(60)
     with Registry(settings.resolved_registry_url) as registry:
-        done = registry.open_stage_run(first, "report", "report", "k")
-        registry.finish_stage_run(done.id, State.SUCCEEDED)
+        for node in stage_graph(load_recipe(MINI)):
+            succeeded(node.name, first, registry)
         for _ in range(load_profile(settings).retries.count + 1):
             failed = registry.open_stage_run(second, "dpo", "dpo", "k")
             registry.finish_stage_run(failed.id, State.FAILED, error="too large")
@@ -268,6 +268,29 @@ def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in,
         assert states == [State.SUCCEEDED, State.FAILED, State.RUNNING]
         kubeflow.cancel(registry.get_run(third), settings)
         assert registry.get_run(third).state is State.CANCELLED
+
+
+def succeeded(node: str, run_id: str, registry: Registry) -> None:
+    stage = registry.open_stage_run(run_id, node, node, "k")
+    registry.finish_stage_run(stage.id, State.SUCCEEDED)
+
+
+def test_a_run_goes_on_after_its_report_while_its_reward_model_trains(new_stand_in, tmp_path):
+    server = new_stand_in(executor := Waiting("reward-model"))
+    settings = settings_for(server, tmp_path)
+    recipe = load_recipe(MINI, ["rlvr=null"])
+    run_id = launched(settings, recipe)
+    assert executor.reached.wait(60)
+    with Registry(settings.resolved_registry_url) as registry:
+        for node in stage_graph(recipe):
+            if node.name != "reward-model":
+                succeeded(node.name, run_id, registry)
+        kfp_state.sync(registry.get_run(run_id), registry, settings)
+        assert registry.get_run(run_id).state is State.RUNNING
+
+        succeeded("reward-model", run_id, registry)
+        kfp_state.sync(registry.get_run(run_id), registry, settings)
+        assert registry.get_run(run_id).state is State.SUCCEEDED
 
 
 def test_a_sweep_that_its_project_cannot_pay_leaves_no_run_waiting(new_stand_in, tmp_path):

@@ -161,9 +161,10 @@ def _times(found: Any) -> int:
 
 
 def _complete(run: RunRow, registry: Registry) -> bool:
-    """Whether the last stage has been done, for which all others must have been."""
-    last = stage_graph(stored_recipe(run))[-1].name
-    return any(s.node == last and s.state is State.SUCCEEDED for s in registry.stage_runs(run.id))
+    """Whether every stage has been done: the report does not wait for a model that no evaluation
+    asks for, such as a reward model."""
+    done = {s.node for s in registry.stage_runs(run.id) if s.state is State.SUCCEEDED}
+    return all(node.name in done for node in stage_graph(stored_recipe(run)))
 
 
 def others_of_sweep(run: RunRow, registry: Registry) -> list[RunRow]:
