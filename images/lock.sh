@@ -18,7 +18,10 @@ lock() { # IMAGE EXTRA...
 [ $# -gt 0 ] || set -- stage-cpu dashboard stage-gpu
 for image in "$@"; do
   case $image in
-    stage-cpu) lock stage-cpu train pipelines postgres otel ;;
+    stage-cpu)
+      lock stage-cpu train deepspeed pipelines postgres otel
+      sed -i -E '/^(cuda-|nvidia-|triton=)/d' images/stage-cpu.txt # which torch for CPUs does without
+      ;;
     dashboard) UV_CONSTRAINT=images/stage-cpu.txt lock dashboard dashboard pipelines postgres metrics otel ;;
     stage-gpu) UV_FIND_LINKS='' lock stage-gpu train train-gpu deepspeed lora qlora vllm pipelines postgres otel ;; # wheels for CUDA, not this machine's
     *) echo "lock.sh: no image $image" >&2; exit 2 ;;
