@@ -121,11 +121,13 @@ class RLTrainer:
         config = self.config
         lanes = lanes_on(self.device, self.cpus) if current().count == 1 else 1
         self._lanes = Lanes(Networks(self.models), lanes)
-        self._policy = self._updater("policy", self.models.policy, config.learning_rate)
+        steps = config.max_steps * self.updates_per_step
+        self._policy = updater_for(self.models.policy, config, steps)
         if isinstance(config.algorithm, PPOConfig):
             assert self.models.value is not None
-            rate = config.algorithm.value_learning_rate or config.learning_rate
-            self._value = self._updater("value", self.models.value, rate)
+            if config.algorithm.value_learning_rate:
+                config = config.derive(learning_rate=config.algorithm.value_learning_rate)
+            self._value = updater_for(self.models.value, config, steps, name="value")
 
     @property
     def updates_per_step(self) -> int:
@@ -191,10 +193,6 @@ class RLTrainer:
         }
         mean_advantages = targets.advantages.sum(1) / rollouts.lengths
         return RLStep(metrics, rollouts, mean_advantages)
-
-    def _updater(self, name: str, model: PreTrainedModel, learning_rate: float) -> Updater:
-        config = self.config.derive(learning_rate=learning_rate)
-        return updater_for(model, config, config.max_steps * self.updates_per_step, name=name)
 
     # --- targets --------------------------------------------------------------------------------
 
