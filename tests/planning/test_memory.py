@@ -76,7 +76,8 @@ def test_copies_that_are_not_held_are_not_counted_as_freed():
     copies = 2 * LLAMA[8].num_layers * LLAMA[8].layer_parameters
     assert on_gpu.freed_bytes() == copies
     assert replace(on_gpu, ranks=8, zero_stage=3).freed_bytes() == copies / 8
-    for without in ({"nf4": True}, {"offload": "all"}, {"bf16": False}, {"gpu": False}):
+    spread = {"ranks": 8, "zero_stage": 3}
+    for without in ({"nf4": True}, {"offload": "all", **spread}, {"bf16": False}, {"gpu": False}):
         assert replace(on_gpu, **without).freed_bytes() == 0
 
 

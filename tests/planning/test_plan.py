@@ -100,21 +100,21 @@ def test_auto_plans_with_the_most_tokens_that_fit(tulu):
     assert sft.problem == ""
 
 
-def test_rlvr_is_planned_as_the_one_process_that_it_is(tulu, mini):
-    """Whatever GPUs the recipe names; more of them are no remedy."""
-    rlvr = stage(plan_of(tulu), "rlvr")
-    assert rlvr.problem.startswith("rlvr trains in one process on one GPU; one row of 4,096 tokens")
-    assert "take a device with more memory" in rlvr.problem
-    assert rlvr.devices == 8
-    one = tulu.rlvr.derive(resources=tulu.rlvr.resources.derive(gpus=1))
-    alone = stage(plan_of(tulu.derive(rlvr=one)), "rlvr")
-    assert (rlvr.seconds, rlvr.memory_gib) == (alone.seconds, alone.memory_gib)
+def test_rlvr_on_more_gpus_takes_less_time_and_less_of_each(tulu):
+    def planned(**changes):
+        return stage(plan_of(tulu.derive(rlvr=tulu.rlvr.derive(**changes))), "rlvr")
 
-    small = mini.derive(rlvr=mini.rlvr.derive(resources={"gpus": 4}))
-    assert stage(plan_of(small), "rlvr").problem == ""
-    assert "rlvr trains in one process on one GPU; the others of its 4 would be idle" in (
-        plan_of(small).notes
-    )
+    assert planned().problem == ""
+    twice = planned(resources=tulu.rlvr.resources.derive(nodes=2))
+    assert twice.seconds < planned().seconds
+    assert twice.memory_gib < planned().memory_gib
+    alone = planned(resources=tulu.rlvr.resources.derive(gpus=1))
+    assert "take 8 GPUs with zero_stage: 3" in alone.problem
+
+
+def test_a_policy_that_no_gpu_can_hold_to_sample_from_does_not_fit_on_any_number(recipes):
+    large = load_recipe(recipes / "tulu3-70b.yaml")
+    assert "take a device with more memory" in stage(plan_of(large), "rlvr").problem
 
 
 def test_replies_whose_keys_and_values_do_not_fit_are_a_problem(mini):

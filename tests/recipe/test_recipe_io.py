@@ -207,7 +207,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("decontaminate: {keep_sources: [chat]}", "did you mean 'chats'?"),
         ("rlvr: {skills: [maths], algorithm: {kind: grpo}}", "did you mean 'math'?"),
         ("rlvr: {}", "add reward_model, or choose kind: grpo"),
-        ("rlvr: {algorithm: {kind: grpo}, zero_stage: 3}", "rlvr trains in one process"),
         ("rlvr: {algorithm: {kind: grpo}, on_non_finite: skip}", "cannot leave a step out"),
         ("rlvr: {algorithm: {kind: grpo}, sampling: {temperature: 0}}", "temperature above 0"),
         ("dpo: {}", "it needs sample_prompts, respond, judge and pair"),

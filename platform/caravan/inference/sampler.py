@@ -59,6 +59,7 @@ def generate_tokens(
     eos_token_id: int | Sequence[int],
     pad_token_id: int,
     generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[TokenSequence]]:
@@ -68,6 +69,7 @@ def generate_tokens(
         temperature: 0 is greedy.
         generator: On the model's device. The same state gives the same continuations; it is
             advanced.
+        uniforms: What tokens are drawn with, instead of numbers of `generator`; see `draw`.
         batch_size: Rows decoded at once, None for all. Prompts of similar length share a batch.
         progress: Called with continuations done and in all, after each batch.
 
@@ -81,8 +83,8 @@ def generate_tokens(
     )
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch = max(1, (batch_size or n * len(prompts)) // n) if prompts else 1
-    # Drawn before anything is decoded: what a row gets does not depend on the rows beside it.
-    uniforms = torch.rand(max_new_tokens, len(prompts), n, generator=generator, device=model.device)
+    if uniforms is None:
+        uniforms = draw(max_new_tokens, len(prompts), n, generator, model.device)
     results: list[list[TokenSequence]] = [[] for _ in prompts]
     was_training = model.training
     model.eval()
@@ -106,6 +108,20 @@ def generate_tokens(
     finally:
         model.train(was_training)
     return results
+
+
+def draw(
+    max_new_tokens: int,
+    prompts: int,
+    n: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """[max_new_tokens, P, n] in [0, 1): a number for every token that may be sampled.
+
+    Drawn before anything is decoded: what a row gets does not depend on the rows beside it.
+    """
+    return torch.rand(max_new_tokens, prompts, n, generator=generator, device=device)
 
 
 def _check(

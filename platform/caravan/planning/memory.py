@@ -35,7 +35,9 @@ class TrainingSetup:
     trained: int = 1
     """Models trained at once: 2 with PPO's value model."""
     frozen: int = 0
-    """Models that are only read: the reference of RL."""
+    """Models that are only read, whole on every rank: the reference of RL."""
+    samples: bool = False
+    """Rollouts are sampled, which under ZeRO-3 takes a whole copy of the policy."""
     lora_rank: int = 0
     """Of low-rank adapters on every linear layer; 0 trains the weights themselves."""
     nf4: bool = False
@@ -44,10 +46,13 @@ class TrainingSetup:
     """With Liger's kernels, and in bf16 between layers, too."""
     lanes: int = 1
     """Passes side by side in one process, on a CPU's cores, each with gradients of its own."""
-    alone: bool = False
-    """One process whatever the devices, as in RLVR."""
     offload: str = "none"
     """As the recipe's `zero_offload`: what lies in the host's memory."""
+
+    @property
+    def offloaded(self) -> str:
+        """One process does without ZeRO, and so without its offloading."""
+        return self.offload if self.ranks > 1 else "none"
 
     @property
     def trained_parameters(self) -> int:
@@ -70,9 +75,9 @@ class TrainingSetup:
         gathered = 0.0
         if self.zero_stage == 3 and self.ranks > 1:  # two layers are whole at a time
             gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
-        if self.offload != "none":  # moments, and the copy that is updated with them
+        if self.offloaded != "none":  # moments, and the copy that is updated with them
             moments, weights = 0.0, 4 / shards[3]
-        if self.offload == "all":
+        if self.offloaded == "all":
             weights = cast = 0.0
         held = n * (weights + cast)
         if self.nf4:  # half a byte, and a scale for every 64 weights
@@ -82,7 +87,13 @@ class TrainingSetup:
             held += t * weights
         more_gradients = 4 * (self.lanes - 1)
         trained = self.trained * (held + t * (gradients + moments + more_gradients) + gathered)
-        return trained + self.frozen * n * weights
+        return trained + self.whole_copies_bytes()
+
+    def whole_copies_bytes(self) -> float:
+        """Of models that no rank shares out; where the trained ones are, they are in bf16."""
+        spread = self.zero_stage == 3 and self.ranks > 1
+        width = 2 if spread and self.bf16 and self.gpu else 4
+        return (self.frozen + (self.samples and spread)) * width * self.shape.parameters
 
     def token_bytes(self) -> tuple[float, float]:
         """Of each token of a pass: what is kept from the forward to the backward pass, and what a
@@ -117,7 +128,7 @@ class TrainingSetup:
     def freed_bytes(self) -> float:
         """Of `state_bytes`, what is gone before the backward pass: autocast's copies of matrices in
         layers that are computed again."""
-        copied = self.bf16 and not self.nf4 and self.offload != "all"
+        copied = self.bf16 and not self.nf4 and self.offloaded != "all"
         if not (self.gpu and self.gradient_checkpointing and copied):
             return 0.0
         sharded = self.ranks if self.zero_stage == 3 else 1
@@ -146,7 +157,6 @@ def training_setup(
 ) -> TrainingSetup:
     """What one process of a training stage holds, from the stage's part of the recipe."""
     trained, frozen = 1, 0
-    alone = isinstance(config, RLVRConfig)
     if isinstance(config, RLVRConfig):
         trained = 2 if config.algorithm.kind == "ppo" else 1
         frozen = 1 if config.beta > 0 else 0
@@ -162,7 +172,7 @@ def training_setup(
         nf4=config.quantization is not None,
         gpu=gpu,
         lanes=lanes,
-        alone=alone,
+        samples=isinstance(config, RLVRConfig),
         offload=config.zero_offload,
     )
 
@@ -212,7 +222,7 @@ def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
         if fitting_tokens(changed, placement, longest) is not None:
             return f"set {words}"
     ranks = max(setup.ranks, 1)
-    while placement.on_gpu and ranks < 4096 and not setup.alone:
+    while placement.on_gpu and ranks < 4096:
         ranks *= 2
         sharded = replace(setup, ranks=ranks, zero_stage=3, gradient_checkpointing=True)
         if fitting_tokens(sharded, placement, longest) is not None:

@@ -107,8 +107,7 @@ def _longest_pair(planned: PlannedRecipe, max_length: int) -> int:
     return 2 * int(min(max_length, planned.flow.prompts.longest))
 
 
-def rlvr(planned: PlannedRecipe, node: Node, asked: Placement, config: RLVRConfig) -> StagePlan:
-    placement = asked.for_one_process()
+def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRConfig) -> StagePlan:
     algorithm = config.algorithm
     rollouts = config.prompts_per_step * algorithm.num_generations
     reply = planned.reply(config.sampling)
@@ -119,11 +118,13 @@ def rlvr(planned: PlannedRecipe, node: Node, asked: Placement, config: RLVRConfi
     one = replace(setup, trained=1)
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
-    batch = work.decoding(
-        setup.shape, placement, rows=rollouts, prompt_tokens=prompt, reply_tokens=reply,
-        longest_reply=config.sampling.max_completion_length, batch_size=rollouts,
-        continuous=False,
+    of_rank = math.ceil(rollouts / setup.ranks)
+    sampled = work.decoding(
+        setup.shape, placement.for_one_process(), rows=of_rank, prompt_tokens=prompt,
+        reply_tokens=reply, longest_reply=config.sampling.max_completion_length,
+        batch_size=of_rank, continuous=False,
     )  # fmt: skip
+    batch = Work(sampled.seconds, sampled.flops * rollouts / of_rank)
     measured = (updates > 1) + (config.beta > 0) + ppo
     forward = work.forward_passes(one, placement, rows, tokens_per_pass=tokens)
     trained = work.training(
@@ -138,32 +139,19 @@ def rlvr(planned: PlannedRecipe, node: Node, asked: Placement, config: RLVRConfi
     all_rows = replace(rows, count=rollouts * config.max_steps)
     plan = _trained(node, placement, setup, all_rows, found, tokens,
                     rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
-    cache = rollouts * (prompt + config.sampling.max_completion_length)
+    cache = of_rank * (prompt + config.sampling.max_completion_length)
     width = 1 if placement.on_gpu else 2  # keys and values in float32
     held = width * cache * setup.shape.kv_bytes_per_token / GIB
     passing = setup.gib(tokens) - setup.gib(0)
     memory = plan.memory_gib + max(0.0, held - passing)
-    problem, gpu = plan.problem, placement.on_gpu
+    problem = plan.problem
     if not problem and memory > placement.memory_gib * HEADROOM:
         problem = (
-            f"keys and values of {rollouts:,} replies take {held:.1f} GiB, "
+            f"keys and values of {of_rank:,} replies take {held:.1f} GiB, "
             f"{memory:.1f} GiB in all of {placement.memory_gib:.0f}; lower "
             "prompts_per_step, num_generations or max_completion_length"
         )
-    where = "on one GPU" if gpu else "on one node"
-    if problem:
-        problem = f"{node.name} trains in one process {where}; {problem}"
-    elif asked.count > placement.count:
-        planned.notes.append(
-            f"{node.name} trains in one process {where}; the others of its "
-            f"{asked.count if gpu else asked.nodes} would be idle"
-        )
-    return replace(
-        plan,
-        devices=asked.count,  # which it holds, of use or not
-        memory_gib=memory,
-        problem=problem,
-    )
+    return replace(plan, memory_gib=memory, problem=problem)
 
 
 def _setup(

@@ -78,6 +78,8 @@ def doubts(recipe: Recipe) -> Iterator[str]:
     for name, stage in (("dpo", recipe.dpo), ("reward_model", recipe.reward_model)):
         if stage is not None:
             rows.append((f"{name}.pairs_per_step", stage.pairs_per_step, stage.resources))
+    if (rl := recipe.rlvr) is not None:
+        rows.append(("rlvr.prompts_per_step", rl.prompts_per_step, rl.resources))
     for path, per_step, resources in rows:
         processes = resources.training_processes
         if per_step < processes:

@@ -62,13 +62,9 @@ class RLVRConfig(TrainingConfig):
     """Skills whose verifiable prompts are trained on; empty takes all."""
 
     @model_validator(mode="after")
-    def _one_process_and_all_weights(self) -> Self:
+    def _all_weights_and_all_steps(self) -> Self:
         if self.lora is not None or self.quantization is not None:
             raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
-        if self.zero_stage > 0:  # without which there is no zero_offload either
-            raise ValueError(
-                "rlvr trains in one process: zero_stage is for sft, dpo and reward_model"
-            )
         if self.on_non_finite == "skip":
             raise ValueError("rlvr cannot leave a step out: on_non_finite is stop here")
         if self.sampling.temperature == 0:

@@ -17,12 +17,18 @@ from pathlib import Path
 
 from caravan.recipe import RLVRConfig
 from caravan.stages.context import StageContext, StageResult
+from caravan.stages.ranks.launch import on_ranks
 
 NAME = "rlvr"
 VERSION = 1
 
 
 def run(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    return on_ranks(train, config, inputs, context)
+
+
+def train(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+    """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.training.rl.session import train_rlvr

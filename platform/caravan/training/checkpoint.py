@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,22 @@ class TrainingState:
                     moments.setdefault(int(index), {})[key] = tensors[path]
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class States:
+    """Several as one; no two use the same names."""
+
+    parts: Sequence[State]
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        found = [part.tensors() for part in self.parts]
+        merged = Copies(item for tensors in found for item in tensors.items())
+        return merged if all(isinstance(tensors, Copies) for tensors in found) else dict(merged)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        for part in self.parts:
+            part.put(tensors)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def load_policy(directory: Path, *, weights: bool = True, **options: Any) -> Pol
     """
     check_model_directory(directory)
     check_template(directory)
-    model = _load(AutoModelForCausalLM, directory, **options) if weights else _load_empty(directory)
+    kind = AutoModelForCausalLM
+    model = _load(kind, directory, **options) if weights else _load_empty(kind, directory)
     for name in HEAD_EXTRAS:
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise DataError(
@@ -105,11 +106,16 @@ def load_policy(directory: Path, *, weights: bool = True, **options: Any) -> Pol
     return Policy(model.train(), tokenizer)
 
 
-def load_reward_model(directory: Path) -> Policy:
-    """A sequence-classification model with one label, in float32, and its tokenizer."""
+def load_reward_model(directory: Path, *, weights: bool = True) -> Policy:
+    """A sequence-classification model with one label, in float32, and its tokenizer.
+
+    Args:
+        weights: False leaves them unread; see `empty`.
+    """
     check_model_directory(directory)
     check_template(directory)
-    model = _load(AutoModelForSequenceClassification, directory)
+    kind = AutoModelForSequenceClassification
+    model = _load(kind, directory) if weights else _load_empty(kind, directory)
     if model.config.num_labels != 1:
         raise DataError(f"{directory}: a reward model has one label, not {model.config.num_labels}")
     return Policy(model.train(), load_tokenizer(directory))
@@ -277,15 +283,15 @@ def _load(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _load_empty(directory: Path) -> PreTrainedModel:
-    """As `_load` of a policy, but for the weights."""
+def _load_empty(kind: Any, directory: Path) -> PreTrainedModel:
+    """As `_load`, but for the weights."""
     try:
         config = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{directory}: the model cannot be loaded: {error}") from error
-    model = empty(AutoModelForCausalLM, config, **LOADED_AS)
+    model = empty(kind, config, **LOADED_AS)
     model.config.use_cache = False
     return model
 

@@ -78,8 +78,11 @@ class Updater:
         max_grad_norm: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        name: str = "policy",
     ) -> None:
+        """`name` is what checkpoints call the model."""
         self.model = model
+        self.name = name
         self.schedule = schedule
         self.optimizer = adamw(model, schedule.learning_rate, weight_decay, betas, epsilon)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -115,9 +118,15 @@ class Updater:
         self.optimizer.zero_grad()
         return Update(learning_rate, norm)
 
+    def write_to(self, copy: nn.Module) -> None:
+        """Give a copy of the model, of any precision, the weights as they are; every rank does."""
+        with torch.no_grad():
+            for own, other in zip(self.model.parameters(), copy.parameters(), strict=True):
+                other.copy_(own)
+
     def state(self) -> State:
         """What a checkpoint keeps."""
-        return TrainingState({"policy": self.model}, {"policy": self.optimizer})
+        return TrainingState({self.name: self.model}, {self.name: self.optimizer})
 
     def finish(self) -> None:
         """Make the leader's model a plain one with its whole weights; no step follows."""
@@ -163,15 +172,20 @@ def updater_for(
     total_steps: int,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
+    name: str = "policy",
 ) -> Updater:
-    """The updater that a stage's config asks for, on the ranks that there are."""
+    """The updater that a stage's config asks for, on the ranks that there are.
+
+    Args:
+        name: what checkpoints call the model.
+    """
     schedule = Schedule(
         config.learning_rate, total_steps, config.lr_scheduler_type, config.warmup_ratio
     )
     if current().count > 1 and config.zero_stage > 0:
         from caravan.training.parallel.zero import ZeroUpdater
 
-        return ZeroUpdater(model, schedule, config, betas)
+        return ZeroUpdater(model, schedule, config, betas, name)
     kind = Updater if current().count == 1 else ReplicatedUpdater
     return kind(
         model,
@@ -180,6 +194,7 @@ def updater_for(
         max_grad_norm=config.max_grad_norm,
         betas=betas,
         epsilon=config.adam_epsilon,
+        name=name,
     )
 
 

@@ -63,13 +63,19 @@ class Ranks:
         dist.all_reduce(total)
         return dict(zip(sorted(values), total.tolist(), strict=True))
 
-    def collect(self, texts: Sequence[str]) -> list[str]:
-        """The texts of all ranks."""
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace each tensor, in the memory of the host, by its sum over all ranks."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def collect(self, values: Sequence[T]) -> list[T]:
+        """The values of all ranks, in order of ranks."""
         if self.count == 1:
-            return list(texts)
+            return list(values)
         every: list[Any] = [None] * self.count
-        dist.all_gather_object(every, list(texts))
-        return [text for of_rank in every for text in of_rank]
+        dist.all_gather_object(every, list(values))
+        return [value for of_rank in every for value in of_rank]
 
     def of_leader(self, value: T) -> T:
         """What the leading rank gives; the others' values are not looked at."""
@@ -78,6 +84,11 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=self.leader)
         return box[0]
+
+    def of_first(self, tensor: Tensor) -> None:
+        """Replace a tensor by that of rank 0, in place."""
+        if self.count > 1:
+            dist.broadcast(tensor, src=0)
 
     def tensors_of_leader(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         """The leading rank's tensors, in the memory of the host, each sent when it is asked for.

@@ -28,7 +28,6 @@ from caravan.training.parallel.ranks import current, reads_weights
 
 BUCKET_ELEMENTS = 200_000_000
 """Gradients reduced, and weights fetched ahead, at once."""
-POLICY = "policy"
 
 
 class ZeroUpdater(Updater):
@@ -43,6 +42,7 @@ class ZeroUpdater(Updater):
         schedule: Schedule,
         config: TrainingConfig,
         betas: tuple[float, float],
+        name: str = "policy",
     ) -> None:
         super().__init__(
             model,
@@ -50,6 +50,7 @@ class ZeroUpdater(Updater):
             weight_decay=config.weight_decay,
             betas=betas,
             epsilon=config.adam_epsilon,
+            name=name,
         )
         self.config = config
         self._engine: Any = None
@@ -89,6 +90,13 @@ class ZeroUpdater(Updater):
             raise unusable_gradient(step, norm)
         return Update(learning_rate, norm)
 
+    def write_to(self, copy: nn.Module) -> None:
+        self.engine  # noqa: B018  # until it is there, one rank alone may have the weights
+        with torch.no_grad():
+            for own, other in zip(self.model.parameters(), copy.parameters(), strict=True):
+                with _gathered(own):
+                    other.copy_(own)
+
     def state(self) -> State:
         return _ZeroState(self)
 
@@ -119,7 +127,7 @@ class _ZeroState:
     """Weights and moments under the names that the checkpoint of one process gives them."""
 
     def __init__(self, updater: ZeroUpdater) -> None:
-        self._updater = updater
+        self._updater, self._name = updater, updater.name
         # DeepSpeed replaces the optimiser's parameters by flat ones, in the same order.
         groups = updater.optimizer.param_groups
         ordered = [p for group in groups for p in group["params"]]
@@ -139,16 +147,16 @@ class _ZeroState:
 
         for path, value in own_tensors(self._updater.model).items():
             if not isinstance(value, nn.Parameter):
-                keep(tensor_key(POLICY, path), value)
+                keep(tensor_key(self._name, path), value)
                 continue
             with _gathered(value):
-                keep(tensor_key(POLICY, path), value)
+                keep(tensor_key(self._name, path), value)
             if steps is None:  # no step was taken yet: all were left out
                 continue
             number = self._numbers[id(value)]
             for name in MOMENTS:
-                keep(optimizer_key(POLICY, number, name), _moment(value, name))
-            keep(optimizer_key(POLICY, number, "step"), steps)
+                keep(optimizer_key(self._name, number, name), _moment(value, name))
+            keep(optimizer_key(self._name, number, "step"), steps)
         return kept
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -156,12 +164,12 @@ class _ZeroState:
         keeps = reads_weights(self._updater.config.zero_stage)
         with torch.no_grad():
             for path, value in own_tensors(self._updater.model).items():
-                given = tensors[tensor_key(POLICY, path)]
+                given = tensors[tensor_key(self._name, path)]
                 # DeepSpeed hands out what the first rank has; to write it here too takes memory.
                 if keeps or not isinstance(value, nn.Parameter):
                     value.copy_(given)
         zero = self._updater.engine.optimizer  # its own copies of the weights are made of these
-        steps = [optimizer_key(POLICY, number, "step") for number in self._numbers.values()]
+        steps = [optimizer_key(self._name, number, "step") for number in self._numbers.values()]
         there = set(tensors)
         known = next((key for key in steps if key in there), None)
         if known is None:  # saved before the first step was taken
@@ -171,7 +179,7 @@ class _ZeroState:
             if isinstance(value, nn.Parameter):
                 number = self._numbers[id(value)]
                 for name in MOMENTS:
-                    key = optimizer_key(POLICY, number, name)
+                    key = optimizer_key(self._name, number, name)
                     if key in there:  # a weight that never had a gradient has no moments
                         _put_moment(value, name, tensors[key])
 

@@ -6,7 +6,7 @@ N completions of a step, R tokens of the longest completion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from caravan.training.batching import TokenBatch, TokenRow, collate, split_passes
 from caravan.training.logprobs import hidden_before, linear_logprobs, tokens_per_chunk
+from caravan.training.parallel.ranks import current
 
 
 class Pass(NamedTuple):
@@ -23,6 +24,8 @@ class Pass(NamedTuple):
     indices: Tensor
     """[B] which rows they are."""
     batch: TokenBatch
+    counts: bool = True
+    """False for a pass that only keeps this rank in step with others that have more to do."""
 
     @property
     def tokens(self) -> int:
@@ -44,11 +47,24 @@ def passes(
     tokens_per_pass: int,
     pad_token_id: int,
     lanes: int = 1,
-) -> Iterator[Pass]:
-    """The rows `indices`, those of similar length together."""
-    for part in split_passes([rows[i].length for i in indices], tokens_per_pass, lanes=lanes):
-        chosen = [indices[i] for i in part]
-        yield Pass(torch.tensor(chosen), collate([rows[i] for i in chosen], pad_token_id))
+) -> list[Pass]:
+    """This rank's part of the rows `indices`, those of similar length together.
+
+    On every rank as many passes, some of which do not count, since ranks that share weights or
+    gradients must take equally many.
+    """
+    if not indices:
+        return []
+    ranks = current()
+    own = ranks.share(indices, [row.length for row in rows])
+    taken = own or list(indices[:1])
+    found = []
+    for part in split_passes([rows[i].length for i in taken], tokens_per_pass, lanes=lanes):
+        chosen = [taken[i] for i in part]
+        batch = collate([rows[i] for i in chosen], pad_token_id)
+        found.append(Pass(torch.tensor(chosen), batch, counts=bool(own)))
+    most = max(count for (count,) in ranks.gather([len(found)]))
+    return found + [found[-1]._replace(counts=False)] * (most - len(found))
 
 
 def policy_tokens(

@@ -1,5 +1,8 @@
 """Rollouts: completions of the current policy, what their verifiers say, and their rewards.
 
+Each rank samples and verifies a part of the prompts, and gets the rollouts of all. What a prompt
+is drawn with does not depend on how many ranks there are.
+
 Shapes: N completions, R tokens of the longest.
 """
 
@@ -11,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -18,10 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.data.records import Conversation
 from caravan.errors import DataError
-from caravan.inference.sampler import TokenSequence, generate_tokens
+from caravan.inference.sampler import TokenSequence, draw, generate_tokens
 from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import Sampling
 from caravan.training.batching import TokenRow
+from caravan.training.parallel.ranks import current
 from caravan.verifiers import verify
 
 logger = logging.getLogger(__name__)
@@ -124,21 +129,31 @@ def collect(
 ) -> RolloutBatch:
     """Sample `num_generations` completions of each prompt, verify and reward them.
 
+    Args:
+        generator: on the policy's device, and in the same state on every rank.
+        workers: threads for verifiers that start processes.
+
     Raises:
         DataError: a row names no known verifier, or has a ground truth that its verifier refuses.
     """
+    ranks = current()
+    numbers = range(ranks.rank, len(prompts), ranks.count)
+    own = [prompts[number] for number in numbers]
+    uniforms = draw(
+        sampling.max_completion_length, len(prompts), num_generations, generator, policy.device
+    )
     groups = generate_tokens(
         policy,
-        [prompt.token_ids for prompt in prompts],
+        [prompt.token_ids for prompt in own],
         n=num_generations,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_new_tokens=sampling.max_completion_length,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        generator=generator,
+        uniforms=uniforms[:, list(numbers)],
     )
-    drawn = [(prompt, s) for prompt, group in zip(prompts, groups, strict=True) for s in group]
+    drawn = [(prompt, s) for prompt, group in zip(own, groups, strict=True) for s in group]
     texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
     jobs = [(prompt.row, text) for (prompt, _), text in zip(drawn, texts, strict=True)]
     if workers > 1 and any(row.verifier in _STARTS_PROCESSES for row, _ in jobs):
@@ -146,24 +161,29 @@ def collect(
             outcomes = list(pool.map(judge_outcome, *zip(*jobs, strict=True)))
     else:
         outcomes = [judge_outcome(row, text) for row, text in jobs]
-    return RolloutBatch(
-        tuple(
-            Rollout(
-                prompt,
-                sequence,
-                text,
+    rollouts = [
+        Rollout(
+            prompt,
+            sequence,
+            text,
+            outcome,
+            reward_of(
                 outcome,
-                reward_of(
-                    outcome,
-                    ended=sequence.finish_reason == "stop",
-                    verification_reward=verification_reward,
-                    missing_eos_reward=missing_eos_reward,
-                ),
-            )
-            for (prompt, sequence), text, outcome in zip(drawn, texts, outcomes, strict=True)
-        ),
-        num_generations,
+                ended=sequence.finish_reason == "stop",
+                verification_reward=verification_reward,
+                missing_eos_reward=missing_eos_reward,
+            ),
+        )
+        for (prompt, sequence), text, outcome in zip(drawn, texts, outcomes, strict=True)
+    ]
+    found = ranks.collect(
+        [
+            (number, rollouts[i * num_generations : (i + 1) * num_generations])
+            for i, number in enumerate(numbers)
+        ]
     )
+    in_order = sorted(found, key=itemgetter(0))
+    return RolloutBatch(tuple(r for _, group in in_order for r in group), num_generations)
 
 
 def judge_outcome(row: Conversation, text: str) -> Outcome:

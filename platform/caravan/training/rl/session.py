@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
 from caravan.garbage import collect_as_usual
-from caravan.interruption import hold_stops
-from caravan.recipe import GRPOConfig, RLVRConfig
+from caravan.interruption import StageStopped, hold_stops
+from caravan.recipe import PPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
@@ -30,6 +32,7 @@ from caravan.training.models import (
     prepare_torch,
     save_model,
 )
+from caravan.training.parallel.ranks import current, reads_weights
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
@@ -44,28 +47,35 @@ logger = logging.getLogger(__name__)
 def train_rlvr(
     config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
-    device = prepare_torch(config.resources.cpus, context.seed)
-    policy, tokenizer = load_policy(inputs["policy"])
+    """On every rank."""
+    device, ranks = prepare_torch(config.resources.cpus, context.seed), current()
+    weights = reads_weights(config.zero_stage)
+    policy, tokenizer = load_policy(inputs["policy"], weights=weights)
     collect_as_usual()
     positions = getattr(policy.config, "max_position_embeddings", None) or sys.maxsize
     prompts = select_prompts(
         read_rows(inputs["dataset"], Conversation), tokenizer, config, positions=positions
     )
-    value = None if isinstance(config.algorithm, GRPOConfig) else _value_model(inputs)
+    ppo = isinstance(config.algorithm, PPOConfig)
+    value = _value_model(inputs, weights=weights) if ppo else None
+    policy = _trained(policy, config, device)
     trainer = RLTrainer(
         RLModels(
-            policy=_trained(policy, config, device),
+            policy=policy,
             tokenizer=tokenizer,
-            reference=_frozen(policy) if config.beta > 0 else None,
+            sampler=_whole_copy(policy, config, device) if _is_spread(config) else policy,
+            reference=_frozen(policy, config, device) if config.beta > 0 else None,
             value=None if value is None else _trained(value, config, device),
         ),
         config,
         context.seed,
+        device,
         cpus=config.resources.cpus,
     )
     metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context)
-    save_model(policy, tokenizer, context.output("model", "model"))
-    write_rows(context.output("rollouts", "report") / ROWS, rollouts)
+    if ranks.leads:
+        save_model(policy, tokenizer, context.output("model", "model"))
+        write_rows(context.output("rollouts", "report") / ROWS, rollouts)
     return StageResult(
         {"prompts": len(prompts.rows), "prompts_too_long": prompts.too_long, **metrics}
     )
@@ -85,6 +95,7 @@ def _train(
     total = config.max_steps
     per_step = config.prompts_per_step
     sampler = StepSampler(len(prompts.rows), per_step, per_step * total, context.seed)
+    ranks = current()
     state = trainer.state()
     checkpoints = Checkpoints(
         context.workdir,
@@ -107,34 +118,68 @@ def _train(
             if _is_kept(step, total):
                 rollouts += _some_rollouts(step, result)
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
-            stopping = stop.asked
+            stopping = any(asked for (asked,) in ranks.gather([stop.asked]))
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
                 kept = [group.model_dump(mode="json") for group in rollouts]
                 extra = {"guard": guard.state(), "last": last, "rollouts": kept}
                 checkpoints.save(step + 1, state, extra)
             context.progress(step + 1, total)
-            if stopping:
-                break
+            if stopping and step + 1 < total:
+                checkpoints.wait()
+                ranks.wait()  # none ends before the leading one has written
+                raise StageStopped(stop.signal_number or signal.SIGTERM)
+        trainer.finish()
     return {**last, "policy/collapsed_steps": guard.collapsed_steps}, rollouts
 
 
-def _value_model(inputs: Mapping[str, Path]) -> PreTrainedModel:
+def _value_model(inputs: Mapping[str, Path], *, weights: bool) -> PreTrainedModel:
     if "reward_model" in inputs:
-        return load_reward_model(inputs["reward_model"]).model
+        return load_reward_model(inputs["reward_model"], weights=weights).model
     logger.warning("no reward model: the value model starts from the policy, with a new head")
-    return new_reward_model(inputs["policy"]).model
+    return new_reward_model(inputs["policy"], weights=weights).model
 
 
 def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
     """On `device`; without dropout, so that sampling and training agree on probabilities."""
     without_dropout(model)
-    placed = place(model, device, gradient_checkpointing=config.gradient_checkpointing)
+    placed = place(
+        model,
+        device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        zero_stage=config.zero_stage,
+    )
     return placed if config.gradient_checkpointing else placed.eval()
 
 
-def _frozen(policy: PreTrainedModel) -> PreTrainedModel:
-    reference: Any = copy.deepcopy(policy).eval()
-    return reference.requires_grad_(False)
+def _is_spread(config: RLVRConfig) -> bool:
+    """Whether no rank holds the whole policy."""
+    return config.zero_stage == 3 and current().count > 1
+
+
+def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
+    if not _is_spread(config):
+        reference: Any = copy.deepcopy(policy).eval()
+        return reference.requires_grad_(False)
+    reference = _whole_copy(policy, config, device)
+    for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
+        if reads_weights(config.zero_stage):
+            other.copy_(own)
+        current().of_first(other)
+    return reference
+
+
+def _whole_copy(
+    policy: PreTrainedModel, config: RLVRConfig, device: torch.device
+) -> PreTrainedModel:
+    """A copy on `device`, whose weights are still to be written, of a policy that is spread over
+    the ranks; in the precision that passes compute in on a GPU, so that it takes half."""
+    dtype = torch.bfloat16 if config.bf16 and device.type == "cuda" else torch.float32
+    unwritten: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device=device, dtype=dtype), requires_grad=False)
+        for p in policy.parameters()
+    }
+    whole: Any = copy.deepcopy(policy, unwritten)
+    return cast(PreTrainedModel, whole.to(device).eval())
 
 
 def _is_kept(step: int, total: int) -> bool:

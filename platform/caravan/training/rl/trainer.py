@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.errors import StageError
 from caravan.recipe import GRPOConfig, PPOConfig, RLVRConfig
-from caravan.training.batching import epoch_order
-from caravan.training.checkpoint import TrainingState
+from caravan.training.batching import TokenBatch, epoch_order
+from caravan.training.checkpoint import States
 from caravan.training.lanes import Lanes, lanes_on
-from caravan.training.optim import NonFiniteError, Schedule, Updater
+from caravan.training.optim import NonFiniteError, Updater, updater_for
+from caravan.training.parallel.ranks import current
 from caravan.training.precision import autocast
 from caravan.training.rl.advantages import (
     generalized_advantages,
@@ -37,6 +39,7 @@ from caravan.training.rl.advantages import (
 )
 from caravan.training.rl.forward import (
     Pass,
+    PolicyTokens,
     gather,
     passes,
     policy_tokens,
@@ -54,6 +57,9 @@ from caravan.training.seeds import derived_seed
 class RLModels:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    sampler: PreTrainedModel
+    """What rollouts are sampled from: the policy itself, or where its weights are spread over the
+    ranks, a whole copy that gets them before each step."""
     reference: PreTrainedModel | None
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
@@ -103,6 +109,8 @@ class RLTrainer:
     models: RLModels
     config: RLVRConfig
     seed: int
+    device: torch.device
+    """Where passes are computed."""
     cpus: int = 1
     """Cores for passes, and for verifiers that start processes."""
     _lanes: Lanes[Networks] = field(init=False)
@@ -111,26 +119,28 @@ class RLTrainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        lanes = lanes_on(self.models.policy.device, self.cpus)
+        lanes = lanes_on(self.device, self.cpus) if current().count == 1 else 1
         self._lanes = Lanes(Networks(self.models), lanes)
-        self._policy = self._updater(self.models.policy, config.learning_rate)
+        steps = config.max_steps * self.updates_per_step
+        self._policy = updater_for(self.models.policy, config, steps)
         if isinstance(config.algorithm, PPOConfig):
             assert self.models.value is not None
-            rate = config.algorithm.value_learning_rate or config.learning_rate
-            self._value = self._updater(self.models.value, rate)
+            if config.algorithm.value_learning_rate:
+                config = config.derive(learning_rate=config.algorithm.value_learning_rate)
+            self._value = updater_for(self.models.value, config, steps, name="value")
 
     @property
     def updates_per_step(self) -> int:
         return self.config.num_epochs * self.config.num_mini_batches
 
-    def state(self) -> TrainingState:
+    def state(self) -> States:
         """What a checkpoint holds."""
-        modules = {"policy": self.models.policy}
-        optimizers: dict[str, torch.optim.Optimizer] = {"policy": self._policy.optimizer}
-        if self.models.value is not None and self._value is not None:
-            modules["value"] = self.models.value
-            optimizers["value"] = self._value.optimizer
-        return TrainingState(modules, optimizers)
+        updaters = [self._policy] if self._value is None else [self._policy, self._value]
+        return States([updater.state() for updater in updaters])
+
+    def finish(self) -> None:
+        """Make the leader's policy a plain model with its whole weights; no step follows."""
+        self._policy.finish()
 
     def step(self, step: int, prompts: Sequence[RLPrompt]) -> RLStep:
         """Rollout batch `step`, counted from 0, and the updates made with it.
@@ -141,15 +151,17 @@ class RLTrainer:
             DataError: a row cannot be verified as it is.
         """
         started = time.perf_counter()
+        if self.models.sampler is not self.models.policy:
+            self._policy.write_to(self.models.sampler)
         rollouts = collect(
-            self.models.policy,
+            self.models.sampler,
             self.models.tokenizer,
             prompts,
             num_generations=self.config.algorithm.num_generations,
             sampling=self.config.sampling,
             verification_reward=self.config.verification_reward,
             missing_eos_reward=self.config.missing_eos_reward,
-            generator=torch.Generator(self.models.policy.device).manual_seed(
+            generator=torch.Generator(self.device).manual_seed(
                 derived_seed(self.seed, "rollouts", step)
             ),
             workers=self.cpus,
@@ -167,7 +179,10 @@ class RLTrainer:
         else:
             targets = self._grpo_targets(rollouts, self.config.algorithm, sums, metrics)
         self._update(step, rollouts, targets, sums, metrics)
-        metrics |= means_of(sums)
+        of_all: Sums = defaultdict(float)
+        for of_rank in current().collect([sums]):
+            add(of_all, of_rank)
+        metrics |= means_of(of_all)
         finished = time.perf_counter()
         metrics |= {
             "episodes": float((step + 1) * len(rollouts.rollouts)),
@@ -178,23 +193,6 @@ class RLTrainer:
         }
         mean_advantages = targets.advantages.sum(1) / rollouts.lengths
         return RLStep(metrics, rollouts, mean_advantages)
-
-    def _updater(self, model: PreTrainedModel, learning_rate: float) -> Updater:
-        schedule = Schedule(
-            learning_rate,
-            self.config.max_steps * self.updates_per_step,
-            self.config.lr_scheduler_type,
-            self.config.warmup_ratio,
-        )
-        updater = Updater(
-            model,
-            schedule,
-            weight_decay=self.config.weight_decay,
-            max_grad_norm=self.config.max_grad_norm,
-        )
-        for group in updater.optimizer.param_groups:
-            group["eps"] = self.config.adam_epsilon
-        return updater
 
     # --- targets --------------------------------------------------------------------------------
 
@@ -265,22 +263,25 @@ class RLTrainer:
 
         @torch.no_grad()
         def measure(models: Networks, part: Pass) -> Sums:
-            with self._autocast():
-                batch = part.batch.to(models.policy.device)
-                if policy:
-                    seen = policy_tokens(
-                        models.policy, batch, temperature=self._temperature, entropy=True
-                    )
-                    scatter(logprobs, mask, part.indices, seen.logprobs)
-                if models.reference is not None:
-                    unmoved = policy_tokens(
-                        models.reference, batch, temperature=self._temperature, entropy=False
-                    )
-                    scatter(reference, mask, part.indices, unmoved.logprobs)
-                if models.value is not None:
-                    scatter(values, mask, part.indices, values_before(models.value, batch))
+            batch = part.batch.to(self.device)
+            if policy:
+                seen = self._policy.forward(
+                    partial(self._tokens, batch=batch, entropy=True), models.policy
+                )
+            if models.reference is not None:
+                unmoved = self._tokens(models.reference, batch=batch, entropy=False)
+            if models.value is not None:
+                assert self._value is not None
+                worth = self._value.forward(partial(self._values, batch=batch), models.value)
+            if not part.counts:
+                return Sums(float)
+            if models.reference is not None:
+                scatter(reference, mask, part.indices, unmoved.logprobs)
+            if models.value is not None:
+                scatter(values, mask, part.indices, worth)
             if not policy:
                 return Sums(float)
+            scatter(logprobs, mask, part.indices, seen.logprobs)
             return described(
                 rollouts,
                 part,
@@ -291,6 +292,7 @@ class RLTrainer:
 
         for of_pass in self._lanes.map(measure, self._passes(rollouts, kept)):
             add(sums, of_pass)
+        current().add_up(logprobs, reference, values)
         if self.models.reference is None:
             reference = logprobs
         return _Measured(logprobs, reference, values)
@@ -359,16 +361,14 @@ class RLTrainer:
         part: Pass,
         tokens: int,
     ) -> Sums:
-        with self._autocast():
-            seen = policy_tokens(
-                model,
-                part.batch.to(model.device),
-                temperature=self._temperature,
-                entropy=targets.old_logprobs is None,
-            )
-            loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
+        batch, first = part.batch.to(self.device), targets.old_logprobs is None
+        seen = self._policy.forward(partial(self._tokens, batch=batch, entropy=first), model)
+        loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
         _check_finite(update, "policy loss", loss.loss, rollouts, part)
-        self._policy.backward(loss.loss / tokens)
+        share = loss.loss / tokens
+        self._policy.backward(share if part.counts else 0.0 * share)
+        if not part.counts:
+            return Sums(float)
         sums = Sums(
             float,
             {
@@ -426,8 +426,8 @@ class RLTrainer:
         assert self._value is not None
         assert targets.old_values is not None
         assert targets.returns is not None
-        with self._autocast():
-            values = values_before(model, part.batch.to(model.device))
+        batch = part.batch.to(self.device)
+        values = self._value.forward(partial(self._values, batch=batch), model)
         loss = clipped_value_loss(
             values,
             gather(targets.old_values, rollouts.mask, part.indices).to(values.device),
@@ -435,30 +435,33 @@ class RLTrainer:
             epsilon=algorithm.value_epsilon,
         )
         _check_finite(update, "value loss", loss.loss, rollouts, part)
-        self._value.backward(algorithm.value_coefficient * loss.loss / tokens)
+        share = algorithm.value_coefficient * loss.loss / tokens
+        self._value.backward(share if part.counts else 0.0 * share)
+        if not part.counts:
+            return Sums(float)
         return Sums(
             float, {"loss/value": loss.loss.item(), "value/clip_ratio": loss.clipped.item()}
         )
 
     # --- small things ---------------------------------------------------------------------------
 
-    @property
-    def _temperature(self) -> float:
-        return self.config.sampling.temperature
+    def _tokens(self, model: PreTrainedModel, batch: TokenBatch, entropy: bool) -> PolicyTokens:
+        with autocast(self.device.type, self.config.bf16):
+            return policy_tokens(
+                model, batch, temperature=self.config.sampling.temperature, entropy=entropy
+            )
 
-    def _autocast(self) -> torch.autocast:
-        device = self.models.policy.device.type
-        return autocast(device, self.config.bf16)
+    def _values(self, model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+        with autocast(self.device.type, self.config.bf16):
+            return values_before(model, batch)
 
     def _passes(self, rollouts: RolloutBatch, indices: Sequence[int]) -> list[Pass]:
-        return list(
-            passes(
-                rollouts.token_rows,
-                indices,
-                tokens_per_pass=self.config.pass_tokens,
-                pad_token_id=self.models.tokenizer.pad_token_id,
-                lanes=len(self._lanes.models),
-            )
+        return passes(
+            rollouts.token_rows,
+            indices,
+            tokens_per_pass=self.config.pass_tokens,
+            pad_token_id=self.models.tokenizer.pad_token_id,
+            lanes=len(self._lanes.models),
         )
 
     def _reference_of(
