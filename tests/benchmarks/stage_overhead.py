@@ -27,7 +27,7 @@ from caravan.store import open_store
 from caravan.training.models import prepare_torch
 from caravan_pipelines.graph import find_node
 
-REPETITIONS = 5
+REPETITIONS = 3
 SERIAL = (
     "respond.pool=[{name: careful, engine: careful}, {name: terse, engine: terse}]",
     "evaluate.tasks=[{name: chat, task: pocket-chat, limit: 1}]",

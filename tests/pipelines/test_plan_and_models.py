@@ -21,6 +21,9 @@ def test_a_plan_is_compared_with_the_run(undisturbed, mini):
         assert 0.4 < stages[node]["memory_ratio"] < 2.5
     shown = undisturbed("plan", str(mini), "--compare", "latest").stdout
     assert "planned / measured" in shown
+    other = undisturbed("plan", "pocket", "--compare", "latest", check=False)
+    assert other.returncode == 2
+    assert "is of recipe pocket-mini" in other.stderr
 
 
 def test_a_model_of_a_run_is_exported_with_the_scores_of_its_evaluation(undisturbed, tmp_path):

@@ -41,6 +41,12 @@ def test_a_merge_is_the_weighted_sum_and_loads_with_transformers(pair, tmp_path)
         torch.testing.assert_close(merged, 0.25 * a[name] + 0.75 * b[name])
 
 
+def test_a_merge_has_not_the_card_of_its_first_model(pair, tmp_path):
+    (pair[0] / "README.md").write_text("# The first")
+    merge_models([Ingredient(path, 0.5) for path in pair], tmp_path / "merged")
+    assert not (tmp_path / "merged" / "README.md").exists()
+
+
 def test_the_same_merge_gives_the_same_bytes(pair, tmp_path):
     for name in ("one", "two"):
         merge_models([Ingredient(path, 0.5) for path in pair], tmp_path / name)

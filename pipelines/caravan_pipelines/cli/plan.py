@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caravan.errors import RecipeError
 from caravan.planning.compare import Comparison, compare
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
@@ -34,6 +35,11 @@ def plan(
     compared = None
     if run is not None:
         with open_registry(load_settings()) as registry:
+            of = registry.get_run(run).recipe["name"]
+            if of != loaded.name:
+                raise RecipeError(
+                    f"run {run} is of recipe {of}, and this is the plan of {loaded.name}"
+                )
             compared = compare(made, measured_stages(registry, run))
     if as_json:
         print(json.dumps(as_data(made, compared), indent=2))

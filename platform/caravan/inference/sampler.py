@@ -32,6 +32,9 @@ _GROWTH = 32
 _COMPACT_BELOW = 0.85
 """Share of live rows under which the ended ones are taken out of the batch."""
 
+_GPU_SHARE = 0.9
+"""Of a GPU's memory, what may be in use when all rows have reached their greatest length."""
+
 _UNITS = 2**40
 """Resolution of probabilities when a token is drawn."""
 
@@ -70,7 +73,8 @@ def generate_tokens(
         generator: On the model's device. The same state gives the same continuations; it is
             advanced.
         uniforms: What tokens are drawn with, instead of numbers of `generator`; see `draw`.
-        batch_size: Rows decoded at once, None for all. Prompts of similar length share a batch.
+        batch_size: Rows decoded at once, None for all; fewer where a GPU has no room for their keys
+            and values. Prompts of similar length share a batch.
         progress: Called with continuations done and in all, after each batch.
 
     Raises:
@@ -82,7 +86,13 @@ def generate_tokens(
         [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id), device=model.device
     )
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_batch = max(1, (batch_size or n * len(prompts)) // n) if prompts else 1
+    at_once = batch_size or n * len(prompts)
+    if model.device.type == "cuda" and prompts:
+        total = torch.cuda.get_device_properties(model.device).total_memory
+        room = _GPU_SHARE * total - torch.cuda.memory_allocated(model.device)
+        longest = max(map(len, prompts)) + max_new_tokens + _GROWTH
+        at_once = min(at_once, int(room / (longest * _cache_bytes(model))))
+    per_batch = max(1, at_once // n)
     if uniforms is None:
         uniforms = draw(max_new_tokens, len(prompts), n, generator, model.device)
     results: list[list[TokenSequence]] = [[] for _ in prompts]
@@ -108,6 +118,14 @@ def generate_tokens(
     finally:
         model.train(was_training)
     return results
+
+
+def _cache_bytes(model: PreTrainedModel) -> int:
+    """Of one token's keys and values."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
 def draw(

@@ -11,6 +11,7 @@ from caravan.errors import CaravanError
 from caravan.planning import work
 from caravan.planning.devices import GIB, Placement
 from caravan.planning.flow import Stream
+from caravan.planning.memory import HEADROOM, rows_at_once
 from caravan.planning.plan import StagePlan
 from caravan.planning.planned import Node, PlannedRecipe
 from caravan.planning.row_stages import rows_stage
@@ -26,6 +27,7 @@ from caravan.recipe import (
     VLLMEngineConfig,
 )
 from caravan.stages.configs import (
+    OWN_MODEL_ROWS,
     EvaluateStageConfig,
     JudgeStageConfig,
     RespondStageConfig,
@@ -55,7 +57,7 @@ def respond(
     asked = replace(prompts, rows=rows)
     reply = planned.reply(config.sampling, base=config.member.artifact == "base")
     if config.engine is None:
-        engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=64)
+        engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=OWN_MODEL_ROWS)
         return _asked(planned, node, placement, engine, asked, reply, config.sampling,
                       shape=planned.shape)  # fmt: skip
     return _asked(planned, node, placement, config.engine, asked, reply, config.sampling)
@@ -203,15 +205,20 @@ def _asked(
         held = (2 if gpu else 4) * shape.parameters / GIB
         if isinstance(engine, VLLMEngineConfig):
             held /= engine.tensor_parallel_size
-        width = 1 if gpu else 2
-        cache = width * batch * (asked.prompt_tokens + sampling.max_completion_length)
-        memory += held + (0.0 if vllm else cache * shape.kv_bytes_per_token / GIB)
+        memory += held
+        length = asked.prompt_tokens + sampling.max_completion_length
         if isinstance(engine, VLLMEngineConfig):  # what vLLM finds free it takes for its cache
             memory = max(memory, engine.gpu_memory_utilization * placement.memory_gib)
-        if held > placement.memory_gib * 0.9:
+        else:
+            batch, cache = rows_at_once(batch, shape, placement, memory, length)
+            memory += cache
+        if held > placement.memory_gib * HEADROOM:
+            remedy = "raise tensor_parallel_size and gpus" if vllm else "take one with more memory"
+            problem = f"the weights alone are {held:.1f} GiB of {placement.memory_gib:g}; {remedy}"
+        elif memory > placement.memory_gib and not vllm:
             problem = (
-                f"the weights alone are {held:.1f} GiB of {placement.memory_gib:g}; "
-                "raise tensor_parallel_size and gpus"
+                f"weights, keys and values of {batch} replies are {memory:.1f} GiB of "
+                f"{placement.memory_gib:g}; lower max_completion_length or the engine's batch_size"
             )
         found = work.decoding(
             shape, placement, rows=asked.rows, prompt_tokens=asked.prompt_tokens,

@@ -6,6 +6,7 @@ Shapes: d hidden size, a attention width, i intermediate size, L layers, all of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -207,6 +208,19 @@ def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> 
     return min(max(whole, longest), max(MAX_TOKENS_PER_PASS, longest))
 
 
+def rows_at_once(
+    rows: float, shape: ModelShape, placement: Placement, held_gib: float, length: float
+) -> tuple[int, float]:
+    """How many of `rows` of `length` tokens our sampler decodes at once beside `held_gib`, and the
+    GiB of their keys and values: all of them, or on a GPU as many as have room."""
+    width = 1 if placement.on_gpu else 2  # in float32
+    row = width * length * shape.kv_bytes_per_token / GIB
+    fitting = math.ceil(rows)
+    if placement.on_gpu:
+        fitting = min(fitting, int((placement.memory_gib * HEADROOM - held_gib) / row))
+    return max(1, fitting), max(1, fitting) * row
+
+
 def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
     """The smallest change of the recipe with which the stage fits its devices, in words."""
     tries: list[tuple[str, TrainingSetup]] = []
@@ -222,7 +236,7 @@ def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
         if fitting_tokens(changed, placement, longest) is not None:
             return f"set {words}"
     ranks = max(setup.ranks, 1)
-    while placement.on_gpu and ranks < 4096:
+    while placement.on_gpu and ranks < 4096 and setup.trained:  # what only reads runs alone
         ranks *= 2
         sharded = replace(setup, ranks=ranks, zero_stage=3, gradient_checkpointing=True)
         if fitting_tokens(sharded, placement, longest) is not None:

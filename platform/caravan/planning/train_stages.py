@@ -19,6 +19,7 @@ from caravan.planning.memory import (
     forward_setup,
     pass_tokens,
     remedies,
+    rows_at_once,
     training_setup,
 )
 from caravan.planning.plan import StagePlan
@@ -119,10 +120,13 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
     of_rank = math.ceil(rollouts / setup.ranks)
+    idle = setup.gib(0) + placement.device.base_gib
+    length = prompt + config.sampling.max_completion_length
+    at_once, cache = rows_at_once(of_rank, setup.shape, placement, idle, length)
     sampled = work.decoding(
         setup.shape, placement.for_one_process(), rows=of_rank, prompt_tokens=prompt,
         reply_tokens=reply, longest_reply=config.sampling.max_completion_length,
-        batch_size=of_rank, continuous=False,
+        batch_size=at_once, continuous=False,
     )  # fmt: skip
     batch = Work(sampled.seconds, sampled.flops * rollouts / of_rank)
     measured = (updates > 1) + (config.beta > 0) + ppo
@@ -139,15 +143,11 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     all_rows = replace(rows, count=rollouts * config.max_steps)
     plan = _trained(node, placement, setup, all_rows, found, tokens,
                     rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
-    cache = of_rank * (prompt + config.sampling.max_completion_length)
-    width = 1 if placement.on_gpu else 2  # keys and values in float32
-    held = width * cache * setup.shape.kv_bytes_per_token / GIB
-    passing = setup.gib(tokens) - setup.gib(0)
-    memory = plan.memory_gib + max(0.0, held - passing)
+    memory = max(plan.memory_gib, idle + cache)
     problem = plan.problem
     if not problem and memory > placement.memory_gib * HEADROOM:
         problem = (
-            f"keys and values of {of_rank:,} replies take {held:.1f} GiB, "
+            f"keys and values of {at_once:,} replies take {cache:.1f} GiB, "
             f"{memory:.1f} GiB in all of {placement.memory_gib:.0f}; lower "
             "prompts_per_step, num_generations or max_completion_length"
         )

@@ -11,7 +11,7 @@ from caravan.recipe.common import Fraction, Name, Resources
 
 
 class FileSource(Config):
-    """JSONL, JSON or Parquet files (optionally gzipped), in any format of docs/data-formats.md."""
+    """JSONL, JSON, CSV or Parquet files, gzipped or not, in any format of docs/data-formats.md."""
 
     kind: Literal["files"] = "files"
     paths: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -44,6 +44,10 @@ class DecontaminateStageConfig(Config):
         return self.decontaminate.resources
 
 
+OWN_MODEL_ROWS = 256
+"""Sequences that a model of the run decodes at once, as a member of its pool."""
+
+
 class RespondStageConfig(Config):
     member: PoolMember
     engine: EngineConfig | None

@@ -20,15 +20,13 @@ from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Completion, Conversation
 from caravan.errors import StageError
 from caravan.inference import Engine, load_engine
-from caravan.stages.configs import RespondStageConfig
+from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "respond"
 VERSION = 2
 
 PROMPTS_PER_CHUNK = 256
-BATCH_SIZE = 256
-"""Sequences that a model of this run decodes at once."""
 
 
 def run(
@@ -83,7 +81,7 @@ def _engine(config: RespondStageConfig, inputs: Mapping[str, Path], recipe_dir: 
         raise StageError(
             f"pool member {config.member.name!r} is a model of this run, but no model was given"
         )
-    return load_engine(inputs["model"], batch_size=BATCH_SIZE)
+    return load_engine(inputs["model"], batch_size=OWN_MODEL_ROWS)
 
 
 def _answer(

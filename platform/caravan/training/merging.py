@@ -25,6 +25,7 @@ from caravan.training.models import check_model_directory
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CARD = "README.md"
 VOLATILE = frozenset(
     {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 )
@@ -99,9 +100,10 @@ def convert(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 
 def copy_besides_weights(source: Path, target: Path) -> None:
+    """Configuration and tokenizer; not the card, which tells of `source`."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name != INDEX:
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, CARD):
             shutil.copyfile(path, target / path.name)
 
 
