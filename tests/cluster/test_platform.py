@@ -5,10 +5,14 @@ on the way and the watcher submits the run again, one asks for a GPU; the result
 Stood in for: Kubeflow Pipelines' backend (`kfp_stand_in.py`), the ingress controller and the
 identity provider (`edge.py`), the GPU (an extended resource). Client, compiled pipeline, API
 server, scheduler, quotas, kubelet, pods, PostgreSQL, S3 and the browser are real.
+
+The recipe is the shrunken one of the tests; with WHOLE_POCKET=1 it is the pocket recipe itself,
+which takes half an hour.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import threading
@@ -33,9 +37,10 @@ from trial import CHART, RELEASE, SECONDS, reach, settings_of, trial_values
 from caravan.registry import Registry, RunRow, State
 from caravan.settings import Settings
 from caravan.store import open_store
-from caravan_command import MINI
+from caravan_command import MINI, Caravan
 
 HOST = "caravan.test"
+WHOLE = bool(os.environ.get("WHOLE_POCKET"))
 ON_GPU = "dpo"
 LOST = ("sft", "rlvr")
 """Stages whose first pod is killed while it works."""
@@ -186,11 +191,19 @@ class Browser:
 # --- the test -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def laptop(request, tmp_path) -> Caravan:
+    """A finished run of the recipe on this machine."""
+    if not WHOLE:
+        return request.getfixturevalue("undisturbed")
+    caravan = Caravan(tmp_path / "laptop")
+    caravan("run", "pocket")
+    return caravan
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(
-    platform, gpus, undisturbed
-):
+def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(platform, gpus, laptop):
     page = platform.page
     page.goto(platform.address)
     sign_in(page, "vic")
@@ -222,7 +235,7 @@ def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(
     submitted = [there.body["display_name"] for there in platform.pipelines.runs.values()]
     assert submitted == [run.id, f"{run.id}-again-1", f"{run.id}-again-2"]
     made = {stage.node: stage for stage in platform.registry.stage_runs(run.id)}
-    assert {node: dict(stage.outputs) for node, stage in made.items()} == undisturbed.digests()
+    assert {node: dict(stage.outputs) for node, stage in made.items()} == laptop.digests()
     store = open_store(platform.settings.resolved_store_url, platform.settings)
     for stage in made.values():
         assert stage.pod in losses.seen
@@ -234,8 +247,8 @@ def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(
         # Kubeflow Pipelines cannot ask for a read-only root file system.
         assert restricted.violations(pod) == ["main: can write its root file system"]
 
-    with Registry(Settings(home=undisturbed.home).resolved_registry_url) as laptop:
-        assert scores(platform.registry, run.id) == scores(laptop, laptop.list_runs()[0].id)
+    with Registry(Settings(home=laptop.home).resolved_registry_url) as registry:
+        assert scores(platform.registry, run.id) == scores(registry, registry.list_runs()[0].id)
     page.reload()
     expect(page.locator('[data-testid="stMetric"]').filter(has_text="RLVR")).to_be_visible()
     page.get_by_role("link", name="All scores →").click()
@@ -250,6 +263,8 @@ def sign_in(page: Page, name: str) -> None:
 
 
 def recipe() -> str:
+    if WHOLE:
+        return f"extends: pocket.yaml\n{ON_GPU}: {{resources: {{gpus: 1}}}}\n"
     text = MINI.read_text().replace("../../pipelines/recipes/", "")
     return text.replace(f"{ON_GPU}: {{", f"{ON_GPU}: {{resources: {{gpus: 1}}, ")
 

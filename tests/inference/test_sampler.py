@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
 
+from caravan.inference import sampler
 from caravan.inference.sampler import generate_tokens
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18, 19], [20, 21, 22, 23]]
@@ -124,6 +125,19 @@ def test_a_reply_ends_where_the_model_has_no_more_positions(model):
     assert len(short.token_ids) == 24
     with pytest.raises(ValueError, match="prompt 1 has 128 tokens, which leaves no room"):
         sample(model, [[8], [7] * 128])
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(3.5, [2, 4, 6, 8]), (0.1, [2, 4, 6, 8]), (8, [8])])
+def test_no_more_rows_are_decoded_at_once_than_have_room(model, monkeypatch, rows, calls):
+    """As on a GPU of which so many rows' keys and values are left."""
+    expected, seen = sample(model, n=2), []
+    config = model.config
+    of_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    room = rows * of_token * (9 + 24 + 32)  # the longest prompt, its reply, what a buffer spares
+    monkeypatch.setattr(sampler, "_gpu_room", lambda device: room)
+    found = sample(model, n=2, progress=lambda done, total: seen.append(done))
+    assert seen == calls
+    assert [[r.token_ids for r in g] for g in found] == [[r.token_ids for r in g] for g in expected]
 
 
 def test_progress_counts_continuations(model):

@@ -87,9 +87,8 @@ def generate_tokens(
     )
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     at_once = batch_size or n * len(prompts)
-    if model.device.type == "cuda" and prompts:
-        total = torch.cuda.get_device_properties(model.device).total_memory
-        room = _GPU_SHARE * total - torch.cuda.memory_allocated(model.device)
+    room = _gpu_room(model.device)
+    if room is not None and prompts:
         longest = max(map(len, prompts)) + max_new_tokens + _GROWTH
         at_once = min(at_once, int(room / (longest * _cache_bytes(model))))
     per_batch = max(1, at_once // n)
@@ -118,6 +117,15 @@ def generate_tokens(
     finally:
         model.train(was_training)
     return results
+
+
+def _gpu_room(device: torch.device) -> float | None:
+    """Bytes that rows may fill; None where the device is no GPU. It depends on what this process
+    holds alone, so that a run that is resumed cuts its batches as before."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    return _GPU_SHARE * total - torch.cuda.memory_allocated(device)
 
 
 def _cache_bytes(model: PreTrainedModel) -> int:
