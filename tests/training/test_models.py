@@ -199,6 +199,15 @@ def test_an_unknown_base_model_is_a_clear_error(tmp_path):
         find_model(ImportedBase(model_name_or_path="./nowhere"), tmp_path)
 
 
+def test_a_model_may_lie_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    found = find_model(ImportedBase(model_name_or_path="~/models/base"), Path("elsewhere"))
+    assert found == tmp_path / "models" / "base"
+    with pytest.raises(DataError, match=f"{tmp_path}/nowhere: no such directory"):
+        find_model(ImportedBase(model_name_or_path="~/nowhere"), Path("elsewhere"))
+
+
 TRAIN = """
 import hashlib
 from caravan.training.bpe import train_tokenizer

@@ -13,6 +13,7 @@ from caravan.recipe import (
     TransformersEngineConfig,
     VLLMEngineConfig,
 )
+from caravan.recipe.paths import model_directory
 
 
 def load_engine(
@@ -80,6 +81,5 @@ def unload(engine: Engine) -> None:
 
 def _resolve(model_name_or_path: str, recipe_dir: Path | None) -> str:
     """A directory beside the recipe where there is one, else the name as it stands."""
-    if recipe_dir is not None and (recipe_dir / model_name_or_path).is_dir():
-        return str(recipe_dir / model_name_or_path)
-    return model_name_or_path
+    directory = model_directory(model_name_or_path, recipe_dir or Path())
+    return str(directory) if directory.is_dir() else model_name_or_path

@@ -22,6 +22,7 @@ from caravan.recipe import (
     Recipe,
     Source,
 )
+from caravan.recipe.paths import model_directory
 
 SAMPLED_ROWS = 200
 """Rows of each source that are read for their lengths."""
@@ -153,7 +154,7 @@ def token_counter(
     trained on `rows` where the run trains its own, else by the length of the text."""
     base = recipe.base_model
     if isinstance(base, ImportedBase):
-        file = recipe_dir / base.model_name_or_path / "tokenizer.json"
+        file = model_directory(base.model_name_or_path, recipe_dir) / "tokenizer.json"
         if not file.is_file():
             return lambda text: len(text) / CHARACTERS_PER_TOKEN
         from tokenizers import Tokenizer

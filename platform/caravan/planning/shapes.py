@@ -13,6 +13,7 @@ from typing import Any
 
 from caravan.errors import DataError
 from caravan.recipe import PretrainedBase
+from caravan.recipe.paths import model_directory
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def shape_of_model(name: str, directory: Path) -> tuple[ModelShape, str]:
     Raises:
         DataError: nothing tells the size.
     """
-    path = directory / name
+    path = model_directory(name, directory)
     config = path / "config.json" if path.is_dir() else _cached_config(name)
     if config is not None and config.is_file():
         return shape_of_config(json.loads(config.read_text()), str(config)), "its config.json"

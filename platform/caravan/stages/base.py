@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from caravan.recipe import ImportedBase, PretrainedBase
+from caravan.recipe.paths import model_directory
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "base"
@@ -22,7 +23,7 @@ WORDINGS = 4000
 def external_files(config: ImportedBase | PretrainedBase, recipe_dir: Path) -> Iterable[Path]:
     """The files of a model that is imported from a directory."""
     if isinstance(config, ImportedBase):
-        directory = recipe_dir / config.model_name_or_path
+        directory = model_directory(config.model_name_or_path, recipe_dir)
         yield from sorted(path for path in directory.rglob("*") if path.is_file())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from caravan.data.io import read_rows
 from caravan.data.records import Pair
 from caravan.recipe import ImportedBase, RewardModelConfig
+from caravan.recipe.paths import model_directory
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.ranks.launch import on_ranks
 
@@ -24,7 +25,7 @@ VERSION = 1
 def external_files(config: RewardModelConfig, recipe_dir: Path) -> Iterable[Path]:
     """The files of a reward model that is taken from a directory."""
     if config.model_name_or_path is not None:
-        directory = recipe_dir / config.model_name_or_path
+        directory = model_directory(config.model_name_or_path, recipe_dir)
         yield from sorted(path for path in directory.rglob("*") if path.is_file())
 
 

@@ -14,6 +14,7 @@ from caravan.data.template import TEMPLATE_HASH, chat_template
 from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
+from caravan.recipe.paths import model_directory
 from caravan.training.bpe import PAD
 from caravan.training.models import check_model_directory, read_weights, save_model
 
@@ -32,10 +33,10 @@ def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
         DataError: there is no such directory and no such model.
     """
     name = config.model_name_or_path
-    directory = recipe_dir / name  # an absolute path stays as it is
+    directory = model_directory(name, recipe_dir)
     if directory.is_dir():
         return directory
-    if name.startswith((".", "/")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise DataError(f"{directory}: no such directory; set base_model.model_name_or_path")
     hub = require("huggingface_hub", extra="train", feature=f"downloading {name}")
     try:
