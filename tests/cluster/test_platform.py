@@ -192,18 +192,18 @@ class Browser:
 
 
 @pytest.fixture
-def laptop(request, tmp_path) -> Caravan:
+def laptop(request, tmp_path_factory) -> Caravan:
     """A finished run of the recipe on this machine."""
     if not WHOLE:
         return request.getfixturevalue("undisturbed")
-    caravan = Caravan(tmp_path / "laptop")
+    caravan = Caravan(tmp_path_factory.mktemp("laptop"))
     caravan("run", "pocket")
     return caravan
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(platform, gpus, laptop):
+def test_a_team_installs_signs_in_launches_and_gets_what_the_laptop_gets(laptop, platform, gpus):
     page = platform.page
     page.goto(platform.address)
     sign_in(page, "vic")
