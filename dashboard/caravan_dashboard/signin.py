@@ -1,6 +1,7 @@
 """Who is looking: signed in through the identity provider, or working on this machine.
 
-Every script run begins with `gate`, which shows nothing to strangers. Actions ask `current_user`
+Every script run begins with `gate`, which shows nothing to strangers; parts that draw themselves
+anew (`live`) ask it again. Actions ask `current_user`
 again, at the moment of the action; the library checks what that user may do.
 """
 

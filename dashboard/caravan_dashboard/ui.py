@@ -6,7 +6,7 @@ widgets whose options are plain text, never through Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -98,8 +98,3 @@ def chooser(
             placeholder="All",
         )
     )  # fmt: skip
-
-
-def live(function: Callable[[], None], seconds: float | None) -> None:
-    """Draw now and, where `seconds` is given, again every so often."""
-    st.fragment(function, run_every=seconds)()

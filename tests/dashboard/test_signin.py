@@ -229,8 +229,8 @@ def test_secrets_go_to_a_file_that_nobody_else_reads(provider, tmp_path):
 
 
 @pytest.fixture
-def address(home: Path, start_dashboard: Callable[..., str]) -> Iterator[str]:
-    """A dashboard that signs people in, at the address that browsers reach it by."""
+def new_address(home: Path, start_dashboard: Callable[..., str]) -> Iterator[Callable[..., str]]:
+    """Starts a dashboard that signs people in; gives the address that browsers reach it by."""
     claims = [
         oidc_provider_mock.User(
             sub=name, claims={"email": email, "email_verified": True, "groups": groups}
@@ -249,11 +249,17 @@ def address(home: Path, start_dashboard: Callable[..., str]) -> Iterator[str]:
             "CARAVAN_OIDC_ISSUER": f"http://localhost:{provider.server_port}",
             "CARAVAN_OIDC_REDIRECT_URI": f"http://localhost:{port}/oauth2callback",
         }
-        yield start_dashboard(
+        yield lambda **more: start_dashboard(
             lambda port: [CARAVAN, "dashboard", "--port", str(port), "--address", "0.0.0.0"],
             port,
             **environment,
+            **more,
         )
+
+
+@pytest.fixture
+def address(new_address: Callable[..., str]) -> str:
+    return new_address()
 
 
 def test_signing_in_and_out_in_a_browser(address, page, run_ids):
@@ -272,6 +278,19 @@ def test_signing_in_and_out_in_a_browser(address, page, run_ids):
     sign_in(page, "ann")
     page.goto(f"{address}/run?run={run_ids['failed']}")
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
+
+
+def test_a_page_that_draws_itself_anew_closes_with_the_session(new_address, page, run_ids):
+    address = new_address(CARAVAN_OIDC_SESSION_HOURS="0.01")
+    page.goto(f"{address}/run?run={run_ids['running']}")
+    sign_in(page, "vic")
+    expect(page.get_by_text("vic@example.com")).to_be_visible()
+    page.goto(f"{address}/run?run={run_ids['running']}")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible(timeout=90_000)
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    assert run_ids["running"] not in page.inner_text("body")
 
 
 def test_a_forged_cookie_signs_nobody_in(address, page, run_ids):

@@ -9,6 +9,7 @@ from caravan.data.records import RolloutGroup
 from caravan.registry import StageRunRow, State
 from caravan_dashboard import charts, library, palette, rollouts, ui
 from caravan_dashboard.evaluation import as_text
+from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, facts, join, mono, prose, tag, turn
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.stages import metric_names, series
@@ -30,7 +31,7 @@ def main() -> None:
             "This run has no reinforcement learning: its recipe has none, or has not come to it."
         )
         return
-    ui.live(lambda: show_rewards(stage), REFRESH_SECONDS if stage.state is State.RUNNING else None)
+    live(lambda: show_rewards(stage), REFRESH_SECONDS if stage.state is State.RUNNING else None)
     show_samples(stage)
 
 

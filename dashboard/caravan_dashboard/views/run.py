@@ -9,6 +9,7 @@ from caravan.access import Role
 from caravan.errors import CaravanError, without_traceback
 from caravan.registry import RunRow, StageRunRow, State
 from caravan_dashboard import charts, launching, library, lineage, palette, runs, signin, ui
+from caravan_dashboard.live import live
 from caravan_dashboard.markup import (
     Html,
     bar,
@@ -54,7 +55,7 @@ def main() -> None:
         annotate(run)
     else:
         show_failures(run)
-        ui.live(lambda: show_stages(run.id), REFRESH_SECONDS if active else None)
+        live(lambda: show_stages(run.id), REFRESH_SECONDS if active else None)
         show_metrics(run, active)
 
 
@@ -221,7 +222,7 @@ def show_metrics(run: RunRow, active: bool) -> None:
     def draw() -> None:
         draw_metrics(stage_id, chosen)
 
-    ui.live(draw, REFRESH_SECONDS if active and stage.state is State.RUNNING else None)
+    live(draw, REFRESH_SECONDS if active and stage.state is State.RUNNING else None)
 
 
 def draw_metrics(stage_id: int, chosen: list[str]) -> None:

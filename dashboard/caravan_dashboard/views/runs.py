@@ -10,6 +10,7 @@ import streamlit as st
 from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard import library, runs, ui
+from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, join, page_link, pill, state_pill, table, tag
 from caravan_dashboard.palette import model_colour
 from caravan_dashboard.text import DASH, ago, duration, moment, percent
@@ -35,7 +36,7 @@ def main() -> None:
         list_runs(shown, len(everything))
 
     active = any(run.state in (State.PENDING, State.RUNNING) for run in everything)
-    ui.live(draw, REFRESH_SECONDS if active else None)
+    live(draw, REFRESH_SECONDS if active else None)
 
 
 def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str]]:
