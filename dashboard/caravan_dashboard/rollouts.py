@@ -17,7 +17,7 @@ FIRST = (
     "loss",
     "entropy",
 )
-"""Metrics that a reader looks for first, in that order; those that begin so count."""
+"""Metrics that a reader looks for first, in that order; `loss` stands for `loss/policy`, too."""
 
 
 def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -34,7 +34,7 @@ def first_metrics(names: Sequence[str], count: int) -> list[str]:
     """`count` of the metrics: the ones looked for first, then the others by name."""
 
     def rank(name: str) -> tuple[int, str]:
-        matches = [i for i, first in enumerate(FIRST) if name.startswith(first)]
+        matches = [i for i, first in enumerate(FIRST) if f"{name}/".startswith(f"{first}/")]
         return (matches[0] if matches else len(FIRST), name)
 
     return sorted(names, key=rank)[:count]

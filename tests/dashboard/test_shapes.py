@@ -13,7 +13,16 @@ from pydantic import BaseModel
 
 from caravan.errors import DataError
 from caravan.registry import MetricRow
-from caravan_dashboard import evaluation, lineage, markup, preferences, rows, stages, text
+from caravan_dashboard import (
+    evaluation,
+    lineage,
+    markup,
+    preferences,
+    rollouts,
+    rows,
+    stages,
+    text,
+)  # fmt: skip
 from caravan_dashboard.diff import word_diff
 from caravan_dashboard.lineage import Edge
 
@@ -119,6 +128,14 @@ def test_one_pair_has_a_histogram():
     pairs = pd.DataFrame({"chosen_words": [5], "rejected_words": [5]})
 
     assert preferences.length_histogram(pairs)["count"].sum() == 1
+
+
+def test_charts_of_rollouts_begin_with_one_of_each_kind():
+    logged = ["completions/mean_length", "grad_norm", "loss/policy", "objective/kl",
+              "objective/verified", "reward", "reward_std", "rewards/code/mean"]  # fmt: skip
+    assert rollouts.first_metrics(logged, 5) == [
+        "reward", "objective/verified", "objective/kl", "completions/mean_length", "loss/policy"
+    ]  # fmt: skip
 
 
 def test_a_change_is_paired_on_the_instances_that_both_have():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from caravan.config import Config
 from caravan.recipe.common import Fraction, LearningRate, Name, Sampling
@@ -45,6 +52,10 @@ class RLVRConfig(TrainingConfig):
     learning_rate: LearningRate = 3e-7
     adam_epsilon: PositiveFloat = 1e-5
     algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
+    max_length: PositiveInt = Field(
+        default=4096, validation_alias=AliasChoices("max_length", "max_seq_length")
+    )
+    """In tokens, prompt and completion together."""
     max_steps: PositiveInt = 400
     """Rollout batches; each gives `num_epochs` x `num_mini_batches` optimiser steps."""
     prompts_per_step: PositiveInt = 224
@@ -67,6 +78,19 @@ class RLVRConfig(TrainingConfig):
             raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
         if self.on_non_finite == "skip":
             raise ValueError("rlvr cannot leave a step out: on_non_finite is stop here")
+        if self.num_train_epochs != 1:
+            raise ValueError("rlvr takes max_steps rollout batches; it has no num_train_epochs")
+        if self.max_length <= self.sampling.max_completion_length:
+            raise ValueError(
+                f"max_length {self.max_length} leaves no room for a prompt beside "
+                f"sampling.max_completion_length {self.sampling.max_completion_length}; raise the "
+                "one or lower the other"
+            )
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                "rlvr learns from the probabilities of what it samples, which top_p changes; "
+                "leave sampling.top_p at 1"
+            )
         if self.sampling.temperature == 0:
             raise ValueError(
                 "rlvr learns from what it samples, and at sampling.temperature 0 all completions "
