@@ -99,7 +99,7 @@ def scores(run: RunRow) -> None:
 
 def actions(run: RunRow) -> None:
     may_change = signin.current_user().may_change(run.owner)
-    whose = None if may_change else f"Only {run.owner} or an admin may"
+    whose = None if may_change else whose_it_is(run)
     if runs.can_cancel(run.state) and st.button(
         "Cancel", icon=":material/stop_circle:", disabled=not may_change, help=whose
     ):
@@ -109,6 +109,10 @@ def actions(run: RunRow) -> None:
         disabled=not may_change, help=whose or "Finished stages are not repeated",
     ):  # fmt: skip
         act("The run could not be resumed.", lambda: launching.resume(run.id))
+
+
+def whose_it_is(run: RunRow) -> str:
+    return f"Only {run.owner} or an admin may"
 
 
 def act(sorry: str, action: object) -> None:
@@ -279,7 +283,9 @@ def annotate(run: RunRow) -> None:
     with st.form("tags"):
         tags = st.multiselect("Tags", known, default=list(run.tags), accept_new_options=True,
                               key=f"tags {run.id}", help="Choose, or type a new one")  # fmt: skip
-        if st.form_submit_button("Save tags", disabled=not user.may_change(run.owner)):
+        may_change = user.may_change(run.owner)
+        whose = None if may_change else whose_it_is(run)
+        if st.form_submit_button("Save tags", disabled=not may_change, help=whose):
             act("The tags could not be saved.", lambda: launching.set_tags(run.id, tags))
     for note in registry.notes(run.id):
         with st.container(border=True):
@@ -304,7 +310,9 @@ def annotate(run: RunRow) -> None:
         text = st.text_area(
             "New note", key="new note", placeholder="What should the next reader know?"
         )
-        if st.form_submit_button("Add note", disabled=not user.may(Role.LAUNCHER)):
+        may_write = user.may(Role.LAUNCHER)
+        why = None if may_write else "Takes the role launcher"
+        if st.form_submit_button("Add note", disabled=not may_write, help=why):
             act("The note could not be added.", lambda: launching.add_note(run.id, text))
 
 
