@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from caravan.planning import memory
 from caravan.planning.devices import place
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
-from caravan.recipe import Recipe, Resources
+from caravan.recipe import GRPOConfig, Recipe, Resources
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
 from caravan_pipelines.graph import stage_graph
@@ -110,6 +111,22 @@ def test_rlvr_on_more_gpus_takes_less_time_and_less_of_each(tulu):
     assert twice.memory_gib < planned().memory_gib
     alone = planned(resources=tulu.rlvr.resources.derive(gpus=1))
     assert "take 8 GPUs with zero_stage: 3" in alone.problem
+
+
+def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, monkeypatch):
+    decoded = []
+
+    def rows_at_once(rows, *args):
+        decoded.append(rows)
+        return memory.rows_at_once(rows, *args)
+
+    monkeypatch.setattr("caravan.planning.train_stages.rows_at_once", rows_at_once)
+    grpo = GRPOConfig(num_generations=16)
+    for nodes in (1, 8):
+        resources = tulu.rlvr.resources.derive(nodes=nodes)
+        rlvr = tulu.rlvr.derive(algorithm=grpo, prompts_per_step=8, resources=resources)
+        plan_of(tulu.derive(rlvr=rlvr))
+    assert decoded == [16, 16]  # all replies to one prompt are sampled by one rank
 
 
 def test_a_policy_that_no_gpu_can_hold_to_sample_from_does_not_fit_on_any_number(recipes):

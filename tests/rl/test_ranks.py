@@ -4,13 +4,19 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
+from caravan.errors import StageError
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import Resources
 from caravan.stages import rlvr
+from caravan.training.models import load_policy
+from caravan.training.rl import session
 
 from .conftest import Context
 from .test_stage import GRPO, PPO, config, without_speed
@@ -99,3 +105,43 @@ def test_stopped_ranks_go_on_with_policy_and_value_model(inputs, context, tmp_pa
     for name in ("loss/policy", "loss/value", "grad_norm", "value/grad_norm"):
         expected = pytest.approx(undisturbed.logged[step][name], rel=1e-2, abs=1e-4)
         assert elsewhere.logged[step][name] == expected
+
+
+@dataclass
+class Robbed(Context):
+    """Kills one of its ranks with SIGKILL when a step is done, as a kernel out of memory does."""
+
+    after: int = 1
+
+    def progress(self, done: int, total: int) -> None:
+        if done == self.after:
+            self.after = -1
+            os.kill(self.ranks()[-1], signal.SIGKILL)
+
+    def ranks(self) -> list[int]:
+        spec = str(self.workdir / "ranks" / "spec.json").encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments = path.read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if spec in arguments and b"--standalone" not in arguments:
+                found.append(int(path.parent.name))
+        return sorted(found)
+
+
+def test_a_killed_rank_is_not_blamed_on_the_one_that_noticed(inputs, tmp_path):
+    settings = config(GRPO, max_steps=200, save_steps=500, prompts_per_step=12, resources=TWO)
+    with pytest.raises(StageError, match="a rank that was killed has usually run out of memory"):
+        rlvr.run(settings, inputs, Robbed(tmp_path / "robbed"))
+
+
+def test_the_reference_of_a_spread_policy_is_no_part_of_its_graph(inputs, monkeypatch):
+    two = SimpleNamespace(count=2, of_first=lambda tensor: None)
+    monkeypatch.setattr(session, "current", lambda: two)
+    policy = load_policy(inputs["policy"]).model
+    reference = session._frozen(policy, config(zero_stage=3), torch.device("cpu"))
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(own, other)

@@ -119,7 +119,8 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     one = replace(setup, trained=1)
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
-    of_rank = math.ceil(rollouts / setup.ranks)
+    # Prompts are shared out whole: ranks beyond their number have nothing to sample.
+    of_rank = math.ceil(config.prompts_per_step / setup.ranks) * algorithm.num_generations
     idle = setup.gib(0) + placement.device.base_gib
     length = prompt + config.sampling.max_completion_length
     at_once, cache = rows_at_once(of_rank, setup.shape, placement, idle, length)

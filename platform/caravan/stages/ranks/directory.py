@@ -49,7 +49,8 @@ class Spec:
 @dataclass(frozen=True)
 class RankError:
     kind: str
-    """`user` for an error that is shown without its traceback, else `crash`."""
+    """`user` for an error that is shown without its traceback, `lost` where the connection to
+    another rank broke, else `crash`."""
     message: str
     at: float
     rank: int
@@ -112,7 +113,8 @@ class RankDirectory:
                 found.append(RankError(**json.loads(path.read_text())))
             except ValueError:  # cut short
                 continue
-        return sorted(found, key=lambda error: (error.kind != "user", error.at))
+        order = ("user", "crash", "lost")
+        return sorted(found, key=lambda error: (order.index(error.kind), error.at))
 
     # --- the ranks' side --------------------------------------------------------------------
 

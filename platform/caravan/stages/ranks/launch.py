@@ -236,7 +236,8 @@ def _bring_home(
     for error in directory.errors():
         if error.kind == "user":
             raise CaravanError(error.message)
-        raise StageError(f"rank {error.rank} failed: {error.message}")
+        if error.kind == "crash":
+            raise StageError(f"rank {error.rank} failed: {error.message}")
     raise StageError(
         f"the training processes ended with code {process.returncode} and left no reason; their "
         "last lines are in the log above (a rank that was killed has usually run out of memory: "

@@ -72,12 +72,22 @@ def run(spec: Spec, directory: RankDirectory) -> None:
     except CaravanError as error:
         directory.say_failed(ranks.rank, "user", str(error))
         raise
-    except BaseException:
-        directory.say_failed(ranks.rank, "crash", traceback.format_exc())
+    except BaseException as error:
+        kind = "lost" if _lost_another(error) else "crash"
+        directory.say_failed(ranks.rank, kind, traceback.format_exc())
         raise
     if ranks.leads:
         directory.finish({"metrics": dict(result.metrics), "kinds": context.kinds})
     ranks.wait()  # a rank that ends early looks to torchrun's peers like one that failed
+
+
+def _lost_another(error: BaseException) -> bool:
+    """Whether the connection to another rank broke: that one knows why, if it could say so."""
+    from torch.distributed import DistNetworkError
+
+    # gloo raises plain RuntimeErrors, which name the source that they come from.
+    broken = isinstance(error, RuntimeError) and "gloo/transport/" in str(error)
+    return broken or isinstance(error, DistNetworkError)
 
 
 def main() -> None:

@@ -161,10 +161,11 @@ def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -
         reference: Any = copy.deepcopy(policy).eval()
         return reference.requires_grad_(False)
     reference = _whole_copy(policy, config, device)
-    for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
-        if reads_weights(config.zero_stage):
-            other.copy_(own)
-        current().of_first(other)
+    with torch.no_grad():  # else the copy is a step of the policy's graph
+        for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
+            if reads_weights(config.zero_stage):
+                other.copy_(own)
+            current().of_first(other)
     return reference
 
 
