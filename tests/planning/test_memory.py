@@ -155,9 +155,9 @@ def test_a_process_that_trains_peaks_near_the_plan(checkpointing, bf16, tokens):
 def test_a_gpu_decodes_as_many_rows_at_once_as_have_room_and_a_cpu_all():
     length = 4096
     row = length * LLAMA[8].kv_bytes_per_token / GIB
-    at_once, cache = memory.rows_at_once(1000, LLAMA[8], H100, 20.0, length)
+    at_once, cache = memory.rows_at_once(1000, LLAMA[8], H100, 20.0, length, bf16=True)
     assert cache == pytest.approx(at_once * row)
     assert 20.0 + cache <= H100.memory_gib * HEADROOM < 20.0 + cache + row
     on_cpu = Placement(DEVICES["cpu"], 2, 8)
-    assert memory.rows_at_once(1000, LLAMA[8], on_cpu, 0.0, length)[0] == 1000
-    assert memory.rows_at_once(1000, LLAMA[8], H100, 79.0, length)[0] == 1
+    assert memory.rows_at_once(1000, LLAMA[8], on_cpu, 0.0, length, bf16=False)[0] == 1000
+    assert memory.rows_at_once(1000, LLAMA[8], H100, 73.5, length, bf16=True)[0] == 1

@@ -116,9 +116,9 @@ def test_rlvr_on_more_gpus_takes_less_time_and_less_of_each(tulu):
 def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, monkeypatch):
     decoded = []
 
-    def rows_at_once(rows, *args):
+    def rows_at_once(rows, *args, **precision):
         decoded.append(rows)
-        return memory.rows_at_once(rows, *args)
+        return memory.rows_at_once(rows, *args, **precision)
 
     monkeypatch.setattr("caravan.planning.train_stages.rows_at_once", rows_at_once)
     grpo = GRPOConfig(num_generations=16)

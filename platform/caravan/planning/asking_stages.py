@@ -210,7 +210,7 @@ def _asked(
         if isinstance(engine, VLLMEngineConfig):  # what vLLM finds free it takes for its cache
             memory = max(memory, engine.gpu_memory_utilization * placement.memory_gib)
         else:
-            batch, cache = rows_at_once(batch, shape, placement, memory, length)
+            batch, cache = rows_at_once(batch, shape, placement, memory, length, bf16=gpu)
             memory += cache
         if held > placement.memory_gib * HEADROOM:
             remedy = "raise tensor_parallel_size and gpus" if vllm else "take one with more memory"

@@ -92,9 +92,17 @@ class TrainingSetup:
 
     def whole_copies_bytes(self) -> float:
         """Of models that no rank shares out; where the trained ones are, they are in bf16."""
-        spread = self.zero_stage == 3 and self.ranks > 1
-        width = 2 if spread and self.bf16 and self.gpu else 4
-        return (self.frozen + (self.samples and spread)) * width * self.shape.parameters
+        copies = self.frozen + (self.samples and self._spread)
+        return copies * (2 if self.copies_in_bf16 else 4) * self.shape.parameters
+
+    @property
+    def copies_in_bf16(self) -> bool:
+        return self._spread and self.bf16 and self.gpu
+
+    @property
+    def _spread(self) -> bool:
+        """Whether no rank holds a whole model that is trained."""
+        return self.zero_stage == 3 and self.ranks > 1
 
     def token_bytes(self) -> tuple[float, float]:
         """Of each token of a pass: what is kept from the forward to the backward pass, and what a
@@ -209,16 +217,25 @@ def fitting_tokens(setup: TrainingSetup, placement: Placement, longest: int) -> 
 
 
 def rows_at_once(
-    rows: float, shape: ModelShape, placement: Placement, held_gib: float, length: float
+    rows: float,
+    shape: ModelShape,
+    placement: Placement,
+    held_gib: float,
+    length: float,
+    *,
+    bf16: bool,
 ) -> tuple[int, float]:
     """How many of `rows` of `length` tokens our sampler decodes at once beside `held_gib`, and the
-    GiB of their keys and values: all of them, or on a GPU as many as have room."""
-    width = 1 if placement.on_gpu else 2  # in float32
-    row = width * length * shape.kv_bytes_per_token / GIB
-    fitting = math.ceil(rows)
-    if placement.on_gpu:
-        fitting = min(fitting, int((placement.memory_gib * HEADROOM - held_gib) / row))
-    return max(1, fitting), max(1, fitting) * row
+    GiB of their keys and values: all of them, or on a GPU as many as have room.
+
+    Args:
+        bf16: the model's precision, in which they are; else float32.
+    """
+    row = (1 if bf16 else 2) * length * shape.kv_bytes_per_token / GIB
+    at_once, room = math.ceil(rows), placement.memory_gib * HEADROOM - held_gib
+    if placement.on_gpu and room > 0:
+        at_once = max(1, min(at_once, int(room / row)))
+    return at_once, at_once * row
 
 
 def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
@@ -232,6 +249,10 @@ def remedies(setup: TrainingSetup, placement: Placement, longest: int) -> str:
             tries.append((f"zero_stage: {stage}", sharded))
             both = replace(sharded, gradient_checkpointing=True)
             tries.append((f"zero_stage: {stage} and gradient_checkpointing: true", both))
+    if setup.ranks > 1 and setup.trained and setup.offloaded == "none":
+        offloaded = replace(setup, zero_stage=3, gradient_checkpointing=True, offload="optimizer")
+        words = "zero_stage: 3, gradient_checkpointing: true and zero_offload: optimizer"
+        tries.append((words, offloaded))
     for words, changed in tries:
         if fitting_tokens(changed, placement, longest) is not None:
             return f"set {words}"

@@ -123,7 +123,9 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     of_rank = math.ceil(config.prompts_per_step / setup.ranks) * algorithm.num_generations
     idle = setup.gib(0) + placement.device.base_gib
     length = prompt + config.sampling.max_completion_length
-    at_once, cache = rows_at_once(of_rank, setup.shape, placement, idle, length)
+    at_once, cache = rows_at_once(
+        of_rank, setup.shape, placement, idle, length, bf16=setup.copies_in_bf16
+    )
     sampled = work.decoding(
         setup.shape, placement.for_one_process(), rows=of_rank, prompt_tokens=prompt,
         reply_tokens=reply, longest_reply=config.sampling.max_completion_length,
