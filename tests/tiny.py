@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,21 @@ SHAPE = PretrainedBase(
 
 class Stopped(BaseException):
     """Stands for the end of the process."""
+
+
+class Evicting:
+    """Mixed into a context: sends this process SIGTERM when step `after` is done, as the end of a
+    pod does."""
+
+    after: int
+
+    def progress(self, done: int, total: int) -> None:
+        if done == self.after:
+            self.after = -1
+            self.disturb()
+
+    def disturb(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Who is looking: signed in through the identity provider, or working on this machine.
 
-Every script run begins with `gate`, which shows nothing to strangers; parts that draw themselves
-anew (`live`) ask it again. Actions ask `current_user`
-again, at the moment of the action; the library checks what that user may do.
+Every script run begins with `gate`, which shows nothing to strangers. Parts that draw themselves
+anew (`live`) ask `current_user` again, as do actions, at the moment of the action; the library
+checks what that user may do.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import Resources
 from caravan.stages import rlvr
 from caravan.training.models import load_policy
+from caravan.training.parallel import ranks
 from caravan.training.rl import session
+from tiny import Evicting
 
 from .conftest import Context
 from .test_stage import GRPO, PPO, config, without_speed
@@ -67,15 +69,8 @@ def test_two_ranks_take_the_steps_of_one_process(inputs, context, algorithm, opt
 
 
 @dataclass
-class Evicted(Context):
-    """Sends this process SIGTERM when a step is done, as the end of a pod does."""
-
+class Evicted(Evicting, Context):
     after: int = 1
-
-    def progress(self, done: int, total: int) -> None:
-        if done == self.after:
-            self.after = -1
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def output(self, name, kind):
         shutil.rmtree(self.root / "out" / name, ignore_errors=True)
@@ -108,15 +103,13 @@ def test_stopped_ranks_go_on_with_policy_and_value_model(inputs, context, tmp_pa
 
 
 @dataclass
-class Robbed(Context):
-    """Kills one of its ranks with SIGKILL when a step is done, as a kernel out of memory does."""
+class Robbed(Evicting, Context):
+    """Kills one of its ranks with SIGKILL instead, as a kernel out of memory does."""
 
     after: int = 1
 
-    def progress(self, done: int, total: int) -> None:
-        if done == self.after:
-            self.after = -1
-            os.kill(self.ranks()[-1], signal.SIGKILL)
+    def disturb(self) -> None:
+        os.kill(self.ranks()[-1], signal.SIGKILL)
 
     def ranks(self) -> list[int]:
         spec = str(self.workdir / "ranks" / "spec.json").encode()
@@ -138,8 +131,8 @@ def test_a_killed_rank_is_not_blamed_on_the_one_that_noticed(inputs, tmp_path):
 
 
 def test_the_reference_of_a_spread_policy_is_no_part_of_its_graph(inputs, monkeypatch):
-    two = SimpleNamespace(count=2, of_first=lambda tensor: None)
-    monkeypatch.setattr(session, "current", lambda: two)
+    two = SimpleNamespace(rank=0, count=2, of_first=lambda tensor: None)
+    monkeypatch.setattr(ranks, "_current", two)
     policy = load_policy(inputs["policy"]).model
     reference = session._frozen(policy, config(zero_stage=3), torch.device("cpu"))
     assert not any(parameter.requires_grad for parameter in reference.parameters())

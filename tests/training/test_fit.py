@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from caravan.training.optim import Schedule, Updater
 from caravan.training.pairs import pair_passes
 from caravan.training.parallel import ranks
 from caravan.training.tokenize import PairRow, tokenize_conversations
-from tiny import ONE_CORE, Context
+from tiny import ONE_CORE, Context, Evicting
 
 CONFIG = SFTConfig(
     learning_rate=1e-3, max_length=64, tokens_per_pass=256, sequences_per_step=4, max_steps=6,
@@ -40,15 +38,8 @@ CONFIG = SFTConfig(
 
 
 @dataclass
-class Evicted(Context):
-    """Sends this process SIGTERM when a step is done, as the end of a pod does."""
-
+class Evicted(Evicting, Context):
     after: int = 2
-
-    def progress(self, done: int, total: int) -> None:
-        if done == self.after:
-            self.after = -1
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_sigterm_saves_after_the_step_and_the_next_attempt_goes_on_from_there(inputs, tmp_path):

@@ -98,21 +98,22 @@ def scores(run: RunRow) -> None:
 
 
 def actions(run: RunRow) -> None:
-    may_change = signin.current_user().may_change(run.owner)
-    whose = None if may_change else whose_it_is(run)
+    whose = not_theirs(run)
     if runs.can_cancel(run.state) and st.button(
-        "Cancel", icon=":material/stop_circle:", disabled=not may_change, help=whose
+        "Cancel", icon=":material/stop_circle:", disabled=whose is not None, help=whose
     ):
         act("The run could not be cancelled.", lambda: launching.cancel(run.id))
     if runs.can_resume(run.state) and st.button(
         "Resume", type="primary", icon=":material/play_arrow:",
-        disabled=not may_change, help=whose or "Finished stages are not repeated",
+        disabled=whose is not None, help=whose or "Finished stages are not repeated",
     ):  # fmt: skip
         act("The run could not be resumed.", lambda: launching.resume(run.id))
 
 
-def whose_it_is(run: RunRow) -> str:
-    return f"Only {run.owner} or an admin may"
+def not_theirs(run: RunRow) -> str | None:
+    """Why the user may not change a run; None where they may."""
+    mine = signin.current_user().may_change(run.owner)
+    return None if mine else f"Only {run.owner} or an admin may"
 
 
 def act(sorry: str, action: object) -> None:
@@ -283,9 +284,8 @@ def annotate(run: RunRow) -> None:
     with st.form("tags"):
         tags = st.multiselect("Tags", known, default=list(run.tags), accept_new_options=True,
                               key=f"tags {run.id}", help="Choose, or type a new one")  # fmt: skip
-        may_change = user.may_change(run.owner)
-        whose = None if may_change else whose_it_is(run)
-        if st.form_submit_button("Save tags", disabled=not may_change, help=whose):
+        whose = not_theirs(run)
+        if st.form_submit_button("Save tags", disabled=whose is not None, help=whose):
             act("The tags could not be saved.", lambda: launching.set_tags(run.id, tags))
     for note in registry.notes(run.id):
         with st.container(border=True):

@@ -74,7 +74,7 @@ class TrainingSetup:
         # DeepSpeed updates a copy of its share of the weights.
         weights += 4 / shards[1] if self.zero_stage and self.ranks > 1 else 0
         gathered = 0.0
-        if self.zero_stage == 3 and self.ranks > 1:  # two layers are whole at a time
+        if self._spread:  # two layers are whole at a time
             gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
         if self.offloaded != "none":  # moments, and the copy that is updated with them
             moments, weights = 0.0, 4 / shards[3]

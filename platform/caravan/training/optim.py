@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -122,7 +123,12 @@ class Updater:
         """Give a copy of the model, of any precision, the weights as they are; every rank does."""
         with torch.no_grad():
             for own, other in zip(self.model.parameters(), copy.parameters(), strict=True):
-                other.copy_(own)
+                with self._whole(own):
+                    other.copy_(own)
+
+    def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Inside, the parameter is whole on every rank."""
+        return nullcontext()
 
     def state(self) -> State:
         """What a checkpoint keeps."""

@@ -128,10 +128,15 @@ class _Sent(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def spreads_weights(zero_stage: int) -> bool:
+    """Whether no rank holds the whole of a model that is trained."""
+    return zero_stage == 3 and current().count > 1
+
+
 def first_device(device: torch.device, zero_stage: int) -> torch.device:
     """Where a model lies until training begins: on the host where ZeRO will spread its weights,
     since they need not fit on one device."""
-    return torch.device("cpu") if zero_stage == 3 and current().count > 1 else device
+    return torch.device("cpu") if spreads_weights(zero_stage) else device
 
 
 def reads_weights(zero_stage: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -92,10 +93,10 @@ class ZeroUpdater(Updater):
 
     def write_to(self, copy: nn.Module) -> None:
         self.engine  # noqa: B018  # until it is there, one rank alone may have the weights
-        with torch.no_grad():
-            for own, other in zip(self.model.parameters(), copy.parameters(), strict=True):
-                with _gathered(own):
-                    other.copy_(own)
+        super().write_to(copy)
+
+    def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        return _gathered(parameter)
 
     def state(self) -> State:
         return _ZeroState(self)
@@ -232,9 +233,10 @@ def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor | None:
     return next(taken, None)
 
 
-def _gathered(parameter: nn.Parameter) -> Any:
+def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     """Inside, a parameter that is spread over the ranks is whole."""
-    return _deepspeed().zero.GatheredParameters([parameter])
+    gathered = _deepspeed().zero.GatheredParameters([parameter])
+    return cast(AbstractContextManager[Any], gathered)
 
 
 def _config(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from caravan.training.models import (
     prepare_torch,
     save_model,
 )
-from caravan.training.parallel.ranks import current, reads_weights
+from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
@@ -63,7 +63,9 @@ def train_rlvr(
         RLModels(
             policy=policy,
             tokenizer=tokenizer,
-            sampler=_whole_copy(policy, config, device) if _is_spread(config) else policy,
+            sampler=_whole_copy(policy, config, device)
+            if spreads_weights(config.zero_stage)
+            else policy,
             reference=_frozen(policy, config, device) if config.beta > 0 else None,
             value=None if value is None else _trained(value, config, device),
         ),
@@ -151,13 +153,8 @@ def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -
     return placed if config.gradient_checkpointing else placed.eval()
 
 
-def _is_spread(config: RLVRConfig) -> bool:
-    """Whether no rank holds the whole policy."""
-    return config.zero_stage == 3 and current().count > 1
-
-
 def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
-    if not _is_spread(config):
+    if not spreads_weights(config.zero_stage):
         reference: Any = copy.deepcopy(policy).eval()
         return reference.requires_grad_(False)
     reference = _whole_copy(policy, config, device)
