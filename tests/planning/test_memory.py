@@ -13,7 +13,7 @@ from caravan.planning import memory
 from caravan.planning.devices import DEVICES, GIB, Placement
 from caravan.planning.memory import HEADROOM, TrainingSetup, fitting_tokens, remedies
 from caravan.planning.shapes import LLAMA, ModelShape
-from caravan.training import logprobs
+from caravan.training import output_head
 
 H100 = Placement(DEVICES["h100"], 8, 80)
 EIGHT = TrainingSetup(LLAMA[8], ranks=8, zero_stage=3, gradient_checkpointing=True)
@@ -82,7 +82,7 @@ def test_copies_that_are_not_held_are_not_counted_as_freed():
 
 
 def test_the_output_head_is_planned_with_the_chunks_that_it_takes():
-    assert memory.LOGITS_PER_CHUNK == logprobs.LOGITS_PER_CHUNK_ON_GPU
+    assert memory.LOGITS_PER_CHUNK == output_head.LOGITS_PER_CHUNK_ON_GPU
 
 
 def test_a_model_that_does_not_fit_is_told_what_would():

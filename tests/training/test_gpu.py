@@ -20,7 +20,7 @@ from caravan.planning.memory import TrainingSetup
 from caravan.planning.shapes import ModelShape
 from caravan.recipe import DPOConfig, LoRAConfig, Resources, SFTConfig
 from caravan.stages import dpo, sft
-from caravan.training import logprobs
+from caravan.training import output_head
 from caravan.training.attention import VARLEN_OPTIONS
 from caravan.training.batching import TokenRow, collate
 from caravan.training.kernels import fused, logits_gradient, pick_logits, use_fused_kernels
@@ -131,18 +131,25 @@ def test_fused_kernels_of_the_output_head_compute_what_the_plain_ones_do(
 
 
 def test_the_output_head_on_a_gpu_gives_the_gradients_of_the_whole_logits(monkeypatch):
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK_ON_GPU", 1024 * 50)  # 50 tokens at a time
+    monkeypatch.setattr(output_head, "LOGITS_PER_CHUNK_ON_GPU", 1024 * 50)  # 50 tokens at a time
     torch.manual_seed(1)
     hidden = torch.randn(333, 64, device=GPU, requires_grad=True)
     weight = torch.randn(1024, 64, device=GPU, requires_grad=True)
     labels = torch.randint(0, 1024, (333,), device=GPU)
     upstream = torch.randn(333, device=GPU)
-    found = logprobs.linear_logprobs(hidden, weight, labels, temperature=0.9)
+    found = output_head.linear_logprobs(hidden, weight, labels, temperature=0.9)
     ours = torch.autograd.grad((found * upstream).sum(), (hidden, weight))
     whole = (hidden.double() @ weight.double().T / 0.9).log_softmax(1)
     expected = whole.gather(1, labels[:, None]).squeeze(1)
     theirs = torch.autograd.grad((expected * upstream).sum(), (hidden, weight))
     torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-4)
+    for one, other in zip(ours, theirs, strict=True):
+        assert distance(one, other) < 1e-4
+    summed = output_head.linear_cross_entropy(hidden, weight, labels)
+    ours = torch.autograd.grad(summed / 333, (hidden, weight))
+    mean = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().T, labels)
+    theirs = torch.autograd.grad(mean, (hidden, weight))
+    assert summed.item() / 333 == pytest.approx(mean.item(), rel=1e-5)
     for one, other in zip(ours, theirs, strict=True):
         assert distance(one, other) < 1e-4
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from caravan.training import kernels, logprobs
+from caravan.training import kernels, logprobs, output_head
 from caravan.training.batching import TokenRow, collate
 
 
@@ -22,7 +22,7 @@ def gradients(model):
 def test_chunked_log_probabilities_and_gradients_equal_those_of_the_whole_logits(
     policy, ids, monkeypatch, temperature
 ):
-    monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 320 * 4)  # four tokens at a time
+    monkeypatch.setattr(output_head, "LOGITS_PER_CHUNK", 320 * 4)  # four tokens at a time
     mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) > 0.4
     got = logprobs.token_logprobs(policy.model, ids, mask, temperature=temperature)
     weights = torch.arange(len(got)) / len(got)
@@ -73,10 +73,28 @@ def test_the_formulas_that_a_gpu_compiles_are_those_of_the_cpu():
     torch.manual_seed(0)
     logits, scale = torch.randn(7, 33), torch.randn(7)
     labels = torch.randint(0, 33, (7,))
-    expected = logprobs._pick_logits(logits.clone(), labels, 0.7)
+    expected = output_head._pick_logits(logits.clone(), labels, 0.7)
     found = kernels.pick_logits(logits, labels, 0.7)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
         kernels.logits_gradient(logits, labels, found[1], scale, 0.7),
-        logprobs._logits_gradient(logits.clone(), labels, found[1], scale, 0.7),
+        output_head._logits_gradient(logits.clone(), labels, found[1], scale, 0.7),
     )
+
+
+@pytest.mark.parametrize("frozen", [None, "hidden", "head"])
+def test_what_is_frozen_gets_no_gradient_and_the_other_keeps_its_own(frozen):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(5, 8), torch.randn(40, 8)
+    wanted = [
+        t.requires_grad_() for n, t in {"hidden": hidden, "head": head}.items() if n != frozen
+    ]
+    tokens = torch.randint(0, 40, (5,))
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ head.T, tokens, reduction="sum"), wanted
+    )
+    for loss in (
+        output_head.linear_cross_entropy(hidden, head, tokens),
+        -output_head.linear_logprobs(hidden, head, tokens).sum(),
+    ):
+        torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)

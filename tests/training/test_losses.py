@@ -15,6 +15,7 @@ from trl import DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+from caravan.training import output_head
 from caravan.training.losses.dpo import DPO, dpo_loss
 from caravan.training.losses.hinge import Hinge
 from caravan.training.losses.ipo import IPO
@@ -310,19 +311,24 @@ def by_hand() -> PairLogProbs:
 
 
 def test_cross_entropy_is_the_sum_of_the_token_losses():
-    # -(ln 1/2 + ln 1/4) = 3 ln 2
-    loss = cross_entropy(torch.tensor([0.5, 0.25]).log())
+    # The head says 1/2 to the first token and 1/4 to the second: -(ln 1/2 + ln 1/4) = 3 ln 2
+    head = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]).log().T
+    loss = cross_entropy(torch.eye(2), head, torch.tensor([0, 0]))
     assert loss.item() == pytest.approx(3 * math.log(2))
 
 
-def test_cross_entropy_is_that_of_torch_values_and_gradients():
-    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    labels = torch.arange(7) % 11
-    ours = cross_entropy(logits.log_softmax(1)[torch.arange(7), labels])
-    theirs = F.cross_entropy(logits, labels, reduction="sum")
+def test_cross_entropy_is_that_of_torch_values_and_gradients(monkeypatch):
+    monkeypatch.setattr(output_head, "LOGITS_PER_CHUNK", 11 * 3)  # three tokens at a time
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
+    head = torch.randn(11, 5, generator=generator, requires_grad=True)
+    tokens = torch.arange(7) % 11
+    ours = cross_entropy(hidden, head, tokens)
+    theirs = F.cross_entropy(hidden @ head.T, tokens, reduction="sum")
     assert ours.item() == pytest.approx(theirs.item())
     torch.testing.assert_close(
-        torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits)
+        torch.autograd.grad(ours / 7, (hidden, head)),
+        torch.autograd.grad(theirs / 7, (hidden, head)),
     )
 
 

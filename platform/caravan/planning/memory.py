@@ -17,7 +17,7 @@ from caravan.recipe import RLVRConfig, TrainingConfig
 HEADROOM = 0.92
 """Share of a device's memory that is planned with; the rest goes to fragments and peaks."""
 LOGITS_PER_CHUNK = 1 << 28
-"""That a GPU holds at once, as `caravan.training.logprobs` says."""
+"""That a GPU holds at once, as `caravan.training.output_head` says."""
 TOKENS_STEP = 1024
 MAX_TOKENS_PER_PASS = 65_536
 """More in one pass makes nothing faster."""

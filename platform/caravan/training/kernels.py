@@ -1,5 +1,5 @@
 """Fused kernels for a GPU: Liger's for norms, rotary embeddings and gated layers, and what PyTorch
-compiles for `logprobs.linear_logprobs`, which serves every objective where Liger's fused cross
+compiles for `output_head`, which serves every objective where Liger's fused cross
 entropy serves one.
 
 Shapes: S tokens, V vocabulary.

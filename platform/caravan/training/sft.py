@@ -12,7 +12,7 @@ from caravan.recipe import SFTConfig
 from caravan.training.batching import TokenBatch, TokenRow, collate, plan_steps, split_passes
 from caravan.training.fit import Job
 from caravan.training.lanes import lanes_on
-from caravan.training.logprobs import token_logprobs
+from caravan.training.logprobs import before_head
 from caravan.training.loop import PassLoss
 from caravan.training.losses.sft import cross_entropy
 from caravan.training.optim import updater_for
@@ -27,8 +27,8 @@ class SFTObjective:
         return int(batch.loss_mask[:, 1:].sum())
 
     def __call__(self, model: PreTrainedModel, batch: TokenBatch) -> PassLoss:
-        logprobs = token_logprobs(model, batch.input_ids, batch.loss_mask, batch.layout)
-        return PassLoss(cross_entropy(logprobs), {})
+        before = before_head(model, batch.input_ids, batch.loss_mask, batch.layout)
+        return PassLoss(cross_entropy(*before), {})
 
 
 def sft_job(

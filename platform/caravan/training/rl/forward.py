@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.training.batching import TokenBatch, TokenRow, collate, split_passes
-from caravan.training.logprobs import hidden_before, linear_logprobs, tokens_per_chunk
+from caravan.training.logprobs import before_head, hidden_before
+from caravan.training.output_head import linear_logprobs, tokens_per_chunk
 from caravan.training.parallel.ranks import current
 
 
@@ -71,13 +72,11 @@ def policy_tokens(
     model: PreTrainedModel, batch: TokenBatch, *, temperature: float, entropy: bool
 ) -> PolicyTokens:
     """Of every completion token, given what comes before it; entropies are 0 unless asked for."""
-    hidden = hidden_before(model, batch.input_ids, batch.loss_mask, batch.layout)
-    weight = cast(nn.Linear, model.get_output_embeddings()).weight
-    labels = batch.input_ids[:, 1:][batch.loss_mask[:, 1:]]
-    logprobs = linear_logprobs(hidden, weight, labels, temperature=temperature)
+    before = before_head(model, batch.input_ids, batch.loss_mask, batch.layout)
+    logprobs = linear_logprobs(*before, temperature=temperature)
     if not entropy:
         return PolicyTokens(logprobs, torch.zeros_like(logprobs))
-    return PolicyTokens(logprobs, _entropies(hidden.detach(), weight.detach(), temperature))
+    return PolicyTokens(logprobs, _entropies(before.hidden, before.head, temperature))
 
 
 @torch.no_grad()
