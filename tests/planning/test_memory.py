@@ -65,6 +65,10 @@ def test_adapters_and_four_bits_and_offloading_hold_less(tiny_policy):
     n = LLAMA[8].parameters
     lora = replace(whole, lora_rank=16)
     assert lora.state_bytes() == pytest.approx(4 * n + 16 * lora.trained_parameters)
+    # Matrices under adapters in bf16; embeddings and head in float32, with autocast's copies.
+    ends = 2 * 128_256 * 4096
+    half = replace(lora, bf16=True).state_bytes()
+    assert half == pytest.approx(2 * (n - ends) + 6 * ends + 16 * lora.trained_parameters, rel=1e-3)
     qlora = replace(lora, nf4=True, bf16=True)
     assert 5 * GIB < qlora.state_bytes() < 13 * GIB  # embeddings and head stay in full precision
     offloaded = replace(whole, ranks=8, zero_stage=2, offload="optimizer")

@@ -188,7 +188,9 @@ def test_speed_counts_what_was_computed(policy, on_gpu):
         return values["perf/mfu"] * 2.0 * 4 * PEAK_FLOPS["H100"]
 
     assert mfu() == pytest.approx(6 * body * 1000 + 6 * head * 100)
-    add_adapters(model, CONFIG.derive(lora={"rank": 4, "target_modules": ["q_proj"]}))
+    add_adapters(
+        model, CONFIG.derive(lora={"rank": 4, "target_modules": ["q_proj"]}), torch.device("cpu")
+    )
     adapters = shape.num_hidden_layers * 2 * 4 * shape.hidden_size
     assert mfu() == pytest.approx(4 * body * 1000 + 6 * adapters * 1000 + 4 * head * 100)
 

@@ -75,6 +75,15 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_ranks_train_the_adapters_of_one_process_in_bf16(zero_stage, inputs, tmp_path):
+    config = STAGES["sft"][1].derive(bf16=True, lora=LoRAConfig(rank=4), zero_stage=zero_stage)
+    alone, together = Context(tmp_path / "alone"), Context(tmp_path / "together")
+    sft.run(config, inputs, alone)
+    sft.run(config.derive(**TWO), inputs, together)
+    assert losses(together) == pytest.approx(losses(alone), rel=3e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "module"),
     [

@@ -81,9 +81,11 @@ class TrainingSetup:
         if self.offloaded == "all":
             weights = cast = 0.0
         held = n * (weights + cast)
+        layers = self.shape.num_layers * self.shape.layer_parameters
         if self.nf4:  # half a byte, and a scale for every 64 weights
-            layers = self.shape.num_layers * self.shape.layer_parameters
             held = layers * (0.5 + 4 / 64) + (n - layers) * (weights + cast)
+        elif self._frozen_in_bf16:
+            held = layers * 2 + (n - layers) * (weights + cast)
         if self.lora_rank:
             held += t * weights
         more_gradients = 4 * (self.lanes - 1)
@@ -98,6 +100,11 @@ class TrainingSetup:
     @property
     def copies_in_bf16(self) -> bool:
         return self._spread and self.bf16 and self.gpu
+
+    @property
+    def _frozen_in_bf16(self) -> bool:
+        """Whether the matrices under adapters are held as they are computed with."""
+        return bool(self.lora_rank) and self.bf16 and not self.nf4 and not self._spread
 
     @property
     def _spread(self) -> bool:
@@ -138,6 +145,7 @@ class TrainingSetup:
         """Of `state_bytes`, what is gone before the backward pass: autocast's copies of matrices in
         layers that are computed again."""
         copied = self.bf16 and not self.nf4 and self.offloaded != "all"
+        copied = copied and not self._frozen_in_bf16
         if not (self.gpu and self.gradient_checkpointing and copied):
             return 0.0
         sharded = self.ranks if self.zero_stage == 3 else 1

@@ -34,7 +34,7 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
-    from caravan.training.adapters import add_adapters, load_base
+    from caravan.training.adapters import load_base
     from caravan.training.dpo import dpo_job
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
@@ -43,7 +43,7 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     from caravan.training.tokenize import check_length, tokenize_pairs
 
     device = prepare_torch(config.resources.cpus, context.seed)
-    model, tokenizer = load_base(inputs["model"], config)
+    model, tokenizer = load_base(inputs["model"], config, device)
     check_length(model, config.max_length)
     model = place(
         model,
@@ -58,7 +58,6 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
     if config.loss.needs_reference:
         reference = load_reference(inputs["reference"], data.rows)
     config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
-    add_adapters(model, config)
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
     metrics = fit(job, context, identity=of_run, config=config)
     save_trained(model, tokenizer, config, inputs["model"], context)

@@ -62,6 +62,7 @@ def train(
     device = prepare_torch(config.resources.cpus, context.seed)
     weights = reads_weights(config.zero_stage)
     model, tokenizer = new_reward_model(inputs["model"], weights=weights)
+    add_adapters(model, config, device)
     check_length(model, config.max_length)
     model = place(
         model,
@@ -72,7 +73,6 @@ def train(
     pairs = read_rows(inputs["pairs"], Pair)
     data = tokenize_pairs(pairs, tokenizer, config.max_length, whole=True)
     config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
-    add_adapters(model, config)
     job = reward_model_job(
         model,
         data.rows,

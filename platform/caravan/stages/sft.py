@@ -32,14 +32,14 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
-    from caravan.training.adapters import add_adapters, load_base
+    from caravan.training.adapters import load_base
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
     from caravan.training.sft import sft_job
     from caravan.training.tokenize import check_length, tokenize_conversations
 
     device = prepare_torch(config.resources.cpus, context.seed)
-    model, tokenizer = load_base(inputs["model"], config)
+    model, tokenizer = load_base(inputs["model"], config, device)
     check_length(model, config.max_length)
     model = place(
         model,
@@ -52,7 +52,6 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
     config = with_pass_tokens(
         config, inputs["model"], max((r.length for r in data.rows), default=0)
     )
-    add_adapters(model, config)
     job = sft_job(
         model,
         data.rows,

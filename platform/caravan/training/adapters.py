@@ -17,28 +17,41 @@ from transformers import PreTrainedModel
 
 from caravan.errors import CaravanError, DataError, require
 from caravan.recipe import TrainingConfig
-from caravan.training.models import Policy, load_policy
-from caravan.training.parallel.ranks import reads_weights
+from caravan.training.models import Policy, load_policy, reward_model_from
+from caravan.training.parallel.ranks import reads_weights, spreads_weights
+from caravan.training.precision import computes_in_bf16
 
 ADAPTER = "default"
 HEADS = ("lm_head", "score")
 """Output heads: of a policy it stays as it is, of a reward model it is new and trained in full."""
 
 
-def load_base(directory: Path, config: TrainingConfig) -> Policy:
-    """The policy in `directory`, in 4 bits where the config says so; without weights on ranks that
-    are given them later.
+def load_base(directory: Path, config: TrainingConfig, device: torch.device) -> Policy:
+    """The policy in `directory`, with adapters where the config asks for them; without weights on
+    ranks that are given them later.
+
+    Args:
+        device: where it will be trained.
 
     Raises:
         CaravanError: 4 bits are asked for on a machine without a GPU.
+        DataError: as of `add_adapters`.
+        MissingExtraError: peft or bitsandbytes is not installed.
     """
     if config.quantization is None:
-        return load_policy(directory, weights=reads_weights(config.zero_stage))
-    if not torch.cuda.is_available():
+        policy = load_policy(directory, weights=reads_weights(config.zero_stage))
+    elif torch.cuda.is_available():
+        policy = _load_in_four_bits(directory)
+    else:
         raise CaravanError(
             "quantization: nf4 needs a CUDA GPU, and this machine has none; leave it out to train "
             "adapters on weights in full precision"
         )
+    add_adapters(policy.model, config, device)
+    return policy
+
+
+def _load_in_four_bits(directory: Path) -> Policy:
     require("bitsandbytes", extra="qlora", feature="quantization: nf4")
     from transformers import BitsAndBytesConfig
 
@@ -51,8 +64,11 @@ def load_base(directory: Path, config: TrainingConfig) -> Policy:
     return load_policy(directory, quantization_config=four_bits)
 
 
-def add_adapters(model: PreTrainedModel, config: TrainingConfig) -> None:
+def add_adapters(model: PreTrainedModel, config: TrainingConfig, device: torch.device) -> None:
     """Freeze `model` and give its linear layers adapters, where the config asks for them.
+
+    Frozen matrices are then held in the precision in which passes on `device` compute, so that
+    they take half, and no pass has to cast them; ZeRO-3 wants all weights in one precision.
 
     Raises:
         DataError: no layer has a name that the config gives.
@@ -80,35 +96,39 @@ def add_adapters(model: PreTrainedModel, config: TrainingConfig) -> None:
     peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
+    if computes_in_bf16(device.type, config.bf16) and not spreads_weights(config.zero_stage):
+        _halve_frozen(model)
+
+
+def _halve_frozen(model: PreTrainedModel) -> None:
+    """Matrices of linear layers only: what is computed with others would not stay the same."""
+    embeddings = model.get_input_embeddings().weight
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight is not embeddings:
+            weight = module.weight
+            if weight.dtype == torch.float32 and not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16)
 
 
 def plain(model: PreTrainedModel, config: TrainingConfig, directory: Path) -> PreTrainedModel:
     """The model with its adapters merged into its weights, as an ordinary one.
 
     Args:
-        directory: what was trained from; quantized weights are read again from there.
+        directory: what was trained from; its weights are read again from there, since those of
+            `model` may be in fewer bits.
     """
     if config.lora is None:
         return model
-    layers = list(_adapted(model))
-    if config.quantization is not None:
-        base = load_policy(directory).model
-        with torch.no_grad():
-            for layer in layers:
-                weight = base.get_submodule(layer.name).weight
-                weight += layer.delta().to(weight)
-        return base
+    base = load_policy(directory).model
     with torch.no_grad():
-        for layer in layers:
-            layer.module.get_base_layer().weight += layer.delta()
-    for layer in layers:
-        parent, _, last = layer.name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.module.get_base_layer())
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        model.__dict__.pop(leftover, None)
-    return model
+        for layer in _adapted(model):
+            weight = base.get_submodule(layer.name).weight
+            weight += layer.delta().to(weight)
+    if not hasattr(model, "score"):
+        return base
+    reward_model = reward_model_from(base, model.config.pad_token_id)
+    reward_model.score.load_state_dict(model.score.state_dict())
+    return reward_model
 
 
 class _Layer(NamedTuple):
