@@ -35,7 +35,10 @@ from tests.benchmarks import training_work as w
 from tests.benchmarks.training_compare import WARM_UP, Side, spread
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-SIDES = {"sft": ("caravan", "trl-gpu-sft"), "dpo": ("caravan", "trl-gpu-dpo")}
+SIDES = {
+    "sft": ("caravan", "caravan-compiled", "trl-gpu-sft"),
+    "dpo": ("caravan", "trl-gpu-dpo"),
+}
 REPETITIONS = 5
 
 

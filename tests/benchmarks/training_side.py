@@ -26,6 +26,7 @@ from tests.benchmarks import training_work as w
 from tests.benchmarks.flash_for_trl import use_flash_attention
 
 from caravan.recipe import DPOConfig, SFTConfig
+from caravan.training import attention, models
 from caravan.training.batching import StepSampler
 from caravan.training.dpo import dpo_job
 from caravan.training.models import place, prepare_torch
@@ -70,10 +71,16 @@ class InOrder(StepSampler):
         return list(range(first, min(first + self.rows_per_step, self.total_rows)))
 
 
-def caravan(task: str, work: w.Work, *, bf16: bool) -> Marks:
-    prepare_torch(THREADS, 0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def caravan(task: str, work: w.Work, *, bf16: bool, compiled: bool = False) -> Marks:
+    """`compiled`: what lies in a layer between its products and attention is PyTorch's to fuse."""
+    device = prepare_torch(THREADS, 0)
+    if compiled:  # instead of Liger's kernels
+        models.use_fused_kernels = lambda *_: False
+        attention.packed_attention = torch.compiler.disable(attention.packed_attention)
     model = place(w.model(work), device, gradient_checkpointing=work.gradient_checkpointing)
+    if compiled:
+        for layer in model.base_model.layers:
+            layer.compile(dynamic=True)
     settings = {
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -218,6 +225,7 @@ def trl(task: str, work: w.Work, *, accumulation: int = 1, **options: Any) -> Ma
 BEST: dict[str, Any] = {"bf16": True, "gradient_checkpointing": False}
 SIDES: dict[str, Callable[[str, w.Work], Marks]] = {
     "caravan": lambda task, work: caravan(task, work, bf16=True),
+    "caravan-compiled": lambda task, work: caravan(task, work, bf16=True, compiled=True),
     "caravan-fp32": lambda task, work: caravan(task, work, bf16=False),
     # As TRL ships: padded, gradient checkpointing, bf16, reference model asked in every step.
     "trl-default": lambda task, work: trl(task, work),
