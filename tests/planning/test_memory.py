@@ -75,6 +75,15 @@ def test_adapters_and_four_bits_and_offloading_hold_less(tiny_policy):
     assert offloaded.state_bytes() == pytest.approx(4 * n + 4 * n / 8)
 
 
+def test_rlvr_on_a_gpu_samples_from_a_copy_in_half_precision():
+    n = LLAMA[8].parameters
+    on_gpu = TrainingSetup(LLAMA[8], gpu=True, samples=True, frozen=1)
+    assert on_gpu.whole_copies_bytes() == (2 + 4) * n
+    assert replace(on_gpu, ranks=8, zero_stage=3).whole_copies_bytes() == (2 + 2) * n
+    assert replace(on_gpu, bf16=False).whole_copies_bytes() == 4 * n  # the policy itself
+    assert replace(on_gpu, gpu=False).whole_copies_bytes() == 4 * n
+
+
 def test_copies_that_are_not_held_are_not_counted_as_freed():
     on_gpu = TrainingSetup(LLAMA[8], gpu=True, gradient_checkpointing=True)
     copies = 2 * LLAMA[8].num_layers * LLAMA[8].layer_parameters

@@ -14,7 +14,7 @@ from caravan.recipe import GRPOConfig, PPOConfig, Resources, RLVRConfig, Samplin
 from caravan.stages import rlvr
 from caravan.training import models
 from caravan.training.optim import NonFiniteError
-from caravan.training.rl import rollout
+from caravan.training.rl import rollout, session
 from caravan.verifiers import VERIFIERS, VerifierError
 
 from .conftest import row
@@ -69,6 +69,26 @@ def test_the_policy_learns(inputs, context, algorithm):
     assert sum(rewards[:5]) / 5 < 0.3
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
     AutoModelForCausalLM.from_pretrained(there.root / "out" / "model")
+
+
+def test_a_copy_that_is_sampled_from_has_the_weights_of_each_step(inputs, context, monkeypatch):
+    from_itself, from_a_copy = context("itself"), context("copy")
+    rlvr.run(config(), inputs, from_itself)
+    monkeypatch.setattr(session, "_sampler", session._whole_copy)
+    rlvr.run(config(), inputs, from_a_copy)
+    assert digest(from_a_copy) == digest(from_itself)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_the_policy_learns_on_a_gpu_that_samples_in_bf16(inputs, context):
+    there = context("run")
+    resources = Resources(cpus=1, gpus=1)
+    settings = config(max_steps=40, prompts_per_step=12, bf16=True, resources=resources)
+    rlvr.run(settings, inputs, there)
+    rewards = [there.logged[step]["reward"] for step in sorted(there.logged)]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.25
+    assert max(metrics["mismatch/kl"] for metrics in there.logged.values()) < 0.05
 
 
 @pytest.mark.parametrize(

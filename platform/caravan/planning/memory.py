@@ -38,7 +38,7 @@ class TrainingSetup:
     frozen: int = 0
     """Models that are only read, whole on every rank: the reference of RL."""
     samples: bool = False
-    """Rollouts are sampled, which under ZeRO-3 takes a whole copy of the policy."""
+    """Rollouts are sampled, which under ZeRO-3 and on a GPU takes a copy of the policy."""
     lora_rank: int = 0
     """Of low-rank adapters on every linear layer; 0 trains the weights themselves."""
     nf4: bool = False
@@ -93,13 +93,16 @@ class TrainingSetup:
         return trained + self.whole_copies_bytes()
 
     def whole_copies_bytes(self) -> float:
-        """Of models that no rank shares out; where the trained ones are, they are in bf16."""
-        copies = self.frozen + (self.samples and self._spread)
-        return copies * (2 if self.copies_in_bf16 else 4) * self.shape.parameters
+        """Of models that no rank shares out: frozen ones, which are in bf16 only where the trained
+        ones are shared out, and the one that is sampled from where it is not the policy itself."""
+        frozen = self.frozen * (2 if self.samples_in_bf16 and self._spread else 4)
+        copied = self.samples and (self._spread or self.samples_in_bf16)
+        sampler = copied * (2 if self.samples_in_bf16 else 4)
+        return (frozen + sampler) * self.shape.parameters
 
     @property
-    def copies_in_bf16(self) -> bool:
-        return self._spread and self.bf16 and self.gpu
+    def samples_in_bf16(self) -> bool:
+        return self.bf16 and self.gpu
 
     @property
     def _frozen_in_bf16(self) -> bool:

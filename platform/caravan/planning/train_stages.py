@@ -124,7 +124,7 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     idle = setup.gib(0) + placement.device.base_gib
     length = prompt + config.sampling.max_completion_length
     at_once, cache = rows_at_once(
-        of_rank, setup.shape, placement, idle, length, bf16=setup.copies_in_bf16
+        of_rank, setup.shape, placement, idle, length, bf16=setup.samples_in_bf16
     )
     sampled = work.decoding(
         setup.shape, placement.for_one_process(), rows=of_rank, prompt_tokens=prompt,

@@ -63,9 +63,7 @@ def train_rlvr(
         RLModels(
             policy=policy,
             tokenizer=tokenizer,
-            sampler=_whole_copy(policy, config, device)
-            if spreads_weights(config.zero_stage)
-            else policy,
+            sampler=_sampler(policy, config, device),
             reference=_frozen(policy, config, device) if config.beta > 0 else None,
             value=None if value is None else _trained(value, config, device),
         ),
@@ -166,12 +164,24 @@ def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -
     return reference
 
 
+def _sampler(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
+    """The policy itself, unless its weights are spread over the ranks, or a GPU decodes several
+    times faster from a copy in bfloat16."""
+    if spreads_weights(config.zero_stage) or _halves(config, device):
+        return _whole_copy(policy, config, device)
+    return policy
+
+
+def _halves(config: RLVRConfig, device: torch.device) -> bool:
+    """Whether whole copies are in bfloat16: on a GPU, where they take half for it."""
+    return config.bf16 and device.type == "cuda"
+
+
 def _whole_copy(
     policy: PreTrainedModel, config: RLVRConfig, device: torch.device
 ) -> PreTrainedModel:
-    """A copy on `device`, whose weights are still to be written, of a policy that is spread over
-    the ranks; in the precision that passes compute in on a GPU, so that it takes half."""
-    dtype = torch.bfloat16 if config.bf16 and device.type == "cuda" else torch.float32
+    """A copy on `device` whose weights are still to be written."""
+    dtype = torch.bfloat16 if _halves(config, device) else torch.float32
     unwritten: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device=device, dtype=dtype), requires_grad=False)
         for p in policy.parameters()

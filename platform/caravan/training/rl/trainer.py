@@ -58,8 +58,8 @@ class RLModels:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sampler: PreTrainedModel
-    """What rollouts are sampled from: the policy itself, or where its weights are spread over the
-    ranks, a whole copy that gets them before each step."""
+    """What rollouts are sampled from: the policy itself, or a whole copy that gets its weights
+    before each step, where they are spread over the ranks or a GPU decodes in bfloat16."""
     reference: PreTrainedModel | None
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
