@@ -1,4 +1,6 @@
 import logging
+import math
+from collections import Counter
 
 import pytest
 import torch
@@ -65,6 +67,20 @@ def test_a_step_larger_than_the_dataset_takes_all_of_it_and_says_so(caplog):
         sampler = plan_steps(3, 128, epochs=2, max_steps=None, seed=5)
     assert "128 rows per optimiser step were asked for, but there are only 3" in caplog.text
     assert [sorted(sampler.step(i)) for i in range(sampler.steps)] == [[0, 1, 2], [0, 1, 2]]
+
+
+@given(st.integers(3, 60), st.floats(0.01, 0.6), st.integers(0, 5))
+def test_rows_held_out_are_in_no_step_and_all_others_once_an_epoch(rows, share, seed):
+    sampler = plan_steps(rows, 3, epochs=2.0, max_steps=None, seed=seed, validation_share=share)
+    drawn = Counter(row for step in range(sampler.steps) for row in sampler.step(step))
+    assert set(drawn.values()) == {2}
+    assert sorted([*drawn, *sampler.held_out]) == list(range(rows))
+    assert len(sampler.held_out) == math.ceil(share * rows)
+
+
+def test_something_must_be_left_to_train_on():
+    with pytest.raises(DataError, match=r"validation_share 0.9 of 3 rows leaves none to train on"):
+        plan_steps(3, 3, epochs=1.0, max_steps=None, seed=0, validation_share=0.9)
 
 
 def test_no_rows_is_an_error_before_the_first_step():

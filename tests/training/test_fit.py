@@ -28,6 +28,7 @@ from caravan.training.models import load_policy, save_model
 from caravan.training.optim import Schedule, Updater
 from caravan.training.pairs import pair_passes
 from caravan.training.parallel import ranks
+from caravan.training.sft import sft_job
 from caravan.training.tokenize import PairRow, tokenize_conversations
 from tiny import ONE_CORE, Context, Evicting
 
@@ -58,6 +59,33 @@ def test_sigterm_saves_after_the_step_and_the_next_attempt_goes_on_from_there(in
     }
     weights = [c.directory / "out" / "model" / "model.safetensors" for c in (evicted, undisturbed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_loss_of_held_out_rows_is_that_of_the_model_on_rows_it_never_trains_on(
+    inputs, tmp_path
+):
+    config = CONFIG.derive(validation_share=0.3, validation_steps=4)
+    context, stopped = Context(tmp_path / "a"), Evicted(tmp_path / "b", after=5)
+    result = sft.run(config, inputs, context)
+    measured = [step for step, values in context.logged.items() if "validation/loss" in values]
+    assert measured == [4, 6]
+    assert result.metrics["validation/loss"] == context.logged[6]["validation/loss"]
+
+    model, tokenizer = load_policy(context.directory / "out" / "model")
+    rows = tokenize_conversations(read_rows(inputs["dataset"], Conversation), tokenizer, 64).rows
+    job = sft_job(model, rows, config, pad_token_id=tokenizer.pad_token_id, seed=context.seed)
+    held_out = [rows[i] for i in job.sampler.held_out]
+    assert 0 < len(held_out) < len(rows)
+    losses, tokens = 0.0, 0
+    for row in held_out:
+        ids, mask = torch.tensor([row.input_ids]), torch.tensor(row.loss_mask)[1:]
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)[range(len(mask)), ids[0, 1:]]
+        losses, tokens = losses - logprobs[mask].sum().item(), tokens + int(mask.sum())
+    assert result.metrics["validation/loss"] == pytest.approx(losses / tokens, rel=1e-5)
+
+    with StopSignals(), pytest.raises(StageStopped):
+        sft.run(config, inputs, stopped)
+    assert sft.run(config, inputs, stopped).metrics == result.metrics
 
 
 def give_dropout(model: Path) -> None:

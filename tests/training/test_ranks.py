@@ -45,9 +45,9 @@ TWO = {"resources": Resources(cpus=2, processes=2)}
     ("name", "options"),
     [
         ("sft", {"zero_stage": 0}),
-        ("sft", {"zero_stage": 2}),
+        ("sft", {"zero_stage": 2, "validation_share": 0.2, "validation_steps": 2}),
         ("sft", {"zero_stage": 3, "zero_offload": "optimizer", "loss_reduction": "sum"}),
-        ("dpo", {"zero_stage": 3}),
+        ("dpo", {"zero_stage": 3, "validation_share": 0.1}),
         ("reward_model", {"zero_stage": 3, "gradient_checkpointing": True}),
     ],
     ids=str,

@@ -76,6 +76,8 @@ class RLVRConfig(TrainingConfig):
     def _all_weights_and_all_steps(self) -> Self:
         if self.lora is not None or self.quantization is not None:
             raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
+        if self.validation_share > 0:
+            raise ValueError("rlvr holds no prompts out: leave validation_share at 0")
         if self.on_non_finite == "skip":
             raise ValueError("rlvr cannot leave a step out: on_non_finite is stop here")
         if self.num_train_epochs != 1:

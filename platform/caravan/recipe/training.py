@@ -70,6 +70,10 @@ class TrainingConfig(Config):
     """DeepSpeed ZeRO stage, used when more than one process trains; 0 replicates the model."""
     zero_offload: Literal["none", "optimizer", "all"] = "none"
     """What ZeRO keeps in the host's memory: the optimiser's state, or (stage 3) weights too."""
+    validation_share: Fraction = 0.0
+    """Of the rows, which are not trained on: their loss is measured as `validation/loss`."""
+    validation_steps: PositiveInt = 100
+    """Optimiser steps between measurements of held-out rows; one is made at the end, too."""
     on_non_finite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or a gradient is not finite; a run skips a few steps at most."""
     lora: LoRAConfig | None = None

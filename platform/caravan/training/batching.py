@@ -23,6 +23,7 @@ from torch import Tensor
 
 from caravan.errors import DataError
 from caravan.training.packing import Layout, lay_out
+from caravan.training.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class StepSampler:
     total_rows: int
     """Rows drawn in all, over all epochs."""
     seed: int
+    held_out: tuple[int, ...] = ()
+    """Row numbers that no step has."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -100,25 +103,42 @@ class StepSampler:
         """Row numbers of step `index`; only the last step may be smaller than the others."""
         first = index * self.rows_per_step
         last = min(first + self.rows_per_step, self.total_rows)
-        return [int(self._order(at // self.rows)[at % self.rows]) for at in range(first, last)]
+        trained = self.rows - len(self.held_out)
+        return [int(self._order(at // trained)[at % trained]) for at in range(first, last)]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = epoch_order(self.rows, epoch, self.seed)
+            order = epoch_order(self.rows, epoch, self.seed)
+            self._orders[epoch] = order[~np.isin(order, self.held_out)]
         return self._orders[epoch]
 
 
 def plan_steps(
-    rows: int, rows_per_step: int, *, epochs: float, max_steps: int | None, seed: int
+    rows: int,
+    rows_per_step: int,
+    *,
+    epochs: float,
+    max_steps: int | None,
+    seed: int,
+    validation_share: float = 0.0,
 ) -> StepSampler:
     """How `rows` are drawn. A step never takes more rows than there are.
 
+    Args:
+        validation_share: of the rows, which no step gets: at least one where it is above 0.
+
     Raises:
-        DataError: there are no rows.
+        DataError: there are no rows, or all are held out.
     """
-    if rows == 0:
+    held_out = _hold_out(rows, validation_share, seed)
+    every, rows = rows, rows - len(held_out)
+    if every == 0:
         raise DataError("no rows are left to train on; see the counts of dropped rows in the log")
+    if rows == 0:
+        raise DataError(
+            f"validation_share {validation_share} of {every} rows leaves none to train on; lower it"
+        )
     if rows_per_step > rows:
         logger.warning(
             "%d rows per optimiser step were asked for, but there are only %d: each step takes all "
@@ -128,7 +148,13 @@ def plan_steps(
         )
         rows_per_step = rows
     total = rows_per_step * max_steps if max_steps else max(1, round(epochs * rows))
-    return StepSampler(rows, rows_per_step, total, seed)
+    return StepSampler(every, rows_per_step, total, seed, held_out)
+
+
+def _hold_out(rows: int, share: float, seed: int) -> tuple[int, ...]:
+    count = min(rows, math.ceil(share * rows))
+    order = np.random.default_rng(derived_seed(seed, "held out", 0)).permutation(rows)
+    return tuple(sorted(order[:count].tolist()))
 
 
 def epoch_order(rows: int, epoch: int, seed: int) -> np.ndarray:

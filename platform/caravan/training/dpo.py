@@ -86,6 +86,7 @@ def dpo_job(
         epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         seed=seed,
+        validation_share=config.validation_share,
     )
     lanes = lanes_on(model.device, config.resources.cpus)
     passes = partial(pair_passes, rows, reference, config.pass_tokens, pad_token_id, lanes=lanes)

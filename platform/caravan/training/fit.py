@@ -22,7 +22,7 @@ from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import dropout_rates
 from caravan.training.health import SpikeWatch, speed
-from caravan.training.loop import B, Objective, Pass, StepMetrics, train
+from caravan.training.loop import B, Objective, Pass, StepMetrics, measure, train
 from caravan.training.optim import NonFiniteError, Updater
 from caravan.training.parallel.ranks import current
 from caravan.training.seeds import derived_seed
@@ -93,6 +93,15 @@ class Job(Generic[B]):
             stop=stop,
         )
 
+    def validate(self, *, bf16: bool) -> dict[str, float]:
+        """The loss and what else is reported of a step, as `validation/...`, on the rows that are
+        held out, if there are any."""
+        if not self.sampler.held_out:
+            return {}
+        passes = self._passes([row.length for row in self.rows], self.sampler.held_out)
+        measured = measure(self.model, self.updater, passes, self.objective, bf16=bf16)
+        return {f"validation/{name}": value for name, value in measured.items()}
+
     def _own_passes(self, lengths: Sequence[int], step: int) -> list[Pass[B]]:
         """This rank's passes of a step; one that does not count where the rank has no rows.
 
@@ -101,8 +110,10 @@ class Job(Generic[B]):
         """
         ranks = current()
         torch.manual_seed(derived_seed(self.sampler.seed, f"rank {ranks.rank}", step))
-        rows = self.sampler.step(step)
-        own = ranks.share(rows, lengths)
+        return self._passes(lengths, self.sampler.step(step))
+
+    def _passes(self, lengths: Sequence[int], rows: Sequence[int]) -> list[Pass[B]]:
+        own = current().share(rows, lengths)
         batches = self.passes(own or rows[:1])
         if self.add_estimate is not None:
             batches = self.add_estimate(batches, own)
@@ -148,6 +159,10 @@ def fit(
             done = metrics.step
             progress.add(metrics)
             rate = speed(job.model, metrics.computed, metrics.supervised, seconds, ranks.count)
+            if done % config.validation_steps == 0 or done == total:
+                progress.validation = job.validate(bf16=config.bf16)
+                rate |= progress.validation
+                started = time.perf_counter()
             context.log(done, {**progress.last, **rate})
             context.progress(done, total)
             if done % config.save_steps == 0 or done == total:
@@ -160,7 +175,7 @@ def fit(
             ranks.wait()  # none ends before the leading one has written
             raise StageStopped(stop.signal_number or signal.SIGTERM)
         job.updater.finish()
-    return progress.last
+    return {**progress.last, **progress.validation}
 
 
 @dataclass
@@ -169,6 +184,8 @@ class Progress:
 
     last: dict[str, float] = field(default_factory=dict)
     """Metrics of the last step."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """The last ones."""
     skipped: int = 0
     spikes: SpikeWatch = field(default_factory=SpikeWatch)
 
@@ -201,7 +218,12 @@ class Progress:
         }
 
     def state(self) -> dict[str, Any]:
-        return {"last": self.last, "skipped": self.skipped, "spikes": self.spikes.state()}
+        return {
+            "last": self.last,
+            "validation": self.validation,
+            "skipped": self.skipped,
+            "spikes": self.spikes.state(),
+        }
 
 
 def identity(

@@ -175,6 +175,33 @@ def train(
         yield StepMetrics(step + 1, tokens, computed, supervised, values)
 
 
+@torch.no_grad()
+def measure(
+    model: PreTrainedModel,
+    updater: Updater,
+    passes: Sequence[Pass[B]],
+    objective: Objective[B],
+    *,
+    bf16: bool,
+) -> dict[str, float]:
+    """`loss` and the objective's own numbers as means per unit, over this rank's `passes` and those
+    of all others; dropout is off."""
+    ranks = current()
+    most = max(count for (count,) in ranks.gather([len(passes)]))
+    sums: Counter[str] = Counter()
+    model.eval()
+    for one in [*passes, *[replace(passes[-1], counts=False)] * (most - len(passes))]:
+        batch = one.batch.to(model.device)
+        with autocast(model.device.type, bf16):
+            loss, others = updater.forward(partial(objective, batch=batch))
+        numbers = {"loss": loss.item(), **others, "units": objective.units(batch)}
+        sums.update(numbers if one.counts else dict.fromkeys(numbers, 0.0))
+    model.train()
+    totals = ranks.sums(sums)
+    units = totals.pop("units")
+    return {name: total / units for name, total in totals.items()}
+
+
 def _backward(
     objective: Objective[B],
     updater: Updater,

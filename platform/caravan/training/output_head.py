@@ -45,6 +45,8 @@ def linear_logprobs(
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """[] float32 sum of -log-softmax(hidden @ weight.T) at `labels`; shapes as above."""
+    if not torch.is_grad_enabled():  # and no gradient to compute beside it
+        return -linear_logprobs(hidden, weight, labels).sum()
     tokens = len(labels)
     hidden, weight, labels = _prepared(hidden, weight, labels)
     return cast(Tensor, cast(Any, _LinearCrossEntropy).apply(hidden, weight, labels, tokens))

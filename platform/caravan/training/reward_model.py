@@ -63,6 +63,7 @@ def reward_model_job(
         epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         seed=seed,
+        validation_share=config.validation_share,
     )
     lanes = lanes_on(model.device, config.resources.cpus)
     return Job(

@@ -46,6 +46,7 @@ def sft_job(
         epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         seed=seed,
+        validation_share=config.validation_share,
     )
     lanes = lanes_on(model.device, config.resources.cpus)
     return Job(
