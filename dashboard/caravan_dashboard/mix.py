@@ -19,6 +19,7 @@ def source_table(
     card: Mapping[str, Any] | None,
     overlap: Mapping[str, Any] | None,
     mix: Mapping[str, Any] | None,
+    trained: Mapping[str, int] | None,
 ) -> pd.DataFrame:
     """One line per source with its rows after each step; None where the step has not said."""
     after = _cleaned(overlap)
@@ -36,6 +37,7 @@ def source_table(
             "curated": source.get("kept"),
             "clean": after.get(name) if overlap else None,
             "in the mix": mixed.get(name, 0) if mix else None,
+            "trained on": None if trained is None else trained.get(name, 0),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -52,18 +54,21 @@ class Totals(NamedTuple):
     curated: int | None
     clean: int | None
     mixed: int | None
+    trained: int | None
 
 
 def totals(
     card: Mapping[str, Any] | None,
     overlap: Mapping[str, Any] | None,
     mix: Mapping[str, Any] | None,
+    trained: Mapping[str, int] | None,
 ) -> Totals:
     return Totals(
         card["available"] if card else None,
         card["kept"] if card else None,
         sum(_cleaned(overlap).values()) if overlap else None,
         mix["rows"] if mix else None,
+        None if trained is None else sum(trained.values()),
     )
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -33,8 +33,13 @@ from caravan.recipe import (
 )
 from caravan.settings import Settings
 
+if TYPE_CHECKING:
+    from caravan.stages.curate import Filters
+
 SAMPLE_ROWS = 200
 """Rows of each source that are rendered and masked; of files, every row is read all the same."""
+FILTERED_ROWS = 1_000
+"""Rows of each source that go through the filters of `curate`: near duplicates take time."""
 SAMPLE_CHARACTERS = 4_000
 """Of a message, for a tokenizer like the one that the run will train."""
 BYTES_PER_PARAMETER = 16
@@ -70,6 +75,7 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
 def _checks(
     recipe: Recipe, recipe_dir: Path, settings: Settings, rows: list[Conversation]
 ) -> Iterator[Check]:
+    from caravan.stages.curate import Filters
     from caravan_pipelines.graph import stage_graph
 
     yield "recipe", lambda: f"{recipe.name}, {len(stage_graph(recipe))} stages"
@@ -81,10 +87,11 @@ def _checks(
         if isinstance(engine, VLLMEngineConfig):
             yield f"engine {name}", _has_vllm
     yield "licences", lambda: _licences(recipe)
+    filters = Filters(recipe.curate, [])
     for source in recipe.curate.sources:
         yield (
             f"source {source.name}",
-            lambda source=source: _source(source, recipe, recipe_dir, rows),  # type: ignore[misc]
+            lambda source=source: _source(source, recipe, recipe_dir, filters, rows),  # type: ignore[misc]
         )
     for task in recipe.evaluate.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
@@ -155,17 +162,30 @@ def _licences(recipe: Recipe) -> str:
     return ", ".join(sorted({source.license for source in recipe.curate.sources}))
 
 
-def _source(source: Source, recipe: Recipe, recipe_dir: Path, sample: list[Conversation]) -> str:
+def _source(
+    source: Source, recipe: Recipe, recipe_dir: Path, filters: Filters, sample: list[Conversation]
+) -> str:
+    from caravan.data.card import SourceCard, counted
     from caravan.stages.curate import load
 
-    rows = load(source, recipe.seed, recipe_dir)
-    first = list(islice(rows, SAMPLE_ROWS))
-    sample += first
-    if not first:
+    card = SourceCard(source)
+    on_hub = isinstance(source.origin, HubSource)
+    rows = load(source, recipe.seed, recipe_dir, card.unread)
+    for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
+        card.count(row)
+        if card.available <= SAMPLE_ROWS:
+            sample.append(row)
+        if card.available <= FILTERED_ROWS and (reason := filters.reason_to_drop(row)):
+            card.dropped[reason] += 1
+    if not card.available:
         raise DataError(f"source {source.name} holds no row; check its origin")
-    if isinstance(source.origin, HubSource):
-        return "the first rows can be read"
-    return f"{len(first) + sum(1 for _ in rows):,} rows"
+    said = [
+        f"the first {card.available} rows can be read" if on_hub else f"{card.available:,} rows"
+    ]
+    if card.dropped:
+        some = f" of the first {FILTERED_ROWS:,}" if card.available > FILTERED_ROWS else ""
+        said.append(f"to be dropped{some}: {counted(card.dropped)}")
+    return "; ".join([*said, *card.remarks()])
 
 
 def _task(task: EvalTask, recipe_dir: Path) -> str:
@@ -210,9 +230,12 @@ def _lengths(recipe: Recipe, recipe_dir: Path) -> str:
 def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     from caravan.training.tokenize import tokenize_conversations
 
-    answered = [row for row in rows if row.messages[-1].role == "assistant"]
+    answered = [row for row in rows if row.has_reply]
     if not answered:
-        raise RecipeError("no source has a row that ends with an assistant's turn")
+        raise RecipeError(
+            "no source has a row with a reply to train on; docs/data-formats.md says which columns "
+            "are read"
+        )
     tokenizer = _tokenizer(recipe, recipe_dir, answered)
     max_length = recipe.sft.max_length
     data = tokenize_conversations(answered, tokenizer, max_length)
@@ -229,7 +252,7 @@ def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
 def _two_steps(kind: str, config: object, rows: list[Conversation] | None = None) -> str:
     from caravan.training.dry_run import two_steps
 
-    answered = [row for row in rows or [] if row.messages[-1].role == "assistant"]
+    answered = [row for row in rows or [] if row.has_reply]
     steps = two_steps(kind, config, rows=answered or None)  # type: ignore[arg-type]
     return "losses " + ", ".join(f"{step.values['loss']:.3f}" for step in steps)
 

@@ -120,6 +120,7 @@ class SampleRun:
         *,
         scores: Iterable[Score] = (),
         series: Mapping[str, Callable[[int], float]] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         stage_id = self.open(node, reads)
         at = datetime.now(UTC)
@@ -130,7 +131,9 @@ class SampleRun:
         ]
         self.registry.log_points(stage_id, points)
         self.outputs[node] = outputs
-        self.registry.succeed_stage_run(stage_id, outputs, scores=tuple(scores))
+        self.registry.succeed_stage_run(
+            stage_id, outputs, scores=tuple(scores), metrics=metrics or {}
+        )
 
     # --- stages -----------------------------------------------------------------------------
 
@@ -233,7 +236,8 @@ class SampleRun:
         outputs = {"model": self.put("model", files)}
         if node == "rlvr":
             outputs["rollouts"] = self.put("report", {ROWS: rollouts()})
-        self.stage(node, outputs, reads, series=series)
+        metrics = {"rows": 70, "source/word-problems": 30, "source/constraints": 40}
+        self.stage(node, outputs, reads, series=series, metrics=metrics if node == "sft" else {})
 
     def preferences(self) -> None:
         prompts = [conversation(s, i) for s in SOURCES for i in range(8)]

@@ -263,10 +263,10 @@ def test_an_empty_note_is_refused_in_words(open_page, run_ids, registry):
 # --- data, pairs, evaluation, rollouts ----------------------------------------------------------
 
 
-def test_the_data_page_follows_rows_from_source_to_mix(open_page, run_ids):
+def test_the_data_page_follows_rows_from_source_to_training(open_page, run_ids):
     app = open_page("data", run=run_ids["complete"])
 
-    assert [m.value for m in app.metric] == ["118", "100", "94", "80"]
+    assert [m.value for m in app.metric] == ["118", "100", "94", "80", "70"]
     assert len(app.get("vega_lite_chart")) == 2
     for names in (("math", "precise-if", "chat"), ("word-problems", "constraints", "small-talk")):
         assert legend(charts.colours(names)) in markup(app)

@@ -79,21 +79,24 @@ def test_short_and_empty_texts():
 @given(st.integers(0, 10**6))
 def test_near_duplicates_equal_those_of_comparing_all_pairs(seed):
     rng = random.Random(seed)
-    base = [f"w{rng.randrange(500)}" for _ in range(60)]
-    texts = []
-    for _ in range(12):
-        tokens = list(base) if rng.random() < 0.7 else [f"w{rng.randrange(500)}" for _ in range(60)]
+
+    def words() -> list[str]:
+        return [f"w{rng.randrange(500)}" for _ in range(60)]
+
+    def varied(base: list[str]) -> str:
+        tokens = list(base) if rng.random() < 0.8 else words()
         for _ in range(rng.randrange(3)):
             tokens[rng.randrange(60)] = "changed"
-        texts.append(" ".join(tokens))
-    near, kept, expected = NearDuplicates(0.8), [], []
-    for n, text in enumerate(texts):
-        found = near.find_or_add(str(n), text)
-        best = max(
-            (jaccard(shingle_hashes(text), shingle_hashes(texts[k])) for k in kept), default=0
-        )
-        expected.append(best >= 0.8)
-        assert (found is not None) == expected[-1]
+        return " ".join(tokens)
+
+    prompt, reply = words(), words()
+    rows = [(varied(prompt), varied(reply) if rng.random() < 0.7 else "") for _ in range(14)]
+    parts = [(shingle_hashes(asked), shingle_hashes(answer)) for asked, answer in rows]
+    near, kept = NearDuplicates(0.8), []
+    for n, row in enumerate(rows):
+        found = near.find_or_add(str(n), *row)
+        best = max((min(map(jaccard, parts[n], parts[k])) for k in kept), default=0)
+        assert (found.similarity if found else 0) == (best if best >= 0.8 else 0)
         if found is None:
             kept.append(n)
 

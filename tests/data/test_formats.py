@@ -46,6 +46,11 @@ QUESTION_AND_ANSWER = [("user", "q"), ("assistant", "a")]
         },
         {"instruction": "q", "input": "", "output": "a"},
         {"instruction": "q", "output": "a"},
+        {"instruction": "q", "context": "", "response": "a"},
+        {"prompt": "q", "response": "a"},
+        {"prompt": "q", "response": [{"role": "assistant", "content": "a"}]},
+        {"question": "q", "answer": "a"},
+        {"prompt": "Task: q. Reply: a", "instruction": "q", "output": "a"},
         {"text": "<|user|>\nq\n<|assistant|>\na"},
         {"text": "### Human: q### Assistant: a"},
         {"text": "\n\nHuman: q\n\nAssistant: a"},
@@ -73,6 +78,32 @@ def test_system_input_and_history_of_alpaca():
     ]
     shared = {"system": "S", "conversations": [{"from": "human", "value": "q"}]}
     assert convert(shared) == [("system", "S"), ("user", "q")]
+
+
+@pytest.mark.parametrize("prompt", ["instruction", "prompt", "question"])
+@pytest.mark.parametrize("context", ["input", "context"])
+@pytest.mark.parametrize("reply", ["completion", "response", "output", "answer"])
+def test_what_a_question_is_about_follows_it_and_no_column_is_unread(prompt, context, reply):
+    unread: set[str] = set()
+    row = {prompt: "q", context: "data", reply: "a"}
+    made = to_conversation(row, "s/0", LABELS, unread)
+    assert [m.content for m in made.messages] == ["q\n\ndata", "a"]
+    assert unread == set()
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"prompt": "q", "reply": "a", "category": "x", "nothing": None}, {"reply", "category"}),
+        ({"prompt": "q", "completion": "a", "response": "b"}, {"response"}),
+        ({"messages": [{"role": "user", "content": "q"}], "prompt": "q"}, {"prompt"}),
+        ({"prompt": "q", "ground_truth": "3", "dataset": "gsm8k", "persona": "p"}, set()),
+    ],
+)
+def test_columns_that_nothing_reads_are_named(row, unread):
+    found: set[str] = set()
+    to_conversation(row, "s/0", LABELS, found)
+    assert found == unread
 
 
 def test_turns_of_a_text_are_found_at_markers_only():
@@ -104,7 +135,7 @@ def test_verifier_and_ground_truth(row, verifier, ground_truth):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "q"}, r"none of the columns messages.*the row has question"),
+        ({"query": "q"}, r"none of the columns messages.*the row has query"),
         ({}, "the row has none"),
         ({"messages": []}, r"'messages' holds no message"),
         ({"messages": "q"}, "not a list"),
@@ -295,6 +326,8 @@ def real_data() -> Path:
     [
         ("sft/codealpaca/code_alpaca_2k.json", 2017),
         ("sft/llamafactory/alpaca_en_demo.json", 999),
+        ("sft/dolly/databricks_dolly_1k.csv.gz", 1000),
+        ("eval/gsm8k/train.jsonl.gz", 7473),
         ("sft/oasst/oasst_20230412_fr_top1.jsonl", 256),
         ("sft/safety/safety_only_data_Instructions.json.gz", 2483),
         ("rlvr/rlvr_test.jsonl", 100),

@@ -153,6 +153,26 @@ def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     assert "source none: holds no row" in output
 
 
+def test_what_a_run_will_not_read_train_on_or_keep_is_told_for_each_source(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pr.csv").write_text("prompt,response,grade\none,a,5\none,b,5\none,A,4\n")
+    (tmp_path / "odd.csv").write_text("prompt,reply\ntwo,a\nthree,b\n")
+    (tmp_path / "some.jsonl").write_text('{"prompt": "four", "answer": "d"}\n{"prompt": "five"}\n')
+    sources = [
+        {"name": name, "license": "MIT", "skill": "s", "origin": {"kind": "files", "paths": [path]}}
+        for name, path in (("pr", "pr.csv"), ("odd", "odd.csv"), ("some", "some.jsonl"))
+    ]  # fmt: skip
+    output, content = check(recipe(tmp_path, curate={"sources": sources}), tmp_path)
+    assert content, output
+    assert "pr: 3 rows; to be dropped: 1 exact duplicate; columns not read: grade\n" in output
+    assert (
+        "odd: 2 rows; none has a reply: prompts only, not trained on in SFT; "
+        "columns not read: reply\n"
+    ) in output
+    assert "some: 2 rows; 1 without a reply\n" in output
+
+
 def test_a_source_with_a_broken_row_is_named_once(model: Path, tmp_path: Path) -> None:
     found = recipe(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"messages": 3}\n')

@@ -63,10 +63,11 @@ def test_the_card_says_what_the_registry_says(finished, exported):
     }
     for i, source in enumerate(finished.recipe.curate.sources):
         assert rows[source.name][1:4] == [source.license, source.skill, str(100 + i)]
-        assert rows[source.name][5] == source.provenance
-    assert rows["notes"][4] == "77"
-    assert rows["persona-math"][4] == "40"
-    assert "careful" in rows["persona-math"][5]
+        assert rows[source.name][6] == source.provenance
+    assert rows["notes"][4:6] == ["77", "70"]
+    assert rows["persona-math"][4:6] == ["40", "0"]
+    assert "117 rows in the SFT mix, of which SFT trained on 70." in card
+    assert "careful" in rows["persona-math"][6]
     score = rows["math"]
     assert score[1:] == ["dev", "accuracy", "64.5", "61.2 to 67.8", "1500"]
     assert rows["digest of the recipe"][1] == recipe_digest(finished.recipe)

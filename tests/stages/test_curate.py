@@ -68,27 +68,74 @@ def test_card_counts_every_drop_and_duplicates_name_what_they_repeat(tmp_path, m
         ("empty", " "),
         (TEXT.upper(), "it is OLD."),
     )
-    write(tmp_path / "b.jsonl", (TEXT, "Another answer."), ("new", "row"))
+    write(tmp_path / "b.jsonl", (TEXT, "It is, old!"), (TEXT + "!", "it is old."), ("new", "row"))
     context = make_context()
     config = CurateConfig(
         sources=(source("a", "a.jsonl", provenance="a | person"), source("b", "b.jsonl")),
         forbidden_phrases=("claude", "Open.AI"),
+        near_duplicate_threshold=0.8,
     )
     curate.run(config, {}, context)
-    assert [row.id for row in rows_of(context)] == ["a/0", "a/2", "b/1"]
+    assert [row.id for row in rows_of(context)] == ["a/0", "a/2", "b/0", "b/2"]
     first, second = card_of(context)["sources"]
     assert first["dropped"] == {"empty message": 1, "exact duplicate": 1, "forbidden phrase": 1}
     assert (first["available"], first["kept"]) == (5, 2)
     assert second["dropped"] == {"near duplicate": 1}
-    assert card_of(context)["by_license"] == {"MIT": 3}
+    assert card_of(context)["by_license"] == {"MIT": 4}
     found = [json.loads(line) for line in (context.outputs["card"] / "duplicates.jsonl").open()]
     assert [(d["id"], d["of"], d["similarity"]) for d in found] == [
         ("a/4", "a/0", 1.0),
-        ("b/0", "a/0", 1.0),
+        ("b/1", "a/0", 0.8333),
     ]
     card = (context.outputs["card"] / "card.md").read_text()
-    assert "3 of 7 rows kept" in card
+    assert "4 of 8 rows kept" in card
     assert "a \\| person" in card
+
+
+def test_several_replies_to_one_prompt_stay_and_prompts_alone_are_compared(tmp_path, make_context):
+    refusal = "I am sorry, but that is nothing that I can help you with at all today."
+    other = "what does the new town hall look like from the other side of the river"
+    write(
+        tmp_path / "a.jsonl", (TEXT, "It is old."), (TEXT, "Nobody knows."), (TEXT, "it is  OLD."),
+        (TEXT, refusal), (other, refusal), (TEXT + " ", refusal + " Ask"),
+    )  # fmt: skip
+    prompts = [TEXT, TEXT + " now", other]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    config = CurateConfig(
+        sources=(source("a", "a.jsonl"), source("b", "b.jsonl")), near_duplicate_threshold=0.85
+    )
+    context = make_context()
+    curate.run(config, {}, context)
+    kept = ["a/0", "a/1", "a/3", "a/4", "b/0", "b/2"]
+    assert [row.id for row in rows_of(context)] == kept
+    found = [json.loads(line) for line in (context.outputs["card"] / "duplicates.jsonl").open()]
+    assert [(d["id"], d["reason"], d["of"]) for d in found] == [
+        ("a/2", "exact duplicate", "a/0"),
+        ("a/5", "near duplicate", "a/3"),
+        ("b/1", "near duplicate", "b/0"),
+    ]
+
+
+def test_what_is_not_read_not_answered_or_dropped_is_told_once_a_source(
+    tmp_path, make_context, caplog
+):
+    write(tmp_path / "a.jsonl", ("one", "a"), ("one", "a"), ("two", "b"), verdict="good", empty="")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "q", "\\u001b[2J": "a"}\n')
+    (tmp_path / "c.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two", "completion": "b"}\n')
+    sources = tuple(source(name, f"{name}.jsonl") for name in "abc")
+    context = make_context()
+    result = curate.run(CurateConfig(sources=sources), {}, context)
+    assert caplog.messages == [
+        "source a: 3 rows; dropped: 1 exact duplicate; columns not read: verdict",
+        "source b: 1 rows; none has a reply: prompts only, not trained on in SFT; "
+        "columns not read: '\\x1b[2J'",
+        "source c: 2 rows; dropped: 1 exact duplicate; 1 without a reply",
+    ]
+    assert result.metrics == {
+        "rows": 4, "available": 6, "without_reply": 2, "dropped/exact duplicate": 2
+    }  # fmt: skip
+    assert [s["without_reply"] for s in card_of(context)["sources"]] == [0, 1, 1]
+    assert "| a | verdict |" in (context.outputs["card"] / "card.md").read_text()
 
 
 def test_text_of_a_row_cannot_break_out_of_the_card(tmp_path: Path, make_context):
@@ -143,7 +190,7 @@ def test_licences(license: str, allowed: tuple[str, ...], refused: bool):
 
 def test_mistakes_name_source_file_and_row(tmp_path: Path, make_context):
     write(tmp_path / "a.jsonl", ("q", "a"))
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"question": "q"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "q"}\n{"query": "q"}\n')
     (tmp_path / "shape.jsonl").write_text('{"conversations": 3}\n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "rows").mkdir()

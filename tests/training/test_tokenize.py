@@ -55,8 +55,11 @@ def test_no_cut_ever_leaves_a_row_without_a_supervised_token(turns, max_length):
     for row_id, row in whole.items():
         assert (row_id in kept) == any(row.loss_mask[:max_length])
     cut = sum(whole[row.id].length > max_length for row in data.rows)
+    dropped = len(rows) - len(kept)
+    reasons = {"dropped/too long": dropped} if dropped else {}
     assert data.counts == {
-        "rows": len(kept), "dropped_rows": len(rows) - len(kept), "truncated_rows": cut
+        "rows": len(kept), "dropped_rows": dropped, "truncated_rows": cut, "source/t": len(kept),
+        **reasons,
     }  # fmt: skip
 
 
@@ -110,6 +113,26 @@ def test_masks_of_nothing_or_everything_are_refused_with_the_rows_ids():
     full = [TokenRow(f"full/{i}", [1, 2], [True, True]) for i in range(10)]
     with pytest.raises(DataError, match=r"every token.* rows full/0, .*full/7 and 2 more would"):
         check_masks([fine, *full])
+
+
+def test_rows_without_a_reply_are_told_from_those_whose_reply_does_not_fit(
+    caplog: pytest.LogCaptureFixture,
+):
+    asked, fits, long = chat("asked", "a"), chat("fits", "a", "b"), chat("long", "a" * 60, "b")
+    data = tokenize_conversations([asked, fits, long, asked], TOKENIZER, 40)
+    assert [row.id for row in data.rows] == ["fits"]
+    assert data.counts == {
+        "rows": 1, "dropped_rows": 3, "truncated_rows": 0, "source/t": 1,
+        "dropped/no reply": 2, "dropped/too long": 1,
+    }  # fmt: skip
+    assert caplog.messages == [
+        "2 of 4 rows have no reply and are dropped",
+        "1 of 4 rows have no reply to train on within max_length=40 tokens and are dropped",
+    ]
+    with pytest.raises(DataError, match=r"none of the 2 rows has a reply .* columns"):
+        tokenize_conversations([asked, asked], TOKENIZER, 40)
+    with pytest.raises(DataError, match=r"all 1 rows with a reply are longer than max_length=40"):
+        tokenize_conversations([asked, long], TOKENIZER, 40)
 
 
 def test_a_dataset_of_rows_longer_than_the_limit_says_what_to_raise():

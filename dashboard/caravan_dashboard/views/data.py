@@ -11,6 +11,7 @@ import streamlit as st
 from caravan.data.io import ROWS
 from caravan.data.records import Conversation
 from caravan.registry import StageRunRow
+from caravan.release.facts import trained_by_source
 from caravan.stages.decontaminate import Evidence
 from caravan_dashboard import charts, library, mix, ui
 from caravan_dashboard.evaluation import as_text
@@ -50,7 +51,7 @@ def main() -> None:
     elif view == "Rows":
         browse(stages)
     else:
-        overview(card, overlap, mixed)
+        overview(card, overlap, mixed, trained_by_source(stages))
 
 
 def document(stages: list[StageRunRow], node: str, name: str, file: str) -> Document:
@@ -62,14 +63,16 @@ def document(stages: list[StageRunRow], node: str, name: str, file: str) -> Docu
 # --- overview -----------------------------------------------------------------------------------
 
 
-def overview(card: Document, overlap: Document, mixed: Document) -> None:
-    numbers = mix.totals(card, overlap, mixed)
-    names = ["Available", "After curation", "After decontamination", "In the mix"]
-    for column, name, value in zip(st.columns(4), names, numbers, strict=True):
+def overview(
+    card: Document, overlap: Document, mixed: Document, trained: Mapping[str, int] | None
+) -> None:
+    numbers = mix.totals(card, overlap, mixed, trained)
+    names = ["Available", "After curation", "After decontamination", "In the mix", "Trained on"]
+    for column, name, value in zip(st.columns(5), names, numbers, strict=True):
         column.metric(name, DASH if value is None else count(value), border=True)
 
-    sources = mix.source_table(card, overlap, mixed)
-    amount = "in the mix" if mixed else "curated"
+    sources = mix.source_table(card, overlap, mixed, trained)
+    amount = "trained on" if trained else "in the mix" if mixed else "curated"
     left, right = st.columns([3, 2], gap="large")
     with left:
         st.subheader("Sources")
@@ -85,11 +88,11 @@ def overview(card: Document, overlap: Document, mixed: Document) -> None:
                 for name, n in totals.itertuples(index=False)
             ], "onno"))  # fmt: skip
 
-    st.subheader("From source to mix")
+    st.subheader("From source to training")
     ui.show(table(
-        ["Source", "Skill", "Licence", "Available", "Curated", "Clean", "In the mix"],
+        ["Source", "Skill", "Licence", "Available", "Curated", "Clean", "In the mix", "Trained on"],
         [[*line[:3], *(DASH if pd.isna(n) else count(int(n)) for n in line[3:])]
-         for line in sources.itertuples(index=False, name=None)], "ooonnnn",
+         for line in sources.itertuples(index=False, name=None)], "ooonnnnn",
     ))  # fmt: skip
     left_out = (mixed or {}).get("left_out") or []
     if left_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from caravan.recipe import Source
 SAMPLES = 2
 """Rows of each source shown in full: its first ones."""
 SAMPLE_CHARACTERS = 600
+NAMED = 8
+"""Columns named where there are many."""
 
 
 @dataclass
@@ -22,6 +24,9 @@ class SourceCard:
 
     source: Source
     available: int = 0
+    without_reply: int = 0
+    unread: set[str] = field(default_factory=set)
+    """Columns of its rows that nothing reads."""
     dropped: Counter[str] = field(default_factory=Counter)
     verifiable: int = 0
     turns: list[int] = field(default_factory=list)
@@ -32,6 +37,24 @@ class SourceCard:
     @property
     def kept(self) -> int:
         return self.available - self.dropped.total()
+
+    def count(self, row: Conversation) -> None:
+        """Count a row that was read."""
+        self.available += 1
+        self.without_reply += not row.has_reply
+
+    def remarks(self) -> list[str]:
+        """What whoever chose the source may not expect of its rows."""
+        said = []
+        if self.without_reply == self.available:
+            said.append("none has a reply: prompts only, not trained on in SFT")
+        elif self.without_reply:
+            said.append(f"{self.without_reply:,} without a reply")
+        if self.unread:
+            names = [name if name.isidentifier() else repr(name) for name in sorted(self.unread)]
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            said.append(f"columns not read: {', '.join(names[:NAMED])}{more}")
+        return said
 
     def keep(self, row: Conversation) -> None:
         """Count a row that stays."""
@@ -54,6 +77,8 @@ class SourceCard:
             "skill": self.source.skill,
             "available": self.available,
             "kept": self.kept,
+            "without_reply": self.without_reply,
+            "columns_not_read": sorted(self.unread),
             "dropped": dict(sorted(self.dropped.items())),
             "verifiable": self.verifiable,
             "messages": summary(self.turns),
@@ -88,6 +113,7 @@ def card_json(cards: Iterable[SourceCard]) -> dict[str, Any]:
     return {
         "available": sum(card.available for card in cards),
         "kept": sum(card.kept for card in cards),
+        "without_reply": sum(card.without_reply for card in cards),
         "dropped": dict(sorted(dropped.items())),
         "by_skill": dict(sorted(by_skill.items())),
         "by_license": dict(sorted(by_license.items())),
@@ -100,7 +126,16 @@ def card_markdown(card: dict[str, Any]) -> str:
     lines = ["# Data card", "", f"{card['kept']} of {card['available']} rows kept.", ""]
     lines += ["## Sources", ""]
     lines += table(
-        ("Source", "Skill", "Licence", "Available", "Kept", "Dropped", "Words in / out (median)"),
+        (
+            "Source",
+            "Skill",
+            "Licence",
+            "Available",
+            "Kept",
+            "Without a reply",
+            "Dropped",
+            "Words in / out (median)",
+        ),
         [
             (
                 source["name"],
@@ -108,13 +143,17 @@ def card_markdown(card: dict[str, Any]) -> str:
                 source["license"],
                 source["available"],
                 source["kept"],
-                ", ".join(f"{n} {reason}" for reason, n in source["dropped"].items()) or "–",
+                source["without_reply"],
+                counted(source["dropped"]) or "–",
                 f"{source['prompt_words'].get('median', 0)} / "
                 f"{source['response_words'].get('median', 0)}",
             )
             for source in card["sources"]
         ],
     )
+    not_read = [(s["name"], ", ".join(s["columns_not_read"])) for s in card["sources"]]
+    if not_read := [line for line in not_read if line[1]]:
+        lines += ["", "## Columns not read", "", *table(("Source", "Columns"), not_read)]
     lines += ["", "## Skills", "", *table(("Skill", "Rows"), card["by_skill"].items())]
     lines += ["", "## Licences", "", *table(("Licence", "Rows"), card["by_license"].items())]
     lines += ["", "## Provenance", ""]
@@ -128,6 +167,11 @@ def card_markdown(card: dict[str, Any]) -> str:
         for row in source["samples"]:
             lines += [f"### {row['id']}", "", *_fenced(row), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def counted(dropped: Mapping[str, int]) -> str:
+    """Rows by the reason they were dropped for, on one line."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

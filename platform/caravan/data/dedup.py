@@ -1,9 +1,10 @@
 """Exact and near duplicates. The first of several stays; each one dropped names the one it repeats.
 
 Exact duplicates are whole conversations that agree after case folding and collapsing white space.
-Near duplicates are prompts whose sets of word 5-grams have a Jaccard similarity of at least a
-threshold. MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, chapter 3) proposes
-candidates; the similarity that decides, and that is reported, is the exact one.
+Near duplicates are rows whose prompts and whose replies each have sets of word 5-grams with a
+Jaccard similarity of at least a threshold, so that several replies to one prompt all stay. MinHash
+with banding (Broder 1997; Leskovec, Rajaraman and Ullman, chapter 3) proposes candidates; the
+similarity that decides, and that is reported, is the exact one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Hashes = npt.NDArray[np.uint64]
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
+REPLY = np.uint64(0xA5A5A5A5A5A5A5A5)
+"""Makes a reply's hashes others than those of the same words in a prompt."""
 RECALL = 0.995
 """Probability that a pair exactly at the threshold becomes a candidate; above it, higher."""
 
@@ -34,7 +37,8 @@ class Duplicate:
     of: str
     """Id of the row that stays."""
     similarity: float
-    """Jaccard similarity of the prompts' word 5-grams; 1 for an exact duplicate."""
+    """Jaccard similarity of the word 5-grams of the prompts or of the replies, whichever is less;
+    1 for an exact duplicate."""
 
 
 def normalise(text: str) -> str:
@@ -42,8 +46,8 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def prompt_text(messages: Sequence[Message]) -> str:
-    """What two prompts are compared by: their messages, one after another."""
+def text_of(messages: Sequence[Message]) -> str:
+    """What two prompts, or two replies, are compared by: their messages, one after another."""
     return "\n".join(message.content for message in messages)
 
 
@@ -62,8 +66,23 @@ class ExactDuplicates:
         return None if earlier == row.id else Duplicate(earlier, 1.0)
 
 
+@dataclass(frozen=True)
+class _Shingles:
+    prompt: Hashes
+    reply: Hashes
+
+    @property
+    def both(self) -> Hashes:
+        """As one set, in which a prompt and a reply share nothing. Rows that are similar in both
+        parts are at least as similar in the whole."""
+        return np.concatenate([self.prompt, self.reply ^ REPLY])
+
+    def similarity(self, other: _Shingles) -> float:
+        return min(jaccard(self.prompt, other.prompt), jaccard(self.reply, other.reply))
+
+
 class NearDuplicates:
-    """Remembers prompts by the hashes of their 5-grams, and finds earlier ones that are similar."""
+    """Remembers rows by the hashes of their 5-grams, and finds earlier ones that are similar."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -75,14 +94,15 @@ class NearDuplicates:
             {} for _ in range(PERMUTATIONS // self._rows_per_band)
         ]
         self._ids: list[str] = []
-        self._shingles: list[Hashes] = []
+        self._shingles: list[_Shingles] = []
 
-    def find_or_add(self, id: str, text: str) -> Duplicate | None:
-        """The most similar earlier prompt at or above the threshold; remembers this one if none."""
-        shingles = shingle_hashes(text)
-        if not len(shingles):
+    def find_or_add(self, id: str, prompt: str, reply: str = "") -> Duplicate | None:
+        """The most similar earlier row at or above the threshold; remembers this one if none."""
+        shingles = _Shingles(shingle_hashes(prompt), shingle_hashes(reply))
+        both = shingles.both
+        if not len(both):
             return None
-        bands = self._bands(shingles)
+        bands = self._bands(both)
         candidates = sorted(
             {
                 n
@@ -90,7 +110,7 @@ class NearDuplicates:
                 for n in bucket.get(key, ())
             }
         )
-        similar = [(jaccard(shingles, self._shingles[n]), -n) for n in candidates]
+        similar = [(shingles.similarity(self._shingles[n]), -n) for n in candidates]
         if similar and max(similar)[0] >= self._threshold:
             similarity, number = max(similar)
             return Duplicate(self._ids[-number], similarity)
@@ -118,7 +138,10 @@ def rows_per_band(threshold: float) -> int:
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
-    """Shared elements over all elements of two sets, given as arrays without repeats."""
+    """Shared elements over all elements of two sets, given as arrays without repeats; 1 where both
+    are empty."""
+    if not len(a) and not len(b):
+        return 1.0
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
 

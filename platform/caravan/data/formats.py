@@ -1,10 +1,12 @@
 """Datasets as others write them, read into conversations. docs/data-formats.md lists the formats.
 
 {"messages": [{"role": "user", "content": "..."}, ...]}                chat
-{"prompt": "...", "completion": "..."}                                 prompt and completion
-{"text": "### Human: ...### Assistant: ..."}                           one text with turns
 {"conversations": [{"from": "human", "value": "..."}, ...]}            ShareGPT
 {"instruction": "...", "input": "...", "output": "..."}                Alpaca
+{"instruction": "...", "context": "...", "response": "..."}            Dolly
+{"prompt": "...", "completion": "..."}                                 prompt and completion
+{"question": "...", "answer": "..."}                                   GSM8K
+{"text": "### Human: ...### Assistant: ..."}                           one text with turns
 {"messages": [...], "ground_truth": "19", "dataset": "gsm8k"}          open-instruct RLVR
 """
 
@@ -41,6 +43,12 @@ ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 """Names of roles in the wild, and ours."""
+
+PROMPTS = ("instruction", "prompt", "question")
+CONTEXTS = ("input", "context")
+REPLIES = ("completion", "response", "output", "answer")
+"""Columns of a question, of what it is about, and of its reply. The first that a row has is taken;
+rows with an instruction and a prompt have the instruction once more in the prompt."""
 
 VERIFIER_NAMES: Mapping[str, str] = {"gsm": "gsm8k", "MATH": "math", "IFEval": "ifeval"}
 """Spellings of verifiers in the wild, and ours; other names stay as they are."""
@@ -241,12 +249,48 @@ def _parquet_rows(batch: Any, path: Path, before: int) -> Sequence[RawRow]:
 # --- rows into conversations ---------------------------------------------------------------------
 
 
-def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
+class _AskedRow(Mapping[str, Any]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: RawRow) -> None:
+        self._row = row
+        self._asked: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self._asked.add(column)
+        return self._row[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def unread(self) -> Iterator[str]:
+        """The columns that hold something and were not asked for."""
+        held = (column for column, value in self._row.items() if value is not None and value != "")
+        return (column for column in held if column not in self._asked)
+
+
+def to_conversation(
+    row: RawRow, id: str, labels: Labels, unread: set[str] | None = None
+) -> Conversation:
     """One row of any known format as a conversation.
+
+    Args:
+        unread: gets the names of the columns that nothing has read.
 
     Raises:
         DataError: says which column or message is wrong; the caller knows file and row.
     """
+    asked = _AskedRow(row)
+    made = _to_conversation(asked, id, labels)
+    if unread is not None:
+        unread.update(asked.unread())
+    return made
+
+
+def _to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
     try:
         messages = _messages(row)
         if not any(message.role == "user" for message in messages):
@@ -280,14 +324,13 @@ def _messages(row: RawRow) -> list[Message]:
         sharegpt = isinstance(first, Mapping) and "from" in first
         keys = ("from", "value") if sharegpt else ("role", "content")
         return [*_system(row), *_turns(turns, "conversations", *keys)]
-    if row.get("prompt") is not None:
-        return [*_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
-    if row.get("instruction") is not None:
-        return _alpaca(row)
+    for column in PROMPTS:
+        if row.get(column) is not None:
+            return _exchange(row, column)
     if row.get("text") is not None:
         return split_turns(_text(row, "text"))
     raise DataError(
-        f"none of the columns messages, conversations, prompt, instruction, text (the row has "
+        f"none of the columns messages, conversations, {', '.join(PROMPTS)}, text (the row has "
         f"{', '.join(row) or 'none'}); rename a column"
     )
 
@@ -314,31 +357,32 @@ def _turns(turns: Any, column: str, role: str, content: str) -> list[Message]:
     return messages
 
 
+def _exchange(row: RawRow, column: str) -> list[Message]:
+    """A question and its reply in columns of their own; the reply may be missing.
+
+    What a question of text is about follows it after a blank line; `system` and `history`, earlier
+    turns, come before it.
+    """
+    asked = _side(row, column, "user")
+    if isinstance(row[column], str):
+        parts = [row[column], *(_optional_text(row, context) for context in CONTEXTS)]
+        text = "\n\n".join(part for part in parts if part)
+        asked = [*_system(row), *_history(row), Message(role="user", content=text)]
+    reply = next((name for name in REPLIES if row.get(name) is not None), None)
+    return [*asked, *_side(row, reply, "assistant")] if reply else asked
+
+
 def _side(row: RawRow, column: str, role: Role) -> list[Message]:
-    """A prompt or a completion: text, or messages; a completion may be missing."""
-    value = row.get(column)
-    if value is None:
-        return []
+    """A prompt or a reply: text, or messages."""
+    value = row[column]
     if isinstance(value, str):
         return [Message(role=role, content=value)]
+    if not isinstance(value, Sequence):
+        raise DataError(f"column {column!r} is not text, and not a list of messages; correct it")
     return _turns(value, column, role="role", content="content")
 
 
-def _alpaca(row: RawRow) -> list[Message]:
-    """Instruction and optional input make the user's turn; `history` holds earlier turns."""
-    messages = _system(row)
-    for question, answer in _history(row):
-        messages.append(Message(role="user", content=question))
-        messages.append(Message(role="assistant", content=answer))
-    parts = (_text(row, "instruction"), _optional_text(row, "input"))
-    prompt = "\n\n".join(part for part in parts if part)
-    messages.append(Message(role="user", content=prompt))
-    if row.get("output") is not None:
-        messages.append(Message(role="assistant", content=_text(row, "output")))
-    return messages
-
-
-def _history(row: RawRow) -> Sequence[Sequence[str]]:
+def _history(row: RawRow) -> list[Message]:
     pairs = row.get("history") or ()
     if not isinstance(pairs, list | tuple):
         raise DataError("column 'history' is not a list of [question, answer]; correct the row")
@@ -346,7 +390,12 @@ def _history(row: RawRow) -> Sequence[Sequence[str]]:
         is_pair = isinstance(pair, list | tuple) and len(pair) == 2
         if not is_pair or not all(isinstance(text, str) for text in pair):
             raise DataError(f"history[{index}] is not [question, answer], two texts; correct it")
-    return pairs
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return [
+        Message(role=role, content=text)
+        for pair in pairs
+        for role, text in zip(roles, pair, strict=True)
+    ]
 
 
 def _system(row: RawRow) -> list[Message]:

@@ -53,6 +53,11 @@ class Conversation(Record):
         last = max(i for i, m in enumerate(self.messages) if m.role == "user")
         return self.messages[: last + 1]
 
+    @property
+    def has_reply(self) -> bool:
+        """Whether there is an assistant's turn, which is what SFT trains on."""
+        return any(m.role == "assistant" for m in self.messages)
+
     @model_validator(mode="after")
     def _has_a_user_turn(self) -> Self:
         if not any(m.role == "user" for m in self.messages):

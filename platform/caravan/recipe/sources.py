@@ -66,7 +66,8 @@ class CurateConfig(Config):
     """Empty allows every licence."""
     drop_exact_duplicates: bool = True
     near_duplicate_threshold: Fraction | None = 0.9
-    """Jaccard similarity of word 5-grams (MinHash) above which a prompt is a near duplicate."""
+    """Jaccard similarity of word 5-grams (MinHash) at which a row whose prompt and whose reply are
+    both that close to an earlier row's is a near duplicate."""
     forbidden_phrases: tuple[str, ...] = ()
     """Rows whose assistant turns contain one are dropped: other models' and developers' names."""
     resources: Resources = Resources()

@@ -100,16 +100,27 @@ def _data(facts: ModelFacts) -> Iterator[str]:
     yield "## Training data\n"
     total = sum(source.kept for source in facts.sources)
     mixed = sum(source.mixed for source in facts.sources)
+    trained = [source.trained for source in facts.sources if source.trained is not None]
+    used = f", of which SFT trained on {sum(trained):,}" if trained else ""
     yield (
-        f"{total:,} rows after curation, of which {mixed:,} were trained on in SFT. "
+        f"{total:,} rows after curation; {mixed:,} rows in the SFT mix{used}. "
         f"Licences: {', '.join(map(cell, facts.licenses))}.\n"
     )
     yield "\n".join(
         table(
-            ("source", "licence", "skill", "rows kept", "rows in the SFT mix", "provenance"),
-            [(s.name, s.license, s.skill, s.kept, s.mixed, s.provenance) for s in facts.sources],
+            (
+                "source", "licence", "skill", "rows kept", "rows in the SFT mix",
+                "rows trained on in SFT", "provenance",
+            ),
+            [
+                (
+                    s.name, s.license, s.skill, s.kept, s.mixed,
+                    "not known" if s.trained is None else s.trained, s.provenance,
+                )
+                for s in facts.sources
+            ],
         )
-    )
+    )  # fmt: skip
     yield ""
 
 

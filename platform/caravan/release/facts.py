@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ class DataSource:
     kept: int
     """Rows after curation."""
     mixed: int
-    """Of them, rows of the SFT mix."""
+    """Rows of the SFT mix; a row that it repeats counts each time."""
+    trained: int | None
+    """Of the mix, rows that SFT trained on; None where it has not said."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,36 @@ def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "")
     stage = next(s for s in stages if digest in s.outputs.values() and s.node == own.node)
     reports = _Reports(store, {s.node: s.outputs for s in stages if s.node in nodes})
     scores = [s for s in registry.scores(run.id) if model_of(s.node) == stage.node]
+    before = tuple(s for s in stages if s.node in nodes)
     base = run.recipe.get("base_model", {})
     return ModelFacts(
         digest=digest, run=run, stage=stage,
-        before=tuple(s for s in stages if s.node in nodes),
-        sources=_sources(run.recipe, reports), scores=tuple(scores),
+        before=before, sources=_sources(run.recipe, reports, trained_by_source(before)),
+        scores=tuple(scores),
         base=base.get("model_name_or_path", ""), revision=base.get("revision"),
     )  # fmt: skip
 
 
-def _sources(recipe: Mapping[str, Any], reports: _Reports) -> tuple[DataSource, ...]:
+def trained_by_source(stages: Iterable[StageRunRow]) -> dict[str, int] | None:
+    """Rows that SFT trained on; None where no stage run says it."""
+    metrics = next((stage.metrics for stage in stages if stage.stage == "sft"), {})
+    of = "source/"
+    found = {k.removeprefix(of): int(n) for k, n in metrics.items() if k.startswith(of)}
+    return found or None
+
+
+def _sources(
+    recipe: Mapping[str, Any], reports: _Reports, trained: Mapping[str, int] | None
+) -> tuple[DataSource, ...]:
     card = reports.read("curate", "card", "card.json")
     mixed = reports.read("mix", "report", "mix.json").get("by_source", {})
+
+    def used(name: str) -> tuple[int, int | None]:
+        return mixed.get(name, 0), None if trained is None else trained.get(name, 0)
+
     sources = [
         DataSource(
-            s["name"], s["license"], s["provenance"], s["skill"], s["kept"],
-            mixed.get(s["name"], 0),
+            s["name"], s["license"], s["provenance"], s["skill"], s["kept"], *used(s["name"])
         )
         for s in card.get("sources", ())
     ]  # fmt: skip
@@ -120,7 +136,7 @@ def _sources(recipe: Mapping[str, Any], reports: _Reports) -> tuple[DataSource, 
                 DataSource(
                     task["name"], task["license"],
                     f"Synthesised: prompts by {writer}, responses by {answerer}.", task["skill"],
-                    task["count"], mixed.get(task["name"], 0),
+                    task["count"], *used(task["name"]),
                 )
             )  # fmt: skip
     return tuple(sources)

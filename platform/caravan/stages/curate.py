@@ -9,6 +9,7 @@ Outputs:
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from glob import glob
@@ -16,8 +17,8 @@ from itertools import count
 from os.path import expanduser
 from pathlib import Path
 
-from caravan.data.card import SourceCard, card_json, card_markdown
-from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, prompt_text
+from caravan.data.card import SourceCard, card_json, card_markdown, counted
+from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, text_of
 from caravan.data.formats import Labels, RawRow, read_hub, read_raw, to_conversation
 from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Record
@@ -27,8 +28,10 @@ from caravan.recipe.checks import refused_licenses, suggest
 from caravan.stages.context import StageContext, StageResult
 from caravan.verifiers import VERIFIERS
 
+logger = logging.getLogger(__name__)
+
 NAME = "curate"
-VERSION = 1
+VERSION = 2
 
 
 def external_files(config: CurateConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -59,8 +62,14 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
             context.progress(number, len(config.sources))
             card = SourceCard(source)
             cards.append(card)
-            yield from curate(load(source, context.seed, context.recipe_dir), card, filters)
+            loaded = load(source, context.seed, context.recipe_dir, card.unread)
+            yield from curate(loaded, card, filters)
             _check_count(card)
+            dropped = [f"dropped: {counted(card.dropped)}"] if card.dropped else []
+            if remarks := [*dropped, *card.remarks()]:
+                logger.warning(
+                    "source %s: %s rows; %s", source.name, f"{card.available:,}", "; ".join(remarks)
+                )
 
     kept = write_rows(context.output("dataset", "dataset") / ROWS, rows())
     context.progress(len(config.sources), len(config.sources))
@@ -71,8 +80,11 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
     write_json(directory / "card.json", card)
     write_text(directory / "card.md", card_markdown(card))
     write_rows(directory / "duplicates.jsonl", duplicates)
-    dropped = {f"dropped/{reason}": float(n) for reason, n in card["dropped"].items()}
-    return StageResult(metrics={"rows": kept, "available": card["available"], **dropped})
+    metrics = {"rows": float(kept), "available": float(card["available"])}
+    if card["without_reply"]:
+        metrics["without_reply"] = float(card["without_reply"])
+    metrics |= {f"dropped/{reason}": float(n) for reason, n in card["dropped"].items()}
+    return StageResult(metrics=metrics)
 
 
 def curate(
@@ -80,7 +92,7 @@ def curate(
 ) -> Iterator[Conversation]:
     """The rows that pass, counted on `card` with those that do not."""
     for row in rows:
-        card.available += 1
+        card.count(row)
         reason = filters.reason_to_drop(row)
         if reason:
             card.dropped[reason] += 1
@@ -107,8 +119,11 @@ class Filters:
             return "forbidden phrase"
         if self._exact and (found := self._exact.find_or_add(row)):
             return self._duplicate(row, "exact duplicate", found)
-        if self._near and (found := self._near.find_or_add(row.id, prompt_text(row.prompt))):
-            return self._duplicate(row, "near duplicate", found)
+        if self._near:
+            prompt, reply = row.prompt, row.messages[len(row.prompt) :]
+            found = self._near.find_or_add(row.id, text_of(prompt), text_of(reply))
+            if found:
+                return self._duplicate(row, "near duplicate", found)
         return None
 
     def _duplicate(self, row: Conversation, reason: str, found: Duplicate) -> str:
@@ -124,8 +139,13 @@ class Filters:
         return reason
 
 
-def load(source: Source, seed: int, recipe_dir: Path) -> Iterator[Conversation]:
+def load(
+    source: Source, seed: int, recipe_dir: Path, unread: set[str] | None = None
+) -> Iterator[Conversation]:
     """The rows of one source as conversations with the ids `source/0`, `source/1`, ...
+
+    Args:
+        unread: gets the names of the columns that nothing reads.
 
     Raises:
         DataError: a file or a row is not what it should be; names the file, the row and the field.
@@ -140,7 +160,7 @@ def load(source: Source, seed: int, recipe_dir: Path) -> Iterator[Conversation]:
     for where, rows in _tables(origin, recipe_dir):
         for number, row in rows:
             try:
-                made = to_conversation(row, f"{source.name}/{next(numbers)}", labels)
+                made = to_conversation(row, f"{source.name}/{next(numbers)}", labels, unread)
                 yield _with_known_verifier(made, source)
             except DataError as error:
                 raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error

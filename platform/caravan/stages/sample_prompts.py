@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from caravan.data.dedup import normalise, prompt_text
+from caravan.data.dedup import normalise, text_of
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.mixing import generator, group_by_source, original_id, stratified
 from caravan.data.records import Conversation
@@ -64,7 +64,7 @@ def distinct_prompts(rows: Iterable[Conversation], used: set[str]) -> list[Conve
     a prompt that SFT has seen must not count as unseen."""
     found: dict[str, Conversation] = {}
     for row in rows:
-        key = normalise(prompt_text(row.prompt))
+        key = normalise(text_of(row.prompt))
         if key not in found or (row.id in used and found[key].id not in used):
             found[key] = row.model_copy(update={"messages": row.prompt})
     return list(found.values())

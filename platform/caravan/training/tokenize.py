@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,17 +42,28 @@ class PairRow:
 @dataclass(frozen=True)
 class Tokenized(Generic[RowT]):
     rows: list[RowT]
-    dropped: int
+    too_long: int
     """Rows without a supervised token (or, where asked, without an end token) in `max_length`."""
     truncated: int
     """Rows that were cut at `max_length` and kept."""
+    without_reply: int = 0
+    """Rows with nothing to train on at any length."""
+    by_source: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were kept, where they know their source."""
+
+    @property
+    def dropped(self) -> int:
+        return self.too_long + self.without_reply
 
     @property
     def counts(self) -> dict[str, float]:
+        reasons = {"no reply": self.without_reply, "too long": self.too_long}
         return {
             "rows": len(self.rows),
             "dropped_rows": self.dropped,
             "truncated_rows": self.truncated,
+            **{f"dropped/{reason}": n for reason, n in reasons.items() if n},
+            **{f"source/{source}": n for source, n in sorted(self.by_source.items())},
         }
 
 
@@ -64,16 +76,21 @@ def tokenize_conversations(
         DataError: none of them does.
     """
     rows: list[TokenRow] = []
-    dropped = truncated = 0
+    by_source = Counter[str]()
+    without_reply = too_long = truncated = 0
     for conversation in conversations:
+        if not conversation.has_reply:
+            without_reply += 1
+            continue
         tokens = tokenize_conversation(tokenizer, conversation.messages, max_length)
         if tokens.supervised_tokens == 0:
-            dropped += 1
+            too_long += 1
             continue
         truncated += tokens.truncated
+        by_source[conversation.source] += 1
         rows.append(TokenRow(conversation.id, tokens.input_ids, tokens.labels_mask))
     check_masks(rows)
-    return _report(Tokenized(rows, dropped, truncated), max_length)
+    return _report(Tokenized(rows, too_long, truncated, without_reply, by_source), max_length)
 
 
 def tokenize_pairs(
@@ -92,19 +109,19 @@ def tokenize_pairs(
         DataError: no pair is left.
     """
     rows: list[PairRow] = []
-    dropped = truncated = 0
+    too_long = truncated = 0
     for pair in pairs:
         row = tokenize_pair(pair, tokenizer)
         cut = row.length > max_length
         chosen, rejected = _cut(row.chosen, max_length), _cut(row.rejected, max_length)
         kept = replace(row, chosen=chosen, rejected=rejected)
         if not any(chosen.loss_mask) or (whole and cut):
-            dropped += 1
+            too_long += 1
             continue
         truncated += cut
         rows.append(kept)
     check_masks([side for row in rows for side in (row.chosen, row.rejected)])
-    return _report(Tokenized(rows, dropped, truncated), max_length)
+    return _report(Tokenized(rows, too_long, truncated), max_length)
 
 
 def tokenize_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> PairRow:
@@ -156,17 +173,25 @@ def _cut(row: TokenRow, max_length: int) -> TokenRow:
 
 
 def _report(tokenized: Tokenized[RowT], max_length: int) -> Tokenized[RowT]:
-    if tokenized.dropped:
+    without_reply, too_long = tokenized.without_reply, tokenized.too_long
+    total = tokenized.dropped + len(tokenized.rows)
+    if without_reply:
+        logger.warning("%d of %d rows have no reply and are dropped", without_reply, total)
+    if too_long:
         logger.warning(
             "%d of %d rows have no reply to train on within max_length=%d tokens and are dropped",
-            tokenized.dropped,
-            tokenized.dropped + len(tokenized.rows),
-            max_length,
-        )
-    if tokenized.dropped and not tokenized.rows:
+            too_long, total, max_length,
+        )  # fmt: skip
+    if too_long and not tokenized.rows:
+        which = "rows with a reply" if without_reply else "rows"
         raise DataError(
-            f"all {tokenized.dropped} rows are longer than max_length={max_length} before the "
+            f"all {too_long} {which} are longer than max_length={max_length} before the "
             "reply that is trained on; raise max_length"
+        )
+    if without_reply and not tokenized.rows:
+        raise DataError(
+            f"none of the {without_reply} rows has a reply to train on; look at the columns of the "
+            "sources (docs/data-formats.md)"
         )
     if not tokenized.rows:
         raise DataError("the dataset has no rows; look at the stage that made it")
