@@ -67,7 +67,7 @@ DIE = "lambda *_, **__: os.kill(os.getpid(), 9)"
         (f"from caravan.store.directory import DirectoryStore as D; D._commit = {DIE}", 1),
         (f"from caravan.registry import Registry as R; R.succeed_stage_run = {DIE}", 1),
         (f"from caravan.stages import execute as e; e._Made.save = {DIE}", 2),
-        (f"from caravan.stages import execute as e; e.shutil.rmtree = {DIE}", 1),
+        (f"import shutil; shutil.rmtree = {DIE}", 1),
     ],
     ids=["while publishing", "after publishing", "before all was made", "after all was recorded"],
 )  # fmt: skip

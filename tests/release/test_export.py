@@ -1,5 +1,6 @@
 """Exported models as transformers loads them, and their cards against the registry."""
 
+import json
 import re
 
 import pytest
@@ -30,17 +31,29 @@ def test_transformers_writes_the_same_tokens_as_from_the_artifact(finished, expo
     assert len(reply(exported)) > 12
 
 
-def test_an_export_says_how_it_ends_and_how_it_is_sampled(finished, exported):
-    config = GenerationConfig.from_pretrained(exported)
+def test_an_export_says_how_it_ends_and_limits_no_reply(exported):
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    assert (config.eos_token_id, config.pad_token_id) == (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
-    wanted = finished.recipe.respond.sampling
-    assert (config.do_sample, config.temperature, config.top_p) == (True, wanted.temperature, 1.0)
-    assert config.max_new_tokens == wanted.max_completion_length
+    assert json.loads((exported / "generation_config.json").read_text()) == {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     assert tokenizer.chat_template == TEMPLATE
+
+
+def test_what_rlvr_has_trained_is_sampled_as_it_was_trained(finished, caravan, tmp_path):
+    dpo = finished.output("dpo")
+    model = finished.store.fetch(finished.output("sft"))
+    finished.recipe = finished.recipe.derive(
+        rlvr={"sampling": {"temperature": 0.7, "max_completion_length": 24}}
+    )
+    finished.run_id = finished.registry.create_run(
+        finished.recipe.model_dump(mode="json"), name="rl", seed=1, recipe_digest="d" * 64
+    )
+    finished.stage("rlvr", {"model": dpo}, {"model": model})
+    caravan("model", "export", "latest:rlvr/model", str(tmp_path / "rl"))
+    config = GenerationConfig.from_pretrained(tmp_path / "rl")
+    assert (config.do_sample, config.temperature, config.top_p) == (True, 0.7, 1.0)
+    assert config.max_new_tokens is None
 
 
 def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):

@@ -208,6 +208,42 @@ def show(
 
 
 @app.command()
+def delete(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete stopped runs with their metrics and scores; `caravan gc` then frees the room."""
+    from caravan_pipelines.cli import housekeeping as command
+
+    command.delete(runs, sure=yes)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List only.")] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="HOURS", help="Leave younger artifacts alone.")
+    ] = 1.0,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Also artifacts that this registry has never known.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """Remove artifacts, work directories and checkpoints that no run needs any more."""
+    from caravan_pipelines.cli import housekeeping as command
+
+    command.gc(dry_run=dry_run, hours=older_than, unknown=unknown, as_json=json)
+
+
+@app.command()
+def du(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
+    """Show how much room each run takes."""
+    from caravan_pipelines.cli import housekeeping as command
+
+    command.du(as_json=json)
+
+
+@app.command()
 def logs(run: RunId = "latest") -> None:
     """Print the log of a run: of this machine, or of its pods."""
     from caravan_pipelines.cli import run as command

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
+from caravan.registry import RECIPE_FILES, Registry
 from caravan.settings import Settings
 from caravan.store import Store, open_store
 from caravan_pipelines.graph import stage_graph
 
-PREFIX = "artifact:"
-"""Of a run's `recipe_dir` that is an artifact."""
 
-
-def pack_files(recipe: Recipe, recipe_dir: Path, store: Store) -> str:
+def pack_files(recipe: Recipe, recipe_dir: Path, store: Store, registry: Registry) -> str:
     """Publish the files that the recipe names; returns the run's `recipe_dir`, empty for none.
 
     Raises:
@@ -39,7 +37,9 @@ def pack_files(recipe: Recipe, recipe_dir: Path, store: Store) -> str:
             target = Path(directory) / file.relative_to(recipe_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        return PREFIX + store.put(Path(directory), "report").digest
+        artifact = store.put(Path(directory), "report")
+        registry.add_artifact(artifact, store.uri(artifact.digest))
+        return RECIPE_FILES + artifact.digest
 
 
 def recipe_files(recipe: Recipe, recipe_dir: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def recipe_files(recipe: Recipe, recipe_dir: Path) -> list[Path]:
 
 def unpack_files(recipe_dir: str, settings: Settings) -> Path:
     """The directory that relative paths of a run's recipe are meant from, on this machine."""
-    if recipe_dir.startswith(PREFIX):
+    if recipe_dir.startswith(RECIPE_FILES):
         store = open_store(settings.resolved_store_url, settings)
-        return store.fetch(recipe_dir.removeprefix(PREFIX))
+        return store.fetch(recipe_dir.removeprefix(RECIPE_FILES))
     return Path(recipe_dir or ".")

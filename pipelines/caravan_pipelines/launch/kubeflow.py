@@ -157,17 +157,20 @@ def launch_together(
     with open_registry(settings) as registry, _failing(runs, registry, settings, client):
         for recipe, own in zip(recipes, tags, strict=True):
             check_budget(recipe, recipe_dir, settings, registry)
+            files = pack_files(recipe, recipe_dir.resolve(), store, registry)
             run_id = registry.create_run(
                 recipe.model_dump(mode="json"),
                 name=recipe.name,
                 seed=recipe.seed,
                 recipe_digest=recipe_digest(recipe),
                 owner=settings.owner,
-                recipe_dir=pack_files(recipe, recipe_dir.resolve(), store),
+                recipe_dir=files,
                 tags=project_tags(own, settings),
                 backend="kubeflow",
             )
             runs.append(registry.get_run(run_id))
+            # A collection may have taken the files before a run referred to them.
+            pack_files(recipe, recipe_dir.resolve(), store, registry)
         return _submit(runs, client, profile, settings, registry)
 
 

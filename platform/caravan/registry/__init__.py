@@ -4,6 +4,7 @@ from caravan.registry.database import upgrade
 from caravan.registry.opening import open_registry
 from caravan.registry.registry import Registry
 from caravan.registry.rows import (
+    RECIPE_FILES,
     ArtifactRow,
     Backend,
     LineageEdge,
@@ -17,7 +18,8 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "ArtifactRow", "Backend", "LineageEdge", "MetricRow", "NoteRow", "Registry", "RunRow",
+    "RECIPE_FILES", "ArtifactRow", "Backend", "LineageEdge", "MetricRow", "NoteRow", "Registry",
+    "RunRow",
     "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State",
     "open_registry", "upgrade",
 ]  # fmt: skip

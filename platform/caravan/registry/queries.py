@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, aliased
 from caravan.errors import RegistryError
 from caravan.registry import models as m
 from caravan.registry.rows import (
+    RECIPE_FILES,
     ArtifactRow,
     Backend,
     Direction,
@@ -219,6 +220,31 @@ def _artifact_row(found: m.Artifact) -> ArtifactRow:
         digest=found.digest, kind=found.kind, size_bytes=found.size_bytes, files=found.files,
         uri=found.uri, created_at=found.created_at, metadata=found.details,
     )  # fmt: skip
+
+
+def references(session: Session) -> dict[str, set[str]]:
+    """The runs that refer to each artifact."""
+    query = (
+        select(m.StageRunArtifact.digest, m.StageRun.run_id)
+        .join(m.StageRun, m.StageRun.id == m.StageRunArtifact.stage_run_id)
+        .distinct()
+    )
+    found: dict[str, set[str]] = {}
+    for digest, run_id in session.execute(query).tuples():
+        found.setdefault(digest, set()).add(run_id)
+    files = select(m.Run.recipe_dir, m.Run.id).where(m.Run.recipe_dir.startswith(RECIPE_FILES))
+    for recipe_dir, run_id in session.execute(files).tuples():
+        found.setdefault(recipe_dir.removeprefix(RECIPE_FILES), set()).add(run_id)
+    return found
+
+
+def unfinished_keys(session: Session) -> dict[str, set[str]]:
+    """The keys of stage runs that have not succeeded, with their runs."""
+    query = select(m.StageRun.key, m.StageRun.run_id).where(m.StageRun.state != State.SUCCEEDED)
+    found: dict[str, set[str]] = {}
+    for key, run_id in session.execute(query).tuples():
+        found.setdefault(key, set()).add(run_id)
+    return found
 
 
 def lineage(

@@ -10,13 +10,14 @@ Every method is one transaction. What comes back is plain frozen rows (`caravan.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.orm import Session
 
+from caravan.errors import RegistryError
 from caravan.registry import queries, writes
 from caravan.registry.database import mask, open_engine, plain_errors
 from caravan.registry.models import now
@@ -149,6 +150,22 @@ class Registry:
         with self._write() as session:
             writes.forgive_failures(session, run_id)
 
+    def delete_runs(self, run_ids: Iterable[str]) -> None:
+        """Forget runs with their stage runs, metrics, scores, tags and notes. Their artifacts stay
+        in the store until they are collected.
+
+        Raises:
+            RegistryError: one of them is pending or running, or is not there; all stay.
+        """
+        with self._write() as session:
+            for run_id in run_ids:
+                run = queries.run(session, run_id, self.stale_after_seconds)
+                if run.state in queries.LIVE:
+                    raise RegistryError(
+                        f"run {run.id} is {run.state}; stop it first: caravan cancel {run.id}"
+                    )
+                writes.delete_run(session, run.id)
+
     def heartbeat_run(self, run_id: str) -> None:
         """Tell that the run's launcher lives."""
         with self._write() as session:
@@ -200,15 +217,19 @@ class Registry:
         metrics: Mapping[str, float] = {},
         scores: Sequence[Score] = (),
         metadata: Mapping[str, Any] = {},
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         """Record, in one transaction, what a stage run made: name to artifact and its URI.
 
         Args:
             metadata: of every one of these artifacts.
+            confirm: called when they cannot be collected any more; nothing is recorded if it
+                raises.
         """
         with self._write() as session:
             for artifact, uri in outputs.values():
                 writes.add_artifact(session, artifact, uri, metadata)
+            confirm()
             digests = {name: artifact.digest for name, (artifact, _) in outputs.items()}
             writes.link(session, stage_run_id, "out", digests)
             writes.add_scores(session, stage_run_id, scores)
@@ -217,9 +238,11 @@ class Registry:
                 reused_from=None,
             )  # fmt: skip
 
-    def reuse_stage_run(self, stage_run_id: int, origin: StageRunRow) -> None:
-        """Record that the artifacts of `origin` were taken and nothing ran."""
+    def reuse_stage_run(self, stage_run_id: int, origin: StageRunRow) -> bool:
+        """Record that the artifacts of `origin` were taken and nothing ran; False if it is gone."""
         with self._write() as session:
+            if not writes.hold_finished(session, origin.id, origin.key):
+                return False
             writes.link(session, stage_run_id, "in", origin.inputs)
             writes.link(session, stage_run_id, "out", origin.outputs)
             itself = origin.id == stage_run_id
@@ -227,6 +250,7 @@ class Registry:
                 session, stage_run_id, State.SUCCEEDED, error=None, metrics=origin.metrics,
                 reused_from=None if itself else origin.id,
             )  # fmt: skip
+            return True
 
     def stage_runs(self, run_id: str) -> list[StageRunRow]:
         """The stage runs of a run, in the order in which they were first opened."""
@@ -242,7 +266,28 @@ class Registry:
         with self._read() as session:
             return queries.finished_with_key(session, key, self.stale_after_seconds)
 
+    def unfinished_keys(self) -> dict[str, set[str]]:
+        """The keys of stage runs that have not succeeded, with the runs that they are of."""
+        with self._read() as session:
+            return queries.unfinished_keys(session)
+
     # --- artifacts --------------------------------------------------------------------------
+
+    def references(self) -> dict[str, set[str]]:
+        """The runs that refer to each artifact, by its digest."""
+        with self._read() as session:
+            return queries.references(session)
+
+    def collect(self, digest: str, remove: Callable[[], None]) -> bool:
+        """Forget an artifact and have it removed from the store, unless a run refers to it.
+
+        Whoever is about to refer to it waits meanwhile, and then finds that it is gone.
+        """
+        with self._write() as session:
+            free = writes.take_unreferenced(session, digest)
+            if free:
+                remove()
+            return free
 
     def add_artifact(self, artifact: Artifact, uri: str, metadata: Mapping[str, Any] = {}) -> None:
         with self._write() as session:

@@ -12,6 +12,8 @@ from caravan.registry.states import State
 Direction = Literal["in", "out"]
 Backend = Literal["local", "kubeflow"]
 """Who executes a run."""
+RECIPE_FILES = "artifact:"
+"""Before the digest in a run's `recipe_dir` that is an artifact."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
 from caravan.registry import models as m
-from caravan.registry.rows import Backend, Direction
+from caravan.registry.rows import RECIPE_FILES, Backend, Direction
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
 
@@ -61,6 +61,16 @@ def update_run_state(session: Session, run_id: str, state: State, error: str | N
     if state == State.RUNNING:
         run.started_at, run.finished_at = run.started_at or at, None
     run.finished_at = at if state.finished else None
+
+
+def delete_run(session: Session, run_id: str) -> None:
+    """Forget a run and all that hangs on it; who reused its stages keeps their work."""
+    mine = m.StageRun.run_id == run_id
+    ids = session.scalars(select(m.StageRun.id).where(mine).with_for_update()).all()
+    session.execute(update(m.StageRun).where(mine).values(reused_from=None))
+    for stage_run_id in ids:
+        _bequeath(session, stage_run_id)
+    session.execute(delete(m.Run).where(m.Run.id == run_id))
 
 
 def set_backend_run(session: Session, run_id: str, backend_run_id: str) -> None:
@@ -121,7 +131,8 @@ def _bequeath(session: Session, stage_run_id: int) -> None:
     ).all()
     for table in (m.Metric, m.Score):
         belongs = table.stage_run_id == stage_run_id
-        if heirs:
+        if heirs:  # whose own are of attempts before they reused
+            session.execute(delete(table).where(table.stage_run_id == heirs[0]))
             session.execute(update(table).where(belongs).values(stage_run_id=heirs[0]))
         else:
             session.execute(delete(table).where(belongs))
@@ -152,6 +163,12 @@ def heartbeat(session: Session, stage_run_id: int, progress: tuple[int, int] | N
     if progress is not None:
         values |= {"progress_done": progress[0], "progress_total": progress[1]}
     _set(session, stage_run_id, **values)
+
+
+def hold_finished(session: Session, stage_run_id: int, key: str) -> bool:
+    """Whether a stage run still is the one that did the work of `key`, and is until we commit."""
+    found = session.get(m.StageRun, stage_run_id, with_for_update=True)
+    return found is not None and found.key == key and found.state == State.SUCCEEDED
 
 
 def finish_stage_run(
@@ -192,6 +209,21 @@ def add_artifact(
     session.execute(_insert(session, m.Artifact).values(values).on_conflict_do_update(
         index_elements=["digest"], set_={"uri": uri}
     ))  # fmt: skip
+
+
+def take_unreferenced(session: Session, digest: str) -> bool:
+    """Whether no run refers to the artifact; who is about to waits for the transaction's end."""
+    values = {"digest": digest, "kind": "", "files": 0, "size_bytes": 0, "uri": "",
+              "created_at": m.now(), "details": {}}  # fmt: skip
+    session.execute(_insert(session, m.Artifact).values(values).on_conflict_do_update(
+        index_elements=["digest"], set_={"digest": digest}
+    ))  # fmt: skip
+    row = m.Artifact.digest == digest
+    linked = select(m.StageRunArtifact.name).where(m.StageRunArtifact.digest == digest)
+    files = select(m.Run.id).where(m.Run.recipe_dir == RECIPE_FILES + digest)
+    free = session.scalar(linked.limit(1)) is None and session.scalar(files.limit(1)) is None
+    session.execute(delete(m.Artifact).where(row if free else row & (m.Artifact.kind == "")))
+    return free
 
 
 def link(

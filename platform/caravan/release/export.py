@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caravan.errors import CaravanError, DataError
-from caravan.recipe import Sampling
+from caravan.recipe import RLVRConfig
 from caravan.registry import Registry
 from caravan.release.card import model_card
 from caravan.release.facts import ModelFacts, model_facts
@@ -57,7 +57,7 @@ def export_model(
             copy_out(source, directory)
         else:
             _convert(source, directory, dtype)
-        generation = _generation_config(directory, sampling_of(facts))
+        generation = _generation_config(directory, facts)
         (directory / "generation_config.json").write_text(_json(generation))
         (directory / TEMPLATE).write_text(template)
         (directory / README).write_text(card_of(facts, template))
@@ -93,20 +93,10 @@ def template_of(directory: Path) -> str:
     return found
 
 
-def sampling_of(facts: ModelFacts) -> Sampling:
-    """How the model was sampled in its own training: that of RLVR, else that of the responses,
-    else that of the first evaluation task."""
-    recipe: Mapping[str, Any] = facts.run.recipe
-    stages = {stage.stage for stage in facts.before}
-    if "rlvr" in stages and recipe.get("rlvr"):
-        return Sampling.model_validate(recipe["rlvr"]["sampling"])
-    if recipe.get("respond"):
-        return Sampling.model_validate(recipe["respond"]["sampling"])
-    return Sampling.model_validate(recipe["evaluate"]["tasks"][0]["sampling"])
+def _generation_config(directory: Path, facts: ModelFacts) -> dict[str, Any]:
+    """Special tokens and, for a model that RLVR has sampled from, how it did.
 
-
-def _generation_config(directory: Path, sampling: Sampling) -> dict[str, Any]:
-    """End and pad tokens, and defaults of sampling.
+    Nothing limits the length of a reply: servers would take that for every request's default.
 
     Raises:
         DataError: the model has no end token.
@@ -114,16 +104,19 @@ def _generation_config(directory: Path, sampling: Sampling) -> dict[str, Any]:
     path = directory / "generation_config.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     config = json.loads((directory / "config.json").read_text())
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if found.get(name) is None and config.get(name) is not None:
-            found[name] = config[name]
-    if found.get("eos_token_id") is None:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    made: dict[str, Any] = {
+        name: source[name]
+        for source in (config, found)
+        for name in names
+        if source.get(name) is not None
+    }
+    if "eos_token_id" not in made:
         raise DataError(f"{directory}: neither config nor generation config has an end token")
-    found["max_new_tokens"] = sampling.max_completion_length
-    found["do_sample"] = sampling.temperature > 0
-    if sampling.temperature > 0:
-        found |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    return found
+    if any(stage.stage == "rlvr" for stage in facts.before):
+        sampling = RLVRConfig.model_validate(facts.run.recipe["rlvr"]).sampling
+        made |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    return made
 
 
 def _convert(source: Path, target: Path, dtype: Dtype) -> None:

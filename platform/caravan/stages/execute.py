@@ -14,13 +14,13 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -44,7 +44,7 @@ from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
 from caravan.stages.local_context import Journal, LocalContext, Reporter
-from caravan.stages.process import exclusive
+from caravan.stages.process import discard, exclusive
 from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
 from caravan.store.manifest import hash_file, list_files
@@ -288,8 +288,9 @@ class _Execution:
             opened = self._patiently(
                 lambda: self.registry.open_stage_run(self.run.id, self.node, self.stage, self.key)
             )
-            self._patiently(lambda: self.registry.reuse_stage_run(opened.id, origin))
-        shutil.rmtree(self.directory, ignore_errors=True)  # of one stopped after it published
+            if not self._patiently(lambda: self.registry.reuse_stage_run(opened.id, origin)):
+                return self._reuse()  # its run was deleted meanwhile; there may be another
+        discard(self.directory)  # of one stopped after it published
         return dict(origin.outputs)
 
     def _make(self, opened: StageRunRow) -> dict[str, str]:
@@ -303,23 +304,31 @@ class _Execution:
             made = self._made_before()
             if made is None:
                 made = self._run_stage(journal, reporter)
-            published = {
-                name: self._patiently(
-                    lambda name=name, kind=kind: self.store.put(self._output(name), kind)  # type: ignore[misc]
-                )
-                for name, kind in made.kinds.items()
-            }
+            published = self._publish(made)
             reporter.stop()
             self._patiently(reporter.deliver)
-            self._patiently(lambda: self._succeed(opened.id, published, made.result))
+            while True:
+                try:
+                    self._patiently(partial(self._succeed, opened.id, published, made.result))
+                    break
+                except _CollectedError:
+                    published = self._publish(made)
         finally:
             reporter.stop()
             with suppress(RegistryError):  # a last chance; the journal keeps what stays undelivered
                 reporter.deliver()
             journal.close()
         self._forget_checkpoints()
-        shutil.rmtree(self.directory)
+        discard(self.directory)
         return {name: artifact.digest for name, artifact in published.items()}
+
+    def _publish(self, made: _Made) -> dict[str, Artifact]:
+        return {
+            name: self._patiently(
+                lambda name=name, kind=kind: self.store.put(self._output(name), kind)  # type: ignore[misc]
+            )
+            for name, kind in made.kinds.items()
+        }
 
     def _start(self, stage_run_id: int) -> None:
         for digest in self.inputs.values():
@@ -384,7 +393,16 @@ class _Execution:
             metrics=result.metrics,
             scores=result.scores,
             metadata={"chat_template_sha256": TEMPLATE_HASH},
+            confirm=lambda: self._confirm(published),
         )
+
+    def _confirm(self, published: Mapping[str, Artifact]) -> None:
+        """
+        Raises:
+            _CollectedError: an artifact went before the registry knew that a run refers to it.
+        """
+        if not all(self.store.exists(artifact.digest) for artifact in published.values()):
+            raise _CollectedError
 
     # --- when it does not go well -----------------------------------------------------------
 
@@ -466,6 +484,10 @@ def _describe(error: BaseException, cause: BaseException | None = None) -> str:
     text = str(error) if isinstance(error, CaravanError) else f"{type(error).__name__}: {error}"
     trace = traceback.format_exception(cause or error)
     return f"{text}\n\n{''.join(trace)}"
+
+
+class _CollectedError(Exception):
+    """What was published is no longer in the store: it is published again."""
 
 
 @dataclass(frozen=True)

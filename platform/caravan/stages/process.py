@@ -1,13 +1,14 @@
-"""What a step's process needs from the system: one at a time."""
+"""What a step's process needs from the system: one at a time, in a directory of its own."""
 
 from __future__ import annotations
 
 import fcntl
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.2
@@ -43,6 +44,17 @@ def exclusive(path: Path, *, on_wait: Callable[[], None] | None = None) -> Itera
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def discard(directory: Path) -> None:
+    """Remove a work directory, so that one half removed is never taken for a whole."""
+    aside = directory.with_name(f".{directory.name}.discarded")
+    if aside.exists():  # left by somebody who was killed
+        shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
+            directory.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -7,11 +7,11 @@ from urllib.parse import unquote, urlsplit
 
 from caravan.errors import StoreError
 from caravan.settings import Settings, load_settings
-from caravan.store.base import Store
+from caravan.store.base import Store, Stored
 from caravan.store.directory import DirectoryStore
 from caravan.store.manifest import Artifact, FileEntry, Manifest
 
-__all__ = ["Artifact", "DirectoryStore", "FileEntry", "Manifest", "Store", "open_store"]
+__all__ = ["Artifact", "DirectoryStore", "FileEntry", "Manifest", "Store", "Stored", "open_store"]
 
 
 def open_store(url: str | Path | None = None, settings: Settings | None = None) -> Store:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from caravan.store.manifest import Artifact, Manifest
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What lies in the store under one digest: an artifact, or what is left of one."""
+
+    digest: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class Store(Protocol):
@@ -39,7 +51,13 @@ class Store(Protocol):
         """What is in the artifact, without its files."""
         ...
 
-    def exists(self, digest: str) -> bool: ...
+    def exists(self, digest: str) -> bool:
+        """Whether the artifact is there, as a whole; its bytes are not read."""
+        ...
+
+    def stored(self) -> Iterator[Stored]:
+        """All that lies in the store, but for what is being written."""
+        ...
 
     def verify(self, digest: str) -> None:
         """Read every byte of the artifact as it lies in the store.

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from caravan.settings import Settings
-from caravan.store.s3 import S3Store
+from caravan.store.s3 import S3Object, S3Store
 
 LAST = "state.json"
 
@@ -61,6 +61,14 @@ class S3Checkpoints:
         for key in self._store.keys(self._prefix):
             if key.removeprefix(self._prefix).partition("/")[0] not in names:
                 self._store.remove(key)
+
+    @staticmethod
+    def stored(store: S3Store) -> dict[str, list[S3Object]]:
+        """The copies in a store, by the keys of their stages."""
+        found: dict[str, list[S3Object]] = {}
+        for item in store.objects("checkpoints/"):
+            found.setdefault(item.key.split("/")[1], []).append(item)
+        return found
 
     def _names(self) -> list[str]:
         """Of the complete copies."""

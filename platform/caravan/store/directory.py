@@ -15,10 +15,12 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from caravan.errors import StoreError
+from caravan.store.base import Stored
 from caravan.store.manifest import (
     Artifact,
     FileEntry,
@@ -48,6 +50,15 @@ class DirectoryStore:
 
     def exists(self, digest: str) -> bool:
         return (self._object(digest) / "manifest.json").is_file()
+
+    def stored(self) -> Iterator[Stored]:
+        with self._plain_errors("listing"):
+            for path in sorted(self.root.glob("objects/??/*")):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    files = [file for file in path.rglob("*") if file.is_file()]
+                    size = sum(file.stat().st_size for file in files)
+                    modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                    yield Stored(path.name, size, modified)
 
     def manifest(self, digest: str) -> Manifest:
         path = self._object(digest) / "manifest.json"

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from caravan.errors import StoreError, StoreUnavailableError, require
 from caravan.settings import Settings
+from caravan.store.base import Stored
 from caravan.store.directory import DirectoryStore
 from caravan.store.manifest import (
     Artifact,
@@ -50,6 +52,13 @@ ADVICE = {
 }
 
 
+@dataclass(frozen=True)
+class S3Object:
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
 class S3Store:
     def __init__(self, url: str, settings: Settings) -> None:
         """`url` is s3://bucket/prefix; endpoint and credentials come from `settings`.
@@ -76,7 +85,30 @@ class S3Store:
         return f"s3://{self._bucket}/{self._object(digest)}"
 
     def exists(self, digest: str) -> bool:
-        return self._has(f"{self._object(digest)}/manifest.json")
+        base = self._object(digest)
+        with self._plain_errors("looking for an artifact"):
+            content = self._read(f"{base}/manifest.json")
+        if content is None:
+            return False
+        present = {o.key: o.size_bytes for o in self._objects(f"{base}/files/")}
+        try:
+            files = parse_manifest(content, digest).files
+        except StoreError:
+            return False
+        return all(present.get(f"{base}/files/{file.path}") == file.size for file in files)
+
+    def stored(self) -> Iterator[Stored]:
+        pending = {key.rpartition("/")[2] for key in self.keys("pending/")}
+        found: dict[str, list[S3Object]] = {}
+        for item in self.objects("objects/"):
+            found.setdefault(item.key.split("/")[1], []).append(item)
+        for digest, items in found.items():
+            if digest not in pending:
+                newest = max(item.modified_at for item in items)
+                yield Stored(digest, sum(item.size_bytes for item in items), newest)
+        for copy in self._cache.stored():  # of what was deleted from another machine
+            if copy.digest not in found and copy.digest not in pending:
+                yield copy
 
     def manifest(self, digest: str) -> Manifest:
         with self._plain_errors(f"reading artifact {digest}"):
@@ -149,7 +181,7 @@ class S3Store:
                 if marker.last_modified is None or marker.last_modified > limit:
                     continue
                 digest = str(marker.object_name).rsplit("/", 1)[1]
-                if not self.exists(digest):
+                if not self._has(f"{self._object(digest)}/manifest.json"):
                     for key in self._list(f"{self._object(digest)}/"):
                         self._client.remove_object(self._bucket, key)
                 self._client.remove_object(self._bucket, str(marker.object_name))
@@ -157,9 +189,12 @@ class S3Store:
     # --- plain objects, which are no artifacts ------------------------------------------------
 
     def keys(self, prefix: str) -> list[str]:
-        """Of the objects whose key starts so; keys are those below the store's own prefix."""
-        found = self._list(f"{self._prefix}{prefix}")
-        return [key.removeprefix(self._prefix) for key in found]
+        return [item.key for item in self.objects(prefix)]
+
+    def objects(self, prefix: str) -> list[S3Object]:
+        """Those whose key starts so; keys are those below the store's own prefix."""
+        found = self._objects(f"{self._prefix}{prefix}")
+        return [replace(item, key=item.key.removeprefix(self._prefix)) for item in found]
 
     def upload(self, path: Path, key: str) -> None:
         with self._plain_errors(f"writing {key}"):
@@ -203,9 +238,15 @@ class S3Store:
         return True
 
     def _list(self, prefix: str) -> list[str]:
+        return [item.key for item in self._objects(prefix)]
+
+    def _objects(self, prefix: str) -> list[S3Object]:
         with self._plain_errors("listing"):
             found = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
-            return [str(item.object_name) for item in found]
+            return [
+                S3Object(str(o.object_name), o.size or 0, o.last_modified or datetime.now(UTC))
+                for o in found
+            ]
 
     def _read(self, key: str) -> bytes | None:
         from minio.error import S3Error

@@ -1,0 +1,106 @@
+"""Delete runs, remove what no run needs any more, and show how much room runs take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import timedelta
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from caravan.operations.housekeeping import Garbage, find_garbage, freed_bytes, usages
+from caravan.registry import open_registry
+from caravan.settings import load_settings
+from caravan_pipelines.cli.tables import print_table, run_column, runs_table
+from caravan_pipelines.launch.local import refuse_executed, run_dir
+from caravan_pipelines.launch.lock import acquire
+
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+
+
+def delete(names: list[str], *, sure: bool) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry, ExitStack() as locks:
+        runs = list({run.id: run for run in map(registry.get_run, names)}.values())
+        freed = freed_bytes(registry, (run.id for run in runs))
+        if not sure:
+            print_table(Console(), runs_table(runs))
+            print(f"{size(freed)} of artifacts are of no other run.")
+            typer.confirm("Delete, for good?", abort=True)
+        directories = [run_dir(settings, run.id) for run in runs]
+        for run, directory in zip(runs, directories, strict=True):
+            if directory.is_dir():  # the lock keeps everybody from resuming the run
+                refuse_executed(run.id, settings)
+                locks.callback(os.close, acquire(directory / "lock"))
+        registry.delete_runs(run.id for run in runs)
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
+    for run in runs:
+        print(f"deleted {run.id}")
+    print(f"{size(freed)} of artifacts are no run's any more; free the room with: caravan gc")
+
+
+def gc(*, dry_run: bool, hours: float, unknown: bool, as_json: bool) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        found = find_garbage(settings, registry, older_than=timedelta(hours=hours), unknown=unknown)
+        gone = found.garbage if dry_run else [item for item in found.garbage if item.remove()]
+    left = sum(item.size_bytes for item in found.unknown)
+    if as_json:
+        rows = [{"kind": g.kind, "name": g.name, "size_bytes": g.size_bytes} for g in gone]
+        print(json.dumps(rows, indent=2))
+        return
+    if gone:
+        print_table(Console(), _garbage_table(gone))
+    freed = size(sum(item.size_bytes for item in gone))
+    print(f"{freed} {'would be' if dry_run else 'is'} freed")
+    if found.unknown:
+        print(
+            f"{size(left)} of artifacts that this registry has never known are left: another "
+            "registry's, or of a stage that was killed; if no other registry uses the store, "
+            "caravan gc --unknown removes them too"
+        )
+
+
+def du(*, as_json: bool) -> None:
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        found = usages(settings, registry)
+        artifacts, referred = registry.artifacts(limit=None), registry.references()
+    if as_json:
+        print(json.dumps([asdict(usage) for usage in found], indent=2))
+        return
+    table = Table(
+        run_column(usage.run_id for usage in found),
+        *(Column(name, justify="right") for name in ("artifacts", "no other run's", "unfinished")),
+        box=SIMPLE_HEAD,
+    )
+    for usage in found:
+        cells = (usage.artifact_bytes, usage.own_bytes, usage.work_bytes)
+        table.add_row(Text(usage.run_id), *map(size, cells))
+    print_table(Console(), table)
+    total = sum(artifact.size_bytes for artifact in artifacts)
+    unused = sum(a.size_bytes for a in artifacts if a.digest not in referred)
+    print(f"{size(total)} of artifacts in all, of which {size(unused)} are no run's (caravan gc)")
+
+
+def _garbage_table(garbage: list[Garbage]) -> Table:
+    table = Table("what", "name", Column("size", justify="right"), box=SIMPLE_HEAD)
+    for item in garbage:
+        table.add_row(item.kind, item.name[:12], size(item.size_bytes))
+    return table
+
+
+def size(count: float) -> str:
+    """`512 bytes`, `1.5 MiB`, `16.1 GiB`."""
+    if count < 1024:
+        return f"{count:.0f} bytes"
+    unit = next((unit for unit, least in UNITS.items() if count >= least), "KiB")
+    return f"{count / UNITS[unit]:,.1f} {unit}"
