@@ -257,8 +257,8 @@ def answer(label: str, completion: ScoredCompletion | None) -> list[Html]:
     if completion.extracted is not None:
         about.append(("extracted", completion.extracted))
     about += [(aspect, value) for aspect, value in (completion.ratings or {}).items() if value]
-    if completion.finish_reason == "length":
-        about.append(("", tag("span", "cut off", class_=POOR)))
+    if completion.cut_short:
+        about.append(("", tag("span", completion.cut_short, class_=POOR)))
     return [facts(about), tag("div", prose(completion.completion), style="margin-top:.5rem")]
 
 
