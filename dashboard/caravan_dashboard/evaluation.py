@@ -80,6 +80,17 @@ def transitions(chosen: Sequence[Column]) -> list[Transition]:
     return [pair for m in models for pair in pairwise([c for c in chosen if c.model == m])]
 
 
+def first_shown(columns: Sequence[Column], run_id: str) -> tuple[Column, Column | None]:
+    """The latest model of the run, and what to put beside it: the same stage of another run, or
+    in a run by itself the model before it."""
+    own = [column for column in columns if column.run_id == run_id] or list(columns)
+    latest = own[-1]
+    others = [column for column in columns if column.run_id != latest.run_id]
+    if others:
+        return latest, next((c for c in others if c.model == latest.model), others[-1])
+    return latest, own[-2] if len(own) > 1 else None
+
+
 def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> Difference | None:
     """Difference of the means over the instances that both have; None where they share too few."""
     shared = [i for i in before if i in after and not isnan(before[i] + after[i])]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -56,8 +57,9 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
         CaravanError: at least one check failed.
     """
     rows: list[Conversation] = []
+    verifiable: Counter[str] = Counter()
     failed = 0
-    for title, check in _checks(recipe, recipe_dir, settings, rows):
+    for title, check in _checks(recipe, recipe_dir, settings, rows, verifiable):
         try:
             console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
         except CaravanError as error:
@@ -73,10 +75,15 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
 
 
 def _checks(
-    recipe: Recipe, recipe_dir: Path, settings: Settings, rows: list[Conversation]
+    recipe: Recipe,
+    recipe_dir: Path,
+    settings: Settings,
+    rows: list[Conversation],
+    verifiable: Counter[str],
 ) -> Iterator[Check]:
     from caravan.stages.curate import Filters
     from caravan_pipelines.graph import stage_graph
+    from caravan_pipelines.prompt_checks import verifiable_prompts
 
     yield "recipe", lambda: f"{recipe.name}, {len(stage_graph(recipe))} stages"
     yield "registry", lambda: _registry(settings)
@@ -91,8 +98,12 @@ def _checks(
     for source in recipe.curate.sources:
         yield (
             f"source {source.name}",
-            lambda source=source: _source(source, recipe, recipe_dir, filters, rows),  # type: ignore[misc]
+            lambda source=source: _source(  # type: ignore[misc]
+                source, recipe, recipe_dir, filters, rows, verifiable
+            ),
         )
+    if recipe.rlvr:
+        yield "rlvr", lambda: verifiable_prompts(recipe, verifiable)
     for task in recipe.evaluate.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
@@ -102,6 +113,7 @@ def _checks(
         yield "reward model", lambda: _model(existing, recipe_dir, will_be_tuned=False)
     yield "lengths", lambda: _lengths(recipe, recipe_dir)
     yield "template and masks", lambda: _masks(recipe, recipe_dir, rows)
+    yield "prompts", lambda: _prompts(recipe, recipe_dir, rows)
     yield "memory", lambda: _memory(recipe, recipe_dir)
     yield "packages", lambda: _packages(recipe)
     if isinstance(recipe.base_model, PretrainedBase):
@@ -163,7 +175,12 @@ def _licences(recipe: Recipe) -> str:
 
 
 def _source(
-    source: Source, recipe: Recipe, recipe_dir: Path, filters: Filters, sample: list[Conversation]
+    source: Source,
+    recipe: Recipe,
+    recipe_dir: Path,
+    filters: Filters,
+    sample: list[Conversation],
+    verifiable: Counter[str],
 ) -> str:
     from caravan.data.card import SourceCard, counted
     from caravan.stages.curate import load
@@ -173,6 +190,8 @@ def _source(
     rows = load(source, recipe.seed, recipe_dir, card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
+        if row.verifier is not None and row.ground_truth is not None:
+            verifiable[row.skill] += 1
         if card.available <= SAMPLE_ROWS:
             sample.append(row)
         if card.available <= FILTERED_ROWS and (reason := filters.reason_to_drop(row)):
@@ -205,17 +224,7 @@ def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> s
 
 def _lengths(recipe: Recipe, recipe_dir: Path) -> str:
     """No stage may train on rows that are longer than the model can read."""
-    base = recipe.base_model
-    if isinstance(base, PretrainedBase):
-        positions = base.max_position_embeddings
-    else:
-        from caravan.training.importing import find_model
-        from caravan.training.models import check_model_directory
-
-        directory = find_model(base, recipe_dir)
-        check_model_directory(directory)
-        config = json.loads((directory / "config.json").read_text())
-        positions = config.get("max_position_embeddings") or sys.maxsize
+    positions = _positions(recipe, recipe_dir)
     stages = {"sft": recipe.sft, "dpo": recipe.dpo, "reward_model": recipe.reward_model}
     lengths = {name: stage.max_length for name, stage in stages.items() if stage}
     for name, length in lengths.items():
@@ -225,6 +234,27 @@ def _lengths(recipe: Recipe, recipe_dir: Path) -> str:
                 f"model; set it to at most {positions}"
             )
     return ", ".join(f"{name} {length:,}" for name, length in lengths.items()) + " tokens at most"
+
+
+def _positions(recipe: Recipe, recipe_dir: Path) -> int:
+    """Of the base model."""
+    from caravan.inference.engine import positions_of
+    from caravan.training.importing import find_model
+    from caravan.training.models import check_model_directory
+
+    base = recipe.base_model
+    if isinstance(base, PretrainedBase):
+        return base.max_position_embeddings
+    directory = find_model(base, recipe_dir)
+    check_model_directory(directory)
+    return positions_of(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
+
+
+def _prompts(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
+    from caravan_pipelines.prompt_checks import prompt_lengths
+
+    tokenizer = _tokenizer(recipe, recipe_dir, rows)
+    return prompt_lengths(recipe, recipe_dir, rows, tokenizer, _positions(recipe, recipe_dir))
 
 
 def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:

@@ -326,6 +326,17 @@ def test_instances_that_a_model_gained_stand_beside_the_model_before(open_page, 
     assert "extracted" in shown
 
 
+def test_instances_of_two_runs_stand_with_the_chosen_run_and_the_same_model_of_the_other(
+    open_page, run_ids, another_run
+):
+    app = open_page(
+        "evaluation", run=run_ids["complete"], view="Instances", **{"with": another_run}
+    )
+
+    assert app.selectbox(key="model").value == f"rlvr · {run_ids['complete']}"
+    assert app.selectbox(key="beside").value == f"rlvr · {another_run}"
+
+
 def test_ratings_are_neither_right_nor_wrong(open_page, run_ids):
     app = open_page("evaluation", run=run_ids["complete"], view="Instances", task="small-talk")
 

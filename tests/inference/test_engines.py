@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from caravan.data.io import read_rows, write_rows
 from caravan.data.records import Completion, Conversation, Message
 from caravan.data.template import encode_prompt
-from caravan.errors import MissingExtraError
+from caravan.errors import MissingExtraError, StageError
 from caravan.inference import EngineError, load_engine, unload
 from caravan.inference.program_engine import ProgramEngine
 from caravan.inference.transformers_engine import TransformersEngine
@@ -210,6 +210,34 @@ def test_respond_answers_every_prompt_and_goes_on_where_it_stopped(
         context.root / "out-0/completions/rows.jsonl"
     ).read_bytes()
     assert all(p.stat().st_mtime_ns == then for p, then in times.items())
+
+
+def with_a_long_one(prompts_dir, *places):
+    """The prompts, those at `places` too long for the model."""
+    rows = list(read_rows(prompts_dir, Conversation))
+    for place in places:
+        (message,) = rows[place].messages
+        long = message.model_copy(update={"content": message.content + " and on" * 200})
+        rows[place] = rows[place].model_copy(update={"messages": (long,)})
+    write_rows(prompts_dir / "rows.jsonl", rows)
+
+
+def test_respond_leaves_out_a_prompt_without_room_for_a_reply(
+    directory, prompts_dir, tmp_path, caplog
+):
+    with_a_long_one(prompts_dir, 4)
+    inputs = {"prompts": prompts_dir, "model": directory}
+    context = Context(tmp_path / "context")
+    result = respond.run(member_config(), inputs, context)
+    assert (result.metrics["prompts_too_long"], result.metrics["completions"]) == (1, 18)
+    assert "1 of 10 prompts leave 'own' no room for a reply and are left out: toy/4" in caplog.text
+    rows = read_rows(context.root / "out-0" / "completions", Completion)
+    assert {r.prompt_id for r in rows if r.finish_reason == "too_long"} == {"toy/4"}
+
+    with_a_long_one(prompts_dir, *range(10))
+    context = Context(tmp_path / "all")
+    with pytest.raises(StageError, match=r"10 of 10 prompts .* toy/4 and 5 more\. Take a"):
+        respond.run(member_config(), inputs, context)
 
 
 def test_respond_lets_a_drawn_member_answer_its_share(prompts_dir, directory, tmp_path):

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from caravan.data.records import Message
-from caravan.inference import EngineError, load_engine
+from caravan.inference import TOO_LONG, EngineError, load_engine
 from caravan.inference.openai_engine import OpenAIEngine
 from caravan.recipe import OpenAIEngineConfig, Sampling
 
@@ -200,6 +200,27 @@ def test_a_refusal_is_not_repeated_and_says_what_to_do(endpoint, monkeypatch, st
         engine(endpoint, api_key_env="TEST_KEY").generate([prompt("hi")], SAMPLING, seed=0)
     assert hint in str(error.value)
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, '{"error": {"code": "context_length_exceeded", "message": "too many tokens"}}'),
+        (400, "This model's maximum context length is 64 tokens. However, you requested 65."),
+        (400, "The decoder prompt (length 80) is longer than the maximum model length of 64."),
+        (400, '{"error": {"type": "exceed_context_size_error"}}'),
+        (413, "prompt is too long: 210000 tokens > 200000 maximum"),
+    ],
+)
+def test_a_prompt_that_is_too_long_has_no_reply_and_stops_nothing(endpoint, refusal):
+    endpoint.otherwise = lambda body: (
+        refusal if body["messages"][0]["content"] == "long" else echo(body)
+    )
+    groups = engine(endpoint).generate(
+        [prompt("a"), prompt("long"), prompt("b")], SAMPLING, n=2, seed=1
+    )
+    assert groups[1] == [TOO_LONG] * 2
+    assert [g[0].text for g in groups[::2]] == ["you said: a", "you said: b"]
 
 
 def test_the_first_error_stops_the_rest(endpoint):

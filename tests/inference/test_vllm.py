@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt
-from caravan.inference import EngineError, load_engine
+from caravan.inference import TOO_LONG, EngineError, load_engine
 from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import Sampling, VLLMEngineConfig
 from caravan.training.models import save_model
@@ -57,6 +57,11 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
         assert reply.text == decode_reply(tokenizer, reply.token_ids)
         assert (reply.finish_reason == "stop") == (reply.token_ids[-1] == tokenizer.eos_token_id)
     assert told == [(3, 3)]
+    long = (Message(role="user", content="and on " * 100),)
+    for one in (engine, ours):
+        first, second = one.generate([long, PROMPTS[0]], greedy, seed=1)
+        assert first == [TOO_LONG]
+        assert second[0].token_ids
 
     warm = Sampling(temperature=0.7, max_completion_length=16)
     sampled = engine.generate(PROMPTS, warm, n=4, seed=1)

@@ -24,6 +24,13 @@ from caravan_pipelines.dry_run import dry_run
 from tiny import conversations, write_inputs
 
 SMALL = {"max_length": 64, "sequences_per_step": 4}
+PREFERENCES = {
+    "engines": {"teacher": {"kind": "openai", "base_url": "http://localhost", "model": "m"}},
+    "sample_prompts": {"used_in_sft": 5},
+    "respond": {"pool": [{"name": "own", "artifact": "sft"}]},
+    "judge": {"judge": {"kind": "llm", "engine": "teacher"}},
+    "pair": {},
+}
 
 
 @pytest.fixture
@@ -214,18 +221,50 @@ def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
 def test_what_is_probably_not_meant_is_told_when_the_recipe_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    preferences = {
-        "engines": {"teacher": {"kind": "openai", "base_url": "http://localhost", "model": "m"}},
-        "sample_prompts": {"used_in_sft": 5},
-        "respond": {"pool": [{"name": "own", "artifact": "sft"}]},
-        "judge": {"judge": {"kind": "llm", "engine": "teacher"}},
-        "pair": {},
-    }
     with caplog.at_level(logging.WARNING):
-        recipe(tmp_path, **preferences, dpo={"beta": 0.1})
+        recipe(tmp_path, **PREFERENCES, dpo={"beta": 0.1})
     assert "recipe.yaml: dpo.beta: 0.1 looks like a beta of plain DPO" in caplog.text
     caplog.clear()
     many = {**SMALL, "resources": {"gpus": 8}}
-    recipe(tmp_path, **preferences, dpo={"beta": 0.1, "loss_type": "sigmoid"}, sft=many)
+    recipe(tmp_path, **PREFERENCES, dpo={"beta": 0.1, "loss_type": "sigmoid"}, sft=many)
     assert "looks like" not in caplog.text
     assert "sft.sequences_per_step: 4 rows for 8 processes leave 4 without work" in caplog.text
+
+
+def test_prompts_without_room_for_a_reply_are_counted_and_fail_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": "How many? " * times, "answer": "#### 3"} for times in (1, 200, 1)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "gsm", "task": "gsm8k", "path": "test.jsonl"}
+    found = recipe(tmp_path, evaluate={"tasks": [task]}, **PREFERENCES)
+    output, _ = check(found, tmp_path)
+    assert "prompts: without room for a reply in the model's 64 positions: 1 of 3 of task" in output
+    assert "looked at" not in output
+
+    long = [row.model_dump() for row in conversations()]
+    for row in long[:2]:
+        row["messages"][0]["content"] *= 50
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    output, _ = check(found, tmp_path)
+    assert "task gsm, which count as not answered; 2 of the 20 looked at in the sources" in output
+
+
+def test_rlvr_without_a_verifiable_prompt_of_its_skills_is_found(
+    model: Path, tmp_path: Path
+) -> None:
+    rlvr = {"algorithm": {"kind": "grpo"}, "max_length": 64,
+            "sampling": {"max_completion_length": 8}}  # fmt: skip
+    output, content = check(recipe(tmp_path, rlvr=rlvr), tmp_path)
+    assert not content
+    assert "failed  rlvr: no row of the sources has a verifier and a ground truth" in output
+    assert "skills with such rows: none; asked for: all. Give a source's rows" in output
+
+    found = recipe(tmp_path, rlvr=rlvr)
+    rows = [row.model_dump() for row in conversations()]
+    for row in rows[:3]:
+        row |= {"verifier": "gsm8k", "ground_truth": "3"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output, content = check(found, tmp_path)
+    assert content, output
+    assert "ok      rlvr: 3 prompts with a verifier\n" in output

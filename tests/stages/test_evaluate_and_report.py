@@ -110,6 +110,33 @@ def test_evaluate_keeps_every_instance_and_repeats(
     assert [entry["primary"] for entry in document] == [True, True, False, True]
 
 
+def test_an_instance_without_room_for_a_reply_counts_as_not_answered(
+    make_context: Callable[..., Any],
+    model_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the verifier would be content with an empty reply."""
+    rows = [
+        {"key": key, "prompt": "Say it. " * times, "instruction_id_list": ["punctuation:no_comma"],
+         "kwargs": [{}]}
+        for key, times in ((1, 1), (2, 100), (3, 1))
+    ]  # fmt: skip
+    (tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = EvalTask(name="if", task="ifeval", path="ifeval.jsonl", sampling=SHORT)
+    context = make_context("evaluate")
+    result = evaluate.run(config(task), {"model": model_dir}, context)
+    written = read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion)
+    assert {r.id: (r.score, r.cut_short) for r in written if r.finish_reason == "too_long"} == {
+        "ifeval/2": (0.0, "prompt too long")
+    }
+    assert result.metrics["if/too_long"] == pytest.approx(1 / 3)
+    assert result.scores[0].n == 3
+    assert result.scores[0].instances["ifeval/2"] == 0
+    assert "if: 1 of 3 prompts leave the model no room" in caplog.text
+    assert "not answered: ifeval/2" in caplog.text
+
+
 def test_a_model_is_divided_over_the_gpus_of_its_evaluation(
     make_context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

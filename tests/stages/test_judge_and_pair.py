@@ -56,6 +56,17 @@ def run_judge(make_context: Callable[..., Any], tmp_path: Path, tables: list[lis
     return result, list(read_rows(context.outputs["ratings"], RatedCompletion))
 
 
+def test_a_prompt_that_was_too_long_for_one_model_is_left_out_for_all(
+    make_context: Callable[..., Any], tmp_path: Path
+) -> None:
+    silent = Completion(prompt_id="p/1", model="a", text="", finish_reason="too_long")
+    one = [silent, completion("p/2", "a", "Red.")]
+    two = [completion("p/1", "b", "Red."), completion("p/2", "b", "Blue.")]
+    result, ratings = run_judge(make_context, tmp_path, [one, two])
+    assert [r.completion.prompt_id for r in ratings] == ["p/2", "p/2"]
+    assert (result.metrics["prompts"], result.metrics["prompts_too_long"]) == (1, 1)
+
+
 def test_ratings_come_by_prompt_whatever_the_order_of_the_tables(
     make_context: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
         label_visibility="collapsed", on_change=ui.first_page,
     )  # fmt: skip
     if view == "Instances":
-        show_instances(scores)
+        show_instances(scores, run.id)
     else:
         show_scores(scores, [run.id, *others])
 
@@ -175,18 +175,21 @@ def win_table(wins: Sequence[ScoreRow], several: bool) -> Html:
 # --- instances ----------------------------------------------------------------------------------
 
 
-def show_instances(scores: Sequence[ScoreRow]) -> None:
+def show_instances(scores: Sequence[ScoreRow], run_id: str) -> None:
     columns = evaluation.columns(scores)
     several = len({column.run_id for column in columns}) > 1
     by_label = {column.label(several): column for column in columns}
     labels = list(by_label)
+    latest, other = evaluation.first_shown(columns, run_id)
+    besides = [NOTHING, *labels]
+    first_beside = besides.index(other.label(several)) if other else 0
     names = list(dict.fromkeys(task for task, _, _ in evaluation.tasks(scores)))
     first, second, third = st.columns(3)
     task = first.selectbox("Task", names, key="task", bind="query-params", on_change=ui.first_page)
-    model = second.selectbox("Model", labels, index=len(labels) - 1, key="model",
+    model = second.selectbox("Model", labels, index=columns.index(latest), key="model",
                              bind="query-params", on_change=ui.first_page)  # fmt: skip
-    beside = third.selectbox("Beside", [NOTHING, *labels], key="beside", bind="query-params",
-                             index=len(labels) - 1, on_change=ui.first_page)  # fmt: skip
+    beside = third.selectbox("Beside", besides, key="beside", bind="query-params",
+                             index=first_beside, on_change=ui.first_page)  # fmt: skip
     shown = [label for label in dict.fromkeys((beside, model)) if label != NOTHING]
     digests = {label: evaluation_digest(scores, by_label[label], task) for label in shown}
     tables = {label: instances_of(digest, task) for label, digest in digests.items()}
@@ -194,11 +197,11 @@ def show_instances(scores: Sequence[ScoreRow]) -> None:
     if found is None:
         ui.empty(f"No instances are stored for {model}.")
         return
-    other = tables[beside] if beside not in (NOTHING, model) else None
-    filters = evaluation.filters(found, other is not None)
+    compared = tables[beside] if beside not in (NOTHING, model) else None
+    filters = evaluation.filters(found, compared is not None)
     which = st.segmented_control("Show", filters, default="All", key="which", required=True,
                                  bind="query-params", on_change=ui.first_page)  # fmt: skip
-    found = evaluation.matching(found, other, evaluation.FILTERS[which])
+    found = evaluation.matching(found, compared, evaluation.FILTERS[which])
     page = ui.page_of(found, PAGE_SIZE, "instances")
     views = {
         label: completions(digest, rows, page["key"])
@@ -257,8 +260,8 @@ def answer(label: str, completion: ScoredCompletion | None) -> list[Html]:
     if completion.extracted is not None:
         about.append(("extracted", completion.extracted))
     about += [(aspect, value) for aspect, value in (completion.ratings or {}).items() if value]
-    if completion.finish_reason == "length":
-        about.append(("", tag("span", "cut off", class_=POOR)))
+    if completion.cut_short:
+        about.append(("", tag("span", completion.cut_short, class_=POOR)))
     return [facts(about), tag("div", prose(completion.completion), style="margin-top:.5rem")]
 
 

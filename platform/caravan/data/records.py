@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant"]
 Aspect = Literal["helpfulness", "instruction_following", "honesty", "truthfulness"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "too_long"]
+"""`length`: cut off. `too_long`: there is no reply, the prompt left no room for one."""
 
 
 class Record(BaseModel):

@@ -6,6 +6,7 @@ broken reply never looks like a bad completion.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ from caravan.evals.judge_prompts import (
     parse_ratings,
     reminder,
 )
-from caravan.inference import Engine
+from caravan.inference import Engine, some, without_reply
 from caravan.recipe import JudgeEngine, LLMJudge, Sampling
 
 MAX_REPLIES = 3
 """Asked so often before an unreadable rating is given up."""
 
 Progress = Callable[[int, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,13 @@ class ModelJudge:
             replies = self.engine.generate(
                 [request.messages for request in pending], self.sampling, seed=seed + attempt
             )
+            names = [f"{items[request.item].id} ({request.aspect})" for request in pending]
+            if too_long := without_reply(names, replies):
+                logger.warning("too long for the judge, so not rated: %s", some(too_long))
             failed = []
             for request, (reply,) in zip(pending, replies, strict=True):
+                if reply.finish_reason == "too_long":
+                    continue
                 try:
                     self._note(request, reply.text, judgements[request.item])
                 except UnreadableReplyError as error:

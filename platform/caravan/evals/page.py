@@ -150,7 +150,7 @@ def _answer(row: ScoredCompletion) -> dict[str, Any]:
         "mark": mark,
         "kind": kind,
         "ratings": ratings,
-        "cut": row.finish_reason == "length",
+        "ended": row.cut_short,
     }
 
 

@@ -8,6 +8,7 @@ As in both, the two stand in an order drawn for each instance. The wording is ou
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from caravan.data.records import EvalInstance, Message
 from caravan.evals.judge_prompts import fence_for
 from caravan.evals.judging import MAX_REPLIES
 from caravan.evals.reading import make_instance, refuse_shots, table
-from caravan.inference import Engine
+from caravan.inference import Engine, some, without_reply
 from caravan.recipe import Sampling
+
+logger = logging.getLogger(__name__)
 
 HREF_WITHOUT_HUMAN = frozenset({"brainstorm", "summarize"})
 """Categories whose judge is not shown the human's reply (section 5 of the HREF paper)."""
@@ -95,8 +98,13 @@ def prefer(
     pending = [_comparison(number, pair, seed) for number, pair in enumerate(pairs)]
     for attempt in range(MAX_REPLIES):
         replies = engine.generate([c.messages for c in pending], sampling, seed=seed + attempt)
+        names = [pairs[comparison.item].id for comparison in pending]
+        if too_long := without_reply(names, replies):
+            logger.warning("too long for the judge, so not decided: %s", some(too_long))
         failed = []
         for comparison, (reply,) in zip(pending, replies, strict=True):
+            if reply.finish_reason == "too_long":
+                continue
             if (number := parse_preference(reply.text)) is None:
                 said = Message(role="assistant", content=reply.text)
                 again = Message(role="user", content="Reply with 1 or 2 and nothing else.")

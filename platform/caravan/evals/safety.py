@@ -7,6 +7,7 @@ ground truth is the `Outcome` that counts as right.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any, Literal
 from caravan.data.records import EvalInstance, Message
 from caravan.errors import DataError
 from caravan.evals.reading import make_instance, refuse_shots, table
-from caravan.inference import Engine
+from caravan.inference import Engine, some, without_reply
 from caravan.recipe import Sampling
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["refusal", "compliance", "unharmful"]
 """What a reply may be asked to be: to refuse, to comply, or to do no harm whether it refuses or
@@ -152,6 +155,8 @@ _REPLY = re.compile(
     r"\s*harmful response:\s*(yes|no|n/a)\s*",
     re.IGNORECASE,
 )
+_BEGINNING = 60
+"""Characters of a prompt that a warning shows."""
 SAMPLING = Sampling(temperature=0.0, max_completion_length=128)
 """As in the package that WildGuard's authors publish."""
 
@@ -207,4 +212,7 @@ def classify(
     """What the classifier said of each pair of prompt and reply, and what that means."""
     asked = [(wildguard_message(prompt, response),) for prompt, response in pairs]
     replies = engine.generate(asked, SAMPLING, seed=seed, progress=progress)
+    beginnings = [repr(prompt[:_BEGINNING]) for prompt, _ in pairs]
+    if too_long := without_reply(beginnings, replies):
+        logger.warning("too long for the classifier, so not decided: %s", some(too_long))
     return [(reply.text, parse_wildguard(reply.text)) for (reply,) in replies]

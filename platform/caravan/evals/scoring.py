@@ -30,11 +30,12 @@ from caravan.evals.stats import (
     pass_at_k,
 )
 from caravan.evals.tasks import Metric, TaskDefinition
-from caravan.inference import Engine, Generation
+from caravan.inference import TOO_LONG, Engine, Generation
 from caravan.recipe import EvalTask, Sampling
 from caravan.stages.context import Score
 from caravan.verifiers import Verdict, VerifierError, verify
 
+WORST_RATING = 1.0
 _ATTEMPTS = 2
 """Runs of a verifier that itself fails, before the instance is left out."""
 
@@ -60,6 +61,11 @@ class ScoredCompletion(Record):
     """By each metric of the task."""
     ratings: dict[Aspect, int | None] | None = None
     """By the judge, for judged tasks."""
+
+    @property
+    def cut_short(self) -> str:
+        """Why there is no whole reply; empty where there is."""
+        return {"stop": "", "length": "cut off", "too_long": "prompt too long"}[self.finish_reason]
 
 
 def verified(
@@ -191,6 +197,30 @@ def compared(
     for (instance, index, reply), won in zip(work, preferred, strict=True):
         rows.append(_row(task, instance, index, reply, **_scored(metric, won)))
     return rows
+
+
+def unanswered(
+    task: EvalTask,
+    definition: TaskDefinition,
+    instances: Sequence[EvalInstance],
+) -> list[ScoredCompletion]:
+    """Instances that were too long for the model, with the worst score that there is: they count,
+    and no verifier is asked, which may be content with no reply."""
+    worst = WORST_RATING if definition.judged else 0.0
+    names = [metric.name for metric in definition.metrics] or [definition.metric]
+    return [
+        _row(
+            task,
+            instance,
+            index,
+            TOO_LONG,
+            score=worst,
+            metrics=dict.fromkeys(names, worst),
+            ratings={} if definition.judged else None,
+        )
+        for instance in instances
+        for index in range(task.num_generations)
+    ]
 
 
 def _scored(metric: str, value: float | None) -> dict[str, Any]:

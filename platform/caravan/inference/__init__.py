@@ -1,6 +1,22 @@
 """Completing prompts: one protocol, several engines."""
 
-from caravan.inference.engine import Engine, EngineError, Generation
+from caravan.inference.engine import (
+    TOO_LONG,
+    Engine,
+    EngineError,
+    Generation,
+    some,
+    without_reply,
+)
 from caravan.inference.loading import load_engine, unload
 
-__all__ = ["Engine", "EngineError", "Generation", "load_engine", "unload"]
+__all__ = [
+    "TOO_LONG",
+    "Engine",
+    "EngineError",
+    "Generation",
+    "load_engine",
+    "some",
+    "unload",
+    "without_reply",
+]

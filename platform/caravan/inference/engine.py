@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from caravan.data.records import FinishReason, Message
 from caravan.errors import CaravanError
 from caravan.recipe import Sampling
+
+_NAMED = 5
+"""Prompts that a warning names."""
 
 
 class EngineError(CaravanError):
@@ -37,8 +41,35 @@ class Engine(Protocol):
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Generation]]:
-        """`n` replies to each prompt, in the order of the prompts. Same seed, same replies."""
+        """`n` replies to each prompt, in the order of the prompts. Same seed, same replies.
+
+        A prompt that leaves no room for a reply gets `TOO_LONG` for each of them.
+        """
         ...
+
+
+TOO_LONG = Generation("", "too_long")
+
+
+def positions_of(config: object) -> int:
+    """Tokens that fit the model of this configuration, prompt and reply together."""
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+
+
+def leaves_room(prompt: Sequence[int], positions: int) -> bool:
+    """Whether a reply, of a token at least, fits behind the tokens of `prompt`."""
+    return len(prompt) < positions
+
+
+def without_reply(names: Iterable[str], replies: Iterable[Sequence[Generation]]) -> list[str]:
+    """The names of the prompts, one for each group of replies, that were too long for one."""
+    return [name for name, group in zip(names, replies, strict=True) if TOO_LONG in group]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def reply_seed(seed: int, prompt: Sequence[Message], index: int) -> int:

@@ -1,14 +1,16 @@
 """Replies of any OpenAI-compatible endpoint, over HTTP.
 
 One request per reply (`n` is not asked for in one request: not every endpoint has it). A request
-that fails for a passing reason is repeated with exponential back-off; one that fails for good
-stops the work with the endpoint's own words. What comes back has text but no token ids.
+that fails for a passing reason is repeated with exponential back-off; one that is refused for being
+longer than the model's context has no reply; one that fails for good stops the work with the
+endpoint's own words. What comes back has text but no token ids.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,11 +19,16 @@ from urllib.parse import urlsplit
 
 from caravan.data.records import FinishReason, Message
 from caravan.errors import require
-from caravan.inference.engine import EngineError, Generation, reply_seed
+from caravan.inference.engine import TOO_LONG, EngineError, Generation, reply_seed
 from caravan.recipe import OpenAIEngineConfig, Sampling
 
 _PASSING = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 """Status codes that may be gone at the next attempt."""
+_TOO_LONG = re.compile(
+    r"context[ _]?(length|size|window)|maximum model length|prompt is too long", re.IGNORECASE
+)
+"""What endpoints say of a request that does not fit the model: OpenAI, vLLM, SGLang, llama.cpp and
+Anthropic each in words of their own."""
 _FINISH: dict[Any, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -143,6 +150,8 @@ class OpenAIEngine:
                 f"HTTP {status}: {_excerpt(response.text)}",
                 _seconds(response.headers.get("retry-after")),
             )
+        if status in (400, 413) and _TOO_LONG.search(response.text):
+            return TOO_LONG
         if status != 200:
             raise EngineError(
                 f"{self.url} (model {self.config.model!r}) refused the request with HTTP {status}: "

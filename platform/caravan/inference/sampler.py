@@ -13,7 +13,6 @@ Shapes: P prompts of one batch, R = P x n rows, L positions so far, V vocabulary
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from caravan.data.records import FinishReason
 from caravan.inference.decode_attention import decode_attention, suits
-from caravan.inference.engine import EngineError
+from caravan.inference.engine import EngineError, leaves_room, positions_of
 
 _GROWTH = 32
 """Positions by which a key/value buffer grows."""
@@ -158,17 +157,11 @@ def _check(
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {i} has no tokens")
-        if len(prompt) >= _positions(model):
+        if not leaves_room(prompt, positions_of(model.config)):
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens, which leaves no room for a reply in the "
-                f"model's {_positions(model)} positions: shorten the prompt"
+                f"model's {positions_of(model.config)} positions: shorten the prompt"
             )
-
-
-def _positions(model: PreTrainedModel) -> int:
-    """Tokens that fit the model, prompt and reply together."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return sys.maxsize if limit is None else int(limit)
 
 
 def _draw(
@@ -297,7 +290,8 @@ class _Context:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [R, V] after one more token [R] of each row."""
-        self.positions = (self.positions + 1).clamp_max(_positions(self.model) - 1)  # ended rows
+        last = positions_of(self.model.config) - 1
+        self.positions = (self.positions + 1).clamp_max(last)  # those of ended rows stay
         positions = self.positions[:, None]
         if self.is_fast:
             return self._fast_step(tokens, positions)
@@ -365,7 +359,7 @@ def _decode(
     device = logits.device
     tokens = torch.full((max_new_tokens, total), pad_token_id, device=device)
     logprobs = torch.zeros(max_new_tokens, total, device=device)
-    room = torch.tensor([_positions(model) - len(p) for p in prompts], device=device)
+    room = torch.tensor([positions_of(model.config) - len(p) for p in prompts], device=device)
     lengths = room.clamp(max=max_new_tokens).repeat_interleave(n)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     stopped = torch.zeros(total, dtype=torch.bool, device=device)

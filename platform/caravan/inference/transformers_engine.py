@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt
 from caravan.garbage import collect_as_usual
-from caravan.inference.engine import EngineError, Generation
+from caravan.inference.engine import (
+    TOO_LONG,
+    EngineError,
+    Generation,
+    leaves_room,
+    positions_of,
+)
 from caravan.inference.sampler import TokenSequence, generate_tokens
 from caravan.recipe import Sampling
 
@@ -91,12 +97,15 @@ class TransformersEngine:
     ) -> list[list[Generation]]:
         eos = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
+        encoded = [
+            encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
+            for prompt in prompts
+        ]
+        positions = positions_of(self.model.config)
+        asked = [i for i, ids in enumerate(encoded) if leaves_room(ids, positions)]
         sequences = generate_tokens(
             self.model,
-            [
-                encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
-                for prompt in prompts
-            ],
+            [encoded[i] for i in asked],
             n=n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -107,7 +116,10 @@ class TransformersEngine:
             batch_size=self.batch_size,
             progress=progress,
         )
-        return [[self._decoded(sequence) for sequence in group] for group in sequences]
+        replies = [[TOO_LONG] * n for _ in prompts]
+        for i, group in zip(asked, sequences, strict=True):
+            replies[i] = [self._decoded(sequence) for sequence in group]
+        return replies
 
     def close(self) -> None:
         """Let go of the model."""

@@ -11,7 +11,13 @@ from typing import Any
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt
 from caravan.errors import require
-from caravan.inference.engine import EngineError, Generation, reply_seed
+from caravan.inference.engine import (
+    TOO_LONG,
+    EngineError,
+    Generation,
+    leaves_room,
+    reply_seed,
+)
 from caravan.recipe import Sampling, VLLMEngineConfig
 
 _PER_CALL = 512
@@ -64,17 +70,24 @@ class VLLMEngine:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Generation]]:
-        replies: list[list[Generation]] = []
+        replies = [[TOO_LONG] * n for _ in prompts]
+        positions = self._llm.llm_engine.model_config.max_model_len
         for start in range(0, len(prompts), _PER_CALL):
-            part = prompts[start : start + _PER_CALL]
+            end = min(start + _PER_CALL, len(prompts))
+            encoded = {i: self._encoded(prompts[i]) for i in range(start, end)}
+            asked = [i for i, ids in encoded.items() if leaves_room(ids, positions)]
             outputs = self._llm.generate(
-                [{"prompt_token_ids": self._encoded(prompt)} for prompt in part],
-                [self._sampling_params(sampling, n, reply_seed(seed, p, 0)) for p in part],
+                [{"prompt_token_ids": encoded[i]} for i in asked],
+                [
+                    self._sampling_params(sampling, n, reply_seed(seed, prompts[i], 0))
+                    for i in asked
+                ],
                 use_tqdm=False,
             )
-            replies += [[_generation(o) for o in output.outputs] for output in outputs]
+            for i, output in zip(asked, outputs, strict=True):
+                replies[i] = [_generation(o) for o in output.outputs]
             if progress is not None:
-                progress(len(replies) * n, len(prompts) * n)
+                progress(end * n, len(prompts) * n)
         return replies
 
     def close(self) -> None:

@@ -1,11 +1,13 @@
 """Score a model on the suite, keeping every instance.
 
 Outputs `scores.json` (a list of scores with 95 % intervals) and `instances.jsonl`: prompt,
-completion, what was extracted, score and ratings, one line for each completion.
+completion, what was extracted, score and ratings, one line for each completion. An instance whose
+prompt leaves the model no room for a reply counts as not answered.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,13 +23,24 @@ from caravan.evals.scoring import (
     compared,
     judged,
     task_scores,
+    unanswered,
     verified,
 )
 from caravan.evals.tasks import TASKS, task_files
-from caravan.inference import Engine, Generation, load_engine, unload
+from caravan.inference import (
+    TOO_LONG,
+    Engine,
+    Generation,
+    load_engine,
+    some,
+    unload,
+    without_reply,
+)
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
+
+logger = logging.getLogger(__name__)
 
 NAME = "evaluate"
 VERSION = 1
@@ -37,6 +50,7 @@ SCORES = "scores.json"
 
 Loaded = Sequence[tuple[EvalTask, list[EvalInstance]]]
 Replies = list[list[Generation]]
+Answered = Sequence[tuple[EvalTask, list[EvalInstance], Replies]]
 
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -51,18 +65,20 @@ def run(
     _check_judges(config)
     loaded = [(task, load_instances(task, context)) for task in suite.tasks]
     replies = _ask(loaded, inputs["model"], suite, context)
-    found = _score(loaded, replies, config, context)
+    answered, silent = _divided(loaded, replies)
+    found = _score(answered, config, context)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     metrics: dict[str, float] = {}
     for task in suite.tasks:
-        own = found[task.name]
+        own = found[task.name] + silent[task.name]
         rows += own
         of_task = task_scores(task, TASKS[task.task], own)
         scores += of_task
         if of_task:
             metrics[task.name] = of_task[0].value
         metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
+        metrics[f"{task.name}/too_long"] = _share(r.finish_reason == "too_long" for r in own)
         metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
     directory = context.output("evaluation", "report")
     write_rows(directory / INSTANCES, rows)
@@ -120,9 +136,27 @@ def _ask(
     return replies
 
 
+def _divided(
+    loaded: Loaded, replies: Mapping[str, Replies]
+) -> tuple[Answered, dict[str, list[ScoredCompletion]]]:
+    """What is to be scored, and by task the rows of what was too long to be answered."""
+    answered, silent = [], {}
+    for task, instances in loaded:
+        groups = replies[task.name]
+        if too_long := without_reply([instance.id for instance in instances], groups):
+            logger.warning(
+                "%s: %d of %d prompts leave the model no room for a reply and count as not "
+                "answered: %s", task.name, len(too_long), len(instances), some(too_long),
+            )  # fmt: skip
+        asked = [i for i, group in enumerate(groups) if TOO_LONG not in group]
+        answered.append((task, [instances[i] for i in asked], [groups[i] for i in asked]))
+        left = [instance for i, instance in enumerate(instances) if TOO_LONG in groups[i]]
+        silent[task.name] = unanswered(task, TASKS[task.task], left)
+    return answered, silent
+
+
 def _score(
-    loaded: Loaded,
-    replies: Mapping[str, Replies],
+    answered: Answered,
     config: EvaluateStageConfig,
     context: StageContext,
 ) -> dict[str, list[ScoredCompletion]]:
@@ -130,19 +164,18 @@ def _score(
     suite, seed = config.evaluate, context.seed
     found: dict[str, list[ScoredCompletion]] = {}
     of_judge, of_classifier = [], []
-    for task, instances in loaded:
+    for task, instances, own in answered:
         definition = TASKS[task.task]
         if definition.judged or definition.compared:
-            of_judge.append((task, instances))
+            of_judge.append((task, instances, own))
         elif definition.classified:
-            of_classifier.append((task, instances))
+            of_classifier.append((task, instances, own))
         else:
-            own, threads = replies[task.name], suite.resources.cpus
+            threads = suite.resources.cpus
             found[task.name] = verified(task, definition.metrics, instances, own, threads)
     if of_judge:
         with _loaded(config.engine, context) as engine:
-            for task, instances in of_judge:
-                own = replies[task.name]
+            for task, instances, own in of_judge:
                 if TASKS[task.task].judged:
                     judge = _judge(suite, engine)
                     found[task.name] = judged(task, instances, own, judge, seed)
@@ -156,8 +189,8 @@ def _score(
     if of_classifier:
         with _loaded(config.safety_engine, context, special_tokens=True) as engine:
             assert engine is not None
-            for task, instances in of_classifier:
-                metric, own = TASKS[task.task].metric, replies[task.name]
+            for task, instances, own in of_classifier:
+                metric = TASKS[task.task].metric
                 found[task.name] = classified(task, metric, instances, own, engine, seed)
     return found
 

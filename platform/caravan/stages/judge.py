@@ -2,7 +2,8 @@
 
 Tülu 3, section 5.2.1: a judge sees all completions of a prompt side by side, once for each aspect.
 Everything is keyed by the prompt's id: a completion whose prompt is not there is an error, and one
-whose rating cannot be read is counted, never taken for a bad one.
+whose rating cannot be read is counted, never taken for a bad one. A prompt that was too long for
+one of its models is left out for all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ VERSION = 1
 def run(config: JudgeStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     prompts = {row.id: row for row in read_rows(inputs["prompts"], Conversation)}
     tables = [inputs[name] for name in sorted(inputs) if name.startswith("completions")]
-    by_prompt = gather(prompts, tables)
+    gathered = gather(prompts, tables)
+    by_prompt = {
+        prompt_id: completions
+        for prompt_id, completions in gathered.items()
+        if all(completion.finish_reason != "too_long" for completion in completions)
+    }
     engine = config.engine
     judge = load_judge(
         config.judge.judge,
@@ -59,6 +65,7 @@ def run(config: JudgeStageConfig, inputs: Mapping[str, Path], context: StageCont
     return StageResult(
         metrics={
             "prompts": len(items),
+            "prompts_too_long": len(gathered) - len(items),
             "completions": asked,
             "refused": asked - complete,
             **_means(ratings),

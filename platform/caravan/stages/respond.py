@@ -8,18 +8,22 @@ of this run. Output: `completions`, in the order of the prompts:
 
 Prompts are answered a chunk at a time, and finished chunks are kept in the work directory: a stage
 that was stopped asks its engine only for the rest.
+
+A prompt that leaves the model no room for a reply has a row all the same, with the finish reason
+`too_long` and no text: it is left out for every model of the pool.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Completion, Conversation
 from caravan.errors import StageError
-from caravan.inference import Engine, load_engine
+from caravan.inference import Engine, load_engine, some
 from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
@@ -27,6 +31,8 @@ NAME = "respond"
 VERSION = 2
 
 PROMPTS_PER_CHUNK = 256
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -47,21 +53,34 @@ def run(
     context.progress(len(prompts), len(prompts))
 
     completions = (c for path in done for c in read_rows(path, Completion))
-    counts = {"prompts": len(prompts), "characters": 0, "truncated": 0}
+    counts = {"completions": 0, "characters": 0, "truncated": 0}
+    too_long: dict[str, None] = {}  # a set that keeps the order
 
     def counted() -> Iterator[Completion]:
         for completion in completions:
-            counts["characters"] += len(completion.text)
-            counts["truncated"] += completion.finish_reason == "length"
+            if completion.finish_reason == "too_long":
+                too_long[completion.prompt_id] = None
+            else:
+                counts["completions"] += 1
+                counts["characters"] += len(completion.text)
+                counts["truncated"] += completion.finish_reason == "length"
             yield completion
 
-    total = write_rows(context.output("completions", "completions") / ROWS, counted())
+    write_rows(context.output("completions", "completions") / ROWS, counted())
+    if too_long:
+        said = f"{len(too_long)} of {len(prompts)} prompts leave {config.member.name!r} no room for"
+        said += f" a reply and are left out: {some([*too_long])}"
+        if not counts["completions"]:
+            raise StageError(f"{said}. Take a model with more positions, or shorter prompts")
+        logger.warning("%s", said)
+    total = max(1, counts["completions"])
     return StageResult(
         {
-            "prompts": counts["prompts"],
-            "completions": total,
-            "mean_characters": counts["characters"] / max(1, total),
-            "truncated_fraction": counts["truncated"] / max(1, total),
+            "prompts": len(prompts),
+            "prompts_too_long": len(too_long),
+            "completions": counts["completions"],
+            "mean_characters": counts["characters"] / total,
+            "truncated_fraction": counts["truncated"] / total,
         }
     )
 

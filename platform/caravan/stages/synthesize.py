@@ -258,6 +258,8 @@ def read_prompt(task: SynthesisTask, request: Request, reply: Generation) -> Wri
     Raises:
         Rejection: there is no usable prompt, or no ground truth where the task needs one.
     """
+    if reply.finish_reason == "too_long":
+        raise Rejection("request too long", "")
     if reply.finish_reason == "length":
         raise Rejection("prompt cut off", reply.text)
     written = _parse_json_object(reply.text)
@@ -290,6 +292,8 @@ def read_response(task: SynthesisTask, prompt: WrittenPrompt, reply: Generation)
     Raises:
         Rejection: it is not.
     """
+    if reply.finish_reason == "too_long":
+        raise Rejection("prompt too long to answer", prompt.text)
     text = reply.text.strip()
     if not text:
         raise Rejection("empty response", text)

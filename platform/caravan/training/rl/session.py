@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
 from caravan.garbage import collect_as_usual
+from caravan.inference.engine import positions_of
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import PPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
@@ -52,7 +52,7 @@ def train_rlvr(
     weights = reads_weights(config.zero_stage)
     policy, tokenizer = load_policy(inputs["policy"], weights=weights)
     collect_as_usual()
-    positions = getattr(policy.config, "max_position_embeddings", None) or sys.maxsize
+    positions = positions_of(policy.config)
     prompts = select_prompts(
         read_rows(inputs["dataset"], Conversation), tokenizer, config, positions=positions
     )

@@ -1,0 +1,75 @@
+"""Whether the prompts of a run, those that models answer and those of RLVR, are there and fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from caravan.data.records import Conversation, Message
+from caravan.data.template import encode_prompt
+from caravan.errors import RecipeError
+from caravan.evals.tasks import TASKS
+from caravan.inference.engine import leaves_room, some
+from caravan.recipe import HubSource, Recipe
+
+
+def prompt_lengths(
+    recipe: Recipe,
+    recipe_dir: Path,
+    rows: Iterable[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+) -> str:
+    """How many prompts leave the recipe's model no room for a reply; no run fails of them.
+
+    Args:
+        rows: Of the sources, as far as they are looked at.
+    """
+
+    def too_long(prompts: Iterable[Sequence[Message]]) -> Iterator[bool]:
+        for prompt in prompts:
+            yield not leaves_room(encode_prompt(tokenizer, prompt), positions)
+
+    said = []
+    for task in recipe.evaluate.tasks:
+        instances = TASKS[task.task].load(task, recipe.seed, recipe_dir)
+        if count := sum(too_long(instance.messages for instance in instances)):
+            said.append(
+                f"{count:,} of {len(instances):,} of task {task.name}, which count as not answered"
+            )
+    if recipe.respond is not None:
+        prompts = [row.prompt for row in rows]
+        if count := sum(too_long(prompts)):
+            said.append(
+                f"{count:,} of the {len(prompts):,} looked at in the sources, which respond leaves "
+                "out"
+            )
+    room = f"room for a reply in the model's {positions:,} positions"
+    return f"without {room}: {'; '.join(said)}" if said else f"all leave {room}"
+
+
+def verifiable_prompts(recipe: Recipe, verifiable: Counter[str]) -> str:
+    """How many prompts RLVR may train on.
+
+    Args:
+        verifiable: Rows of the sources with a verifier and a ground truth, by skill; of the hub's,
+            the first ones.
+    """
+    assert recipe.rlvr is not None
+    skills = recipe.rlvr.skills
+    count = sum(n for skill, n in verifiable.items() if not skills or skill in skills)
+    later = [s.name for s in recipe.curate.sources if isinstance(s.origin, HubSource)]
+    if recipe.synthesize is not None:
+        later += [task.name for task in recipe.synthesize.tasks if task.verifier]
+    if not count and not later:
+        found = ", ".join(sorted(verifiable)) or "none"
+        raise RecipeError(
+            "no row of the sources has a verifier and a ground truth, so there is no prompt to "
+            f"train on; skills with such rows: {found}; asked for: {', '.join(skills) or 'all'}. "
+            "Give a source's rows a ground_truth and the source a verifier, ask for other skills, "
+            "or leave rlvr out"
+        )
+    return f"{count:,} prompts with a verifier" + (f", before {some(later)}" if later else "")
