@@ -12,12 +12,15 @@ FACTS = (
     "skill", "source", "chosen_model", "rejected_model", "margin", "chosen_words", "rejected_words",
 )  # fmt: skip
 BINS = 25
+UNKNOWN = "unknown"
+"""The model of a reply that nobody named."""
 
 
 def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **{name: row[name] for name in ("skill", "source", "chosen_model", "rejected_model")},
-        "margin": row["chosen_rating"] - row["rejected_rating"],
+        **{name: row[name] for name in ("skill", "source")},
+        **{name: row.get(name, UNKNOWN) for name in ("chosen_model", "rejected_model")},
+        "margin": row.get("chosen_rating", 0.0) - row.get("rejected_rating", 0.0),
         "chosen_words": len(row["chosen"].split()),
         "rejected_words": len(row["rejected"].split()),
     }

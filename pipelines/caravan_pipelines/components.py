@@ -166,12 +166,12 @@ def judge(
 @component
 def pair(
     run: str,
-    prompts: str,
-    ratings: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    prompts: str = "",
+    ratings: str = "",
 ) -> str:
-    """Make chosen and rejected of rated completions; returns the pairs."""
+    """Make chosen and rejected of rated completions, or read pairs; returns the pairs."""
     from caravan_pipelines.step import run_step
 
     inputs = {"prompts": prompts, "ratings": ratings}

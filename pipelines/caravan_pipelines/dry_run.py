@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from math import prod
@@ -19,16 +20,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from caravan.data.records import Conversation
+from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError, below
 from caravan.recipe import (
     BaseModelConfig,
+    DPOConfig,
     EvalTask,
     HubSource,
     ImportedBase,
     OpenAIEngineConfig,
+    PairSource,
     PretrainedBase,
     Recipe,
+    RewardModelConfig,
     Source,
     VLLMEngineConfig,
 )
@@ -56,10 +60,8 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
     Raises:
         CaravanError: at least one check failed.
     """
-    rows: list[Conversation] = []
-    verifiable: Counter[str] = Counter()
     failed = 0
-    for title, check in _checks(recipe, recipe_dir, settings, rows, verifiable):
+    for title, check in _checks(recipe, recipe_dir, settings, Seen()):
         try:
             console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
         except CaravanError as error:
@@ -74,13 +76,19 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
         raise CaravanError(f"{failed} of the checks failed; nothing was started")
 
 
-def _checks(
-    recipe: Recipe,
-    recipe_dir: Path,
-    settings: Settings,
-    rows: list[Conversation],
-    verifiable: Counter[str],
-) -> Iterator[Check]:
+@dataclass
+class Seen:
+    """What the sources hold, as their checks find it, for the checks that come after."""
+
+    rows: list[Conversation] = field(default_factory=list)
+    """The first ones."""
+    verifiable: Counter[str] = field(default_factory=Counter)
+    """Rows with a verifier and a ground truth, by skill."""
+    pairs: list[Pair] = field(default_factory=list)
+    """The first ones."""
+
+
+def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) -> Iterator[Check]:
     from caravan.stages.curate import Filters
     from caravan_pipelines.graph import stage_graph
     from caravan_pipelines.prompt_checks import verifiable_prompts
@@ -99,11 +107,16 @@ def _checks(
         yield (
             f"source {source.name}",
             lambda source=source: _source(  # type: ignore[misc]
-                source, recipe, recipe_dir, filters, rows, verifiable
+                source, recipe, recipe_dir, filters, seen
             ),
         )
+    for of_pairs in recipe.pair.sources if recipe.pair else ():
+        yield (
+            f"pairs {of_pairs.name}",
+            lambda source=of_pairs: _pair_source(source, recipe_dir, seen.pairs),  # type: ignore[misc]
+        )
     if recipe.rlvr:
-        yield "rlvr", lambda: verifiable_prompts(recipe, verifiable)
+        yield "rlvr", lambda: verifiable_prompts(recipe, seen.verifiable)
     for task in recipe.evaluate.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
@@ -112,17 +125,25 @@ def _checks(
         existing = ImportedBase(model_name_or_path=recipe.reward_model.model_name_or_path)
         yield "reward model", lambda: _model(existing, recipe_dir, will_be_tuned=False)
     yield "lengths", lambda: _lengths(recipe, recipe_dir)
-    yield "template and masks", lambda: _masks(recipe, recipe_dir, rows)
-    yield "prompts", lambda: _prompts(recipe, recipe_dir, rows)
+    yield "template and masks", lambda: _masks(recipe, recipe_dir, seen.rows)
+    yield "prompts", lambda: _prompts(recipe, recipe_dir, seen.rows)
+    if recipe.pair and recipe.pair.sources:
+        for name in ("dpo", "reward_model"):
+            if stage := getattr(recipe, name):
+                yield (
+                    f"masks of pairs for {name}",
+                    lambda stage=stage: _pair_masks(stage, recipe, recipe_dir, seen.pairs),  # type: ignore[misc]
+                )
     yield "memory", lambda: _memory(recipe, recipe_dir)
     yield "packages", lambda: _packages(recipe)
     if isinstance(recipe.base_model, PretrainedBase):
         yield "two steps of base", lambda: _two_steps("base", recipe.base_model)
-    yield "two steps of sft", lambda: _two_steps("sft", recipe.sft, rows)
+    yield "two steps of sft", lambda: _two_steps("sft", recipe.sft, _answered(seen.rows))
     if recipe.dpo:
-        yield "two steps of dpo", lambda: _two_steps("dpo", recipe.dpo)
+        yield "two steps of dpo", lambda: _two_steps("dpo", recipe.dpo, seen.pairs)
     if recipe.reward_model:
-        yield "two steps of reward-model", lambda: _two_steps("reward_model", recipe.reward_model)
+        trained = recipe.reward_model
+        yield "two steps of reward-model", lambda: _two_steps("reward_model", trained, seen.pairs)
 
 
 def _registry(settings: Settings) -> str:
@@ -179,8 +200,7 @@ def _source(
     recipe: Recipe,
     recipe_dir: Path,
     filters: Filters,
-    sample: list[Conversation],
-    verifiable: Counter[str],
+    seen: Seen,
 ) -> str:
     from caravan.data.card import SourceCard, counted
     from caravan.stages.curate import load
@@ -191,9 +211,9 @@ def _source(
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
         if row.verifier is not None and row.ground_truth is not None:
-            verifiable[row.skill] += 1
+            seen.verifiable[row.skill] += 1
         if card.available <= SAMPLE_ROWS:
-            sample.append(row)
+            seen.rows.append(row)
         if card.available <= FILTERED_ROWS and (reason := filters.reason_to_drop(row)):
             card.dropped[reason] += 1
     if not card.available:
@@ -205,6 +225,29 @@ def _source(
         some = f" of the first {FILTERED_ROWS:,}" if card.available > FILTERED_ROWS else ""
         said.append(f"to be dropped{some}: {counted(card.dropped)}")
     return "; ".join([*said, *card.remarks()])
+
+
+def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> str:
+    from caravan.stages.read_pairs import load_pairs, unfit
+
+    rows = load_pairs(source, recipe_dir)
+    if isinstance(source.origin, HubSource):
+        rows = islice(rows, SAMPLE_ROWS)
+    reasons: Counter[str] = Counter()
+    fit = 0
+    for pair in rows:
+        if reason := unfit(pair):
+            reasons[reason] += 1
+            continue
+        fit += 1
+        if fit <= SAMPLE_ROWS:
+            sample.append(pair)
+    if not fit:
+        raise DataError(f"source {source.name} holds no pair to learn from; check its origin")
+    if isinstance(source.origin, HubSource):
+        return "the first pairs can be read"
+    dropped = (f"{count:,} will be dropped: {reason}" for reason, count in reasons.items())
+    return "; ".join([f"{fit:,} pairs", *dropped])
 
 
 def _task(task: EvalTask, recipe_dir: Path) -> str:
@@ -253,20 +296,22 @@ def _positions(recipe: Recipe, recipe_dir: Path) -> int:
 def _prompts(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     from caravan_pipelines.prompt_checks import prompt_lengths
 
-    tokenizer = _tokenizer(recipe, recipe_dir, rows)
+    texts = (message.content for row in rows for message in row.messages)
+    tokenizer = _tokenizer(recipe, recipe_dir, texts)
     return prompt_lengths(recipe, recipe_dir, rows, tokenizer, _positions(recipe, recipe_dir))
 
 
 def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     from caravan.training.tokenize import tokenize_conversations
 
-    answered = [row for row in rows if row.has_reply]
+    answered = _answered(rows)
     if not answered:
         raise RecipeError(
             "no source has a row with a reply to train on; docs/data-formats.md says which columns "
             "are read"
         )
-    tokenizer = _tokenizer(recipe, recipe_dir, answered)
+    texts = (message.content for row in answered for message in row.messages)
+    tokenizer = _tokenizer(recipe, recipe_dir, texts)
     max_length = recipe.sft.max_length
     data = tokenize_conversations(answered, tokenizer, max_length)
     said = [f"{len(answered)} rows rendered"]
@@ -279,15 +324,40 @@ def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     return "; ".join(said)
 
 
-def _two_steps(kind: str, config: object, rows: list[Conversation] | None = None) -> str:
+def _answered(rows: list[Conversation]) -> list[Conversation]:
+    return [row for row in rows if row.has_reply]
+
+
+def _pair_masks(
+    stage: DPOConfig | RewardModelConfig, recipe: Recipe, recipe_dir: Path, pairs: list[Pair]
+) -> str:
+    from caravan.training.tokenize import tokenize_pairs
+
+    texts = [m.content for p in pairs for m in p.prompt] + [p.chosen for p in pairs]
+    whole = isinstance(stage, RewardModelConfig)
+    tokenizer = _tokenizer(recipe, recipe_dir, texts)
+    data = tokenize_pairs(pairs, tokenizer, stage.max_length, whole=whole)
+    said = [f"{len(pairs)} pairs rendered"]
+    if data.truncated:
+        said.append(f"{data.truncated} will be cut at {stage.max_length} tokens")
+    if data.dropped:
+        what = "do not end" if whole else "do not both begin"
+        said.append(
+            f"{data.dropped} will be dropped: their replies {what} within {stage.max_length} tokens"
+        )
+    return "; ".join(said)
+
+
+def _two_steps(
+    kind: str, config: object, rows: list[Conversation] | list[Pair] | None = None
+) -> str:
     from caravan.training.dry_run import two_steps
 
-    answered = [row for row in rows or [] if row.has_reply]
-    steps = two_steps(kind, config, rows=answered or None)  # type: ignore[arg-type]
+    steps = two_steps(kind, config, rows=rows or None)  # type: ignore[arg-type]
     return "losses " + ", ".join(f"{step.values['loss']:.3f}" for step in steps)
 
 
-def _tokenizer(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> Any:
+def _tokenizer(recipe: Recipe, recipe_dir: Path, texts: Iterable[str]) -> Any:
     """The base model's tokenizer, or one like the one the run will train."""
     from caravan.training.bpe import train_tokenizer
     from caravan.training.importing import check_import, find_model
@@ -296,9 +366,10 @@ def _tokenizer(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> An
     if isinstance(base, ImportedBase):
         return check_import(find_model(base, recipe_dir)).tokenizer
     # Training a tokenizer takes time that grows with the square of the longest word.
-    texts = [message.content[:SAMPLE_CHARACTERS] for row in rows for message in row.messages]
     return train_tokenizer(
-        texts, vocab_size=base.vocab_size, model_max_length=base.max_position_embeddings
+        [text[:SAMPLE_CHARACTERS] for text in texts],
+        vocab_size=base.vocab_size,
+        model_max_length=base.max_position_embeddings,
     )
 
 

@@ -16,6 +16,7 @@ from caravan.stages.configs import (
     DecontaminateStageConfig,
     EvaluateStageConfig,
     JudgeStageConfig,
+    ReadPairsStageConfig,
     ReferenceStageConfig,
     RespondStageConfig,
     SynthesizeStageConfig,
@@ -66,7 +67,12 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
         Node("mix", "mix", recipe.mix),
         Node("sft", "sft", recipe.sft),
     ]
-    if recipe.sample_prompts and recipe.respond and recipe.judge and recipe.pair:
+    if recipe.pair and recipe.pair.sources:
+        reading = ReadPairsStageConfig(
+            pair=recipe.pair, decontaminate=recipe.decontaminate, tasks=recipe.evaluate.tasks
+        )
+        nodes.append(Node("pair", "read_pairs", reading))
+    elif recipe.sample_prompts and recipe.respond and recipe.judge and recipe.pair:
         nodes.append(Node("sample-prompts", "sample_prompts", recipe.sample_prompts))
         drawn_from, drawn = _draw(recipe.respond)
         for member in recipe.respond.pool:

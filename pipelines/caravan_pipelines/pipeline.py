@@ -78,8 +78,10 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
         sft = out(step(c.sft, "sft", model=base, dataset=data.mix))
         models = {"base": base, "sft": sft}
 
-        value_start = {}
-        if recipe.respond:
+        pairs = ""
+        if recipe.pair and recipe.pair.sources:
+            pairs = out(step(c.pair, "pair"))
+        elif recipe.respond:
             completions = {
                 key: answer(run=run, prompts=data.prompts, base=base, sft=sft).output
                 for key, answer in zip(_LISTS, [a for _, a in answers], strict=False)
@@ -91,15 +93,16 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             else:
                 ratings = out(step(c.judge, "judge", **judged))
                 pairs = out(step(c.pair, "pair", prompts=data.prompts, ratings=ratings))
-            if recipe.dpo:
-                once = {}
-                if recipe.dpo.loss.needs_reference:
-                    scored = step(c.reference, "reference", model=sft, pairs=pairs)
-                    once = {"reference": out(scored)}
-                models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs, **once))
-            if recipe.reward_model:
-                trained = step(c.reward_model, "reward-model", model=sft, pairs=pairs)
-                value_start = {"reward_model": out(trained)}
+        if recipe.dpo:
+            once = {}
+            if recipe.dpo.loss.needs_reference:
+                scored = step(c.reference, "reference", model=sft, pairs=pairs)
+                once = {"reference": out(scored)}
+            models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs, **once))
+        value_start = {}
+        if recipe.reward_model:
+            trained = step(c.reward_model, "reward-model", model=sft, pairs=pairs)
+            value_start = {"reward_model": out(trained)}
         if recipe.rlvr:
             policy = models.get("dpo", sft)
             trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **value_start)

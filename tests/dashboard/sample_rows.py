@@ -94,6 +94,14 @@ def pairs(count: int = 23) -> list[Pair]:
     return made
 
 
+def unrated(count: int = 7) -> list[Pair]:
+    """Pairs of a file: nobody says which model wrote them, nor how good they are."""
+    unknown = dict.fromkeys(
+        ("chosen_model", "rejected_model", "chosen_rating", "rejected_rating"), None
+    )
+    return [pair.model_copy(update=unknown) for pair in pairs(count)]
+
+
 def judged(model: str) -> tuple[list[ScoredCompletion], Score]:
     """The answers to small talk, rated between 1 and 5."""
     draw = random.Random(f"{model}/ratings")

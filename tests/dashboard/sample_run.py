@@ -20,6 +20,7 @@ from sample_rows import (
     judged,
     pairs,
     rollouts,
+    unrated,
 )
 
 from caravan.data.io import ROWS, write_json, write_rows, write_text
@@ -255,6 +256,11 @@ class SampleRun:
         self.stage("judge", {"ratings": made}, ["sample-prompts", "respond-terse", "respond-sft"])
         self.stage("pair", {"pairs": self.put("pairs", {ROWS: pairs()})}, ["judge"])
 
+    def own_pairs(self) -> None:
+        evidence = self.put("report", {"overlap.json": {}})
+        made = {"evidence": evidence, "pairs": self.put("pairs", {ROWS: unrated()})}
+        self.stage("pair", made, [])
+
     def evaluate(self, model: str, reads: str) -> None:
         rows: list[ScoredCompletion] = []
         scores: list[Score] = []
@@ -309,6 +315,7 @@ def write_runs(home: Path, scratch: Path) -> dict[str, str]:
     failed.model("base", [], 6.5, 1.4)
     failed.data()
     failed.model("sft", ["base", "mix"], 1.6, 0.5)
+    failed.own_pairs()
     stage = failed.open("dpo")
     sentence = f"rows.jsonl, row 3: {EVIL}; correct or remove it"
     error = f"{sentence}\n\nTraceback (most recent call last):\n  ...\nKeyError: 'the cause'"

@@ -101,6 +101,13 @@ def test_text_of_rows_and_people_is_never_markup(open_page, run_ids, page, param
         assert "**bold**" not in element.value
 
 
+def test_pairs_that_nobody_rated_are_shown_as_such(open_page, run_ids):
+    app = open_page("pairs", run=run_ids["failed"])
+    assert "1–5 of 7 pairs" in plain(app)
+    assert '<span class="cv-name">rating</span>–' in markup(app)
+    assert "<span>unknown</span>" in markup(app)
+
+
 def test_malicious_text_is_there_to_read(open_page, run_ids):
     row = markup(open_page("data", run=run_ids["complete"], view="Rows"))
     pair = markup(open_page("pairs", run=run_ids["complete"], diff="false"))

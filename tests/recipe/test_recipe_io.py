@@ -55,6 +55,8 @@ judge: {judge: {kind: llm, engine: teacher}}
 pair: {}
 """
 
+OWN_PAIRS = "{name: mine, origin: {paths: [p.jsonl], kind: files}, license: MIT, skill: chat}"
+
 
 def refusal(text: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
@@ -212,9 +214,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("rlvr: {algorithm: {kind: grpo}, num_train_epochs: 2}", "has no num_train_epochs"),
         ("rlvr: {algorithm: {kind: grpo}, on_non_finite: skip}", "cannot leave a step out"),
         ("rlvr: {algorithm: {kind: grpo}, sampling: {temperature: 0}}", "temperature above 0"),
-        ("dpo: {}", "it needs sample_prompts, respond, judge and pair"),
-        ("reward_model: {}", "reward_model: trains on pairs, so it needs sample_prompts"),
-        ("pair: {}", "pair: needs sample_prompts, respond and judge too"),
+        (
+            "dpo: {}",
+            "it needs pair.sources with pairs of your own, or sample_prompts, respond, judge",
+        ),
+        ("reward_model: {}", "reward_model: trains on pairs, so it needs pair.sources"),
+        ("pair: {}", "pair: needs sample_prompts, respond and judge, which make what it pairs"),
+        (
+            PREFERENCES.replace("pair: {}", f"pair: {{sources: [{OWN_PAIRS}]}}"),
+            "so sample_prompts, respond and judge would make others",
+        ),
+        (
+            f"pair: {{sources: [{OWN_PAIRS}, {OWN_PAIRS}]}}",
+            "'mine' appears 2 times",
+        ),
         (
             PREFERENCES.replace("engine: teacher}]", "engine: techer}]"),
             "respond.pool[1].engine: 'techer' is not in engines; did you mean 'teacher'?",

@@ -12,7 +12,7 @@ from caravan_dashboard.diff import word_diff
 from caravan_dashboard.markup import bar, facts, join, marked, mono, pill, prose, table, tag, turn
 from caravan_dashboard.palette import SERIES, STATE
 from caravan_dashboard.rows import read_rows_at
-from caravan_dashboard.text import count, percent
+from caravan_dashboard.text import DASH, count, percent
 
 PAGE_SIZE = 5
 CHOSEN, REJECTED = STATE["succeeded"], STATE["failed"]  # type: ignore[index]  # states are strings
@@ -21,7 +21,7 @@ CHOSEN, REJECTED = STATE["succeeded"], STATE["failed"]  # type: ignore[index]  #
 def main() -> None:
     st.title("Preference pairs")
     run = ui.chosen_run()
-    digest = library.output(library.registry().stage_runs(run.id), "pair")
+    digest = library.output(library.registry().stage_runs(run.id), "pair", "pairs")
     if digest is None:
         ui.empty("This run has no preference pairs: its recipe makes none, or has not come to it.")
         return
@@ -45,8 +45,9 @@ def filters(pairs: pd.DataFrame) -> pd.DataFrame:
     models = sorted({*pairs["chosen_model"], *pairs["rejected_model"]})
     chosen = ui.chooser("Model", models, "model", help="On either side", where=middle)
     largest = float(pairs["margin"].max()) if len(pairs) else 0.0
+    least = min(0.0, float(pairs["margin"].min())) if len(pairs) else 0.0
     margin = right.slider(
-        "Rating margin of at least", 0.0, max(0.25, largest), 0.0, 0.25, key="margin",
+        "Rating margin of at least", least, max(0.25, largest), least, 0.25, key="margin",
         bind="query-params", on_change=ui.first_page,
     )  # fmt: skip
     return preferences.select(pairs, skills, chosen, margin)
@@ -80,7 +81,7 @@ def show_pair(pair: Pair, marks: bool) -> None:
             facts([
                 ("", mono(pair.id)), ("skill", pair.skill),
                 ("source", pair.source),
-                ("margin", f"{pair.chosen_rating - pair.rejected_rating:.2f}"),
+                ("margin", rating(pair.margin if pair.chosen_rating is not None else None)),
             ]),
             *(turn(m.role, m.content) for m in pair.prompt),
         ])
@@ -93,10 +94,15 @@ def show_pair(pair: Pair, marks: bool) -> None:
         ("chosen", CHOSEN, pair.chosen_model, pair.chosen_rating, chosen),
         ("rejected", REJECTED, pair.rejected_model, pair.rejected_rating, rejected),
     )
-    for column, (name, colour, model, rating, text) in zip(st.columns(2), sides, strict=True):
-        head = facts([("", pill(name, colour)), ("", model), ("rating", f"{rating:.2f}")])
+    for column, (name, colour, model, rated, text) in zip(st.columns(2), sides, strict=True):
+        by = model or preferences.UNKNOWN
+        head = facts([("", pill(name, colour)), ("", by), ("rating", rating(rated))])
         with column:
             ui.show(tag("div", head, tag("div", text, style="margin-top:.5rem"), class_="cv-card"))
+
+
+def rating(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}"
 
 
 main()

@@ -103,12 +103,20 @@ class Pair(Record):
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
-    chosen_model: str
-    rejected_model: str
-    chosen_rating: float
-    rejected_rating: float
+    chosen_model: str | None = None
+    """None where whoever made the pairs does not say; so with the ratings."""
+    rejected_model: str | None = None
+    chosen_rating: float | None = None
+    rejected_rating: float | None = None
     source: str
     skill: str
+
+    @property
+    def margin(self) -> float:
+        """By how much chosen is rated higher; 0 where nobody rated."""
+        if self.chosen_rating is None or self.rejected_rating is None:
+            return 0.0
+        return self.chosen_rating - self.rejected_rating
 
 
 class EvalInstance(Record):

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from caravan.data.records import Conversation
+from caravan.data.records import Conversation, Message, Pair
 from caravan.errors import CaravanError
 from caravan.recipe import (
     EvalTask,
+    FileSource,
     GeneratedSource,
     HubSource,
     ImportedBase,
+    PairSource,
     PretrainedBase,
     Recipe,
     Source,
@@ -66,7 +68,8 @@ class Flow:
     """Sources of curate and tasks of synthesize."""
     mix: Stream
     prompts: Stream
-    """What the pool answers; replies as long as those of the mix."""
+    """What the pool answers, with replies as long as those of the mix; or the recipe's own pairs,
+    with replies as long as theirs."""
     instances: dict[str, int]
     """Questions of each evaluation task."""
     notes: tuple[str, ...] = ()
@@ -109,6 +112,27 @@ class _Reader:
         self.notes.append(f"source {source.name}: {ASSUMED_ROWS:,} rows assumed")
         return ASSUMED_ROWS
 
+    def pairs(self, source: PairSource) -> tuple[float, list[Pair]]:
+        """How many pairs a source holds, and the first of them."""
+        from caravan.stages.read_pairs import load_pairs
+
+        if isinstance(source.origin, FileSource):
+            try:
+                rows = load_pairs(source, self.recipe_dir)
+                first = list(islice(rows, SAMPLED_ROWS))
+                return len(first) + sum(1 for _ in rows), first
+            except CaravanError as error:
+                self.notes.append(f"{error}")
+        self.notes.append(f"source {source.name}: {ASSUMED_ROWS:,} pairs assumed")
+        return ASSUMED_ROWS, []
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One reply of a pair, with its prompt."""
+
+    messages: tuple[Message, ...]
+
 
 def flow_of(recipe: Recipe, recipe_dir: Path) -> Flow:
     """What flows through `recipe`; nothing is downloaded."""
@@ -133,12 +157,7 @@ def flow_of(recipe: Recipe, recipe_dir: Path) -> Flow:
     for task in recipe.synthesize.tasks if recipe.synthesize else ():
         sources[task.name] = _mean(read, task.count)
     mix = _mixed(recipe, sources)
-    sampling = recipe.sample_prompts
-    asked = 0
-    if sampling is not None:
-        asked = sampling.used_in_sft + sampling.unused_in_sft
-        asked += sum(component.count for component in sampling.components)
-    prompts = Stream(asked, mix.prompt_tokens, mix.reply_tokens, mix.longest)
+    prompts = _own_pairs(reader, count) or _sampled(recipe, mix)
     instances = {}
     for task_ in recipe.evaluate.tasks:
         instances[task_.name], known = _instances(task_)
@@ -175,7 +194,9 @@ def token_counter(
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _measured(rows: float, sample: Iterable[Conversation], count: Callable[[str], float]) -> Stream:
+def _measured(
+    rows: float, sample: Iterable[Conversation | _Side], count: Callable[[str], float]
+) -> Stream:
     prompts, replies = [], []
     for row in sample:
         of_reply = sum(count(m.content) for m in row.messages if m.role == "assistant")
@@ -210,6 +231,28 @@ def _mixed(recipe: Recipe, sources: dict[str, Stream]) -> Stream:
             rows = min(component.count, stream.rows)
         parts.append(Stream(rows, stream.prompt_tokens, stream.reply_tokens, stream.longest))
     return _mean(parts, sum(part.rows for part in parts))
+
+
+def _sampled(recipe: Recipe, mix: Stream) -> Stream:
+    sampling, asked = recipe.sample_prompts, 0
+    if sampling is not None:
+        asked = sampling.used_in_sft + sampling.unused_in_sft
+        asked += sum(component.count for component in sampling.components)
+    return Stream(asked, mix.prompt_tokens, mix.reply_tokens, mix.longest)
+
+
+def _own_pairs(reader: _Reader, count: Callable[[str], float]) -> Stream | None:
+    """The pairs that a recipe names, by the means of their sides; None where it names none."""
+    streams = []
+    for source in reader.recipe.pair.sources if reader.recipe.pair else ():
+        number, pairs = reader.pairs(source)
+        sides = [
+            _Side((*pair.prompt, Message(role="assistant", content=text)))
+            for pair in pairs
+            for text in (pair.chosen, pair.rejected)
+        ]
+        streams.append(_measured(number, sides, count) if sides else Stream(number))
+    return _mean(streams, sum(stream.rows for stream in streams)) if streams else None
 
 
 def _instances(task: EvalTask) -> tuple[int, bool]:

@@ -8,7 +8,8 @@ from caravan.planning.planned import Node, PlannedRecipe
 
 ROW_SECONDS = {
     "curate": 1.1e-4, "synthesize": 2e-4, "decontaminate": 9e-5, "mix": 2e-5,
-    "sample_prompts": 2e-5, "respond": 2e-5, "judge": 1.5e-4, "pair": 5e-5, "report": 5e-4,
+    "sample_prompts": 2e-5, "respond": 2e-5, "judge": 1.5e-4, "pair": 5e-5, "read_pairs": 2e-4,
+    "report": 5e-4,
 }  # fmt: skip
 """Of one row in stages that ask no model, on one core; measured with the pocket recipe."""
 NEAR_DUPLICATE_SECONDS = 1.5e-3
@@ -41,6 +42,7 @@ def _row_count(planned: PlannedRecipe, stage: str) -> float:
         "mix": flow.curated_rows,
         "sample_prompts": flow.curated_rows,
         "pair": flow.prompts.rows,
+        "read_pairs": flow.prompts.rows,
         "report": sum(flow.instances.values()),
     }
     return counts.get(stage, 0.0)

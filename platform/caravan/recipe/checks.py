@@ -66,6 +66,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _unknown_sources(recipe)
     yield from _unknown_names(recipe)
     yield from refused_licenses(recipe.curate)
+    yield from _refused_licenses_of_pairs(recipe)
     yield from _missing_stages(recipe)
 
 
@@ -97,6 +98,7 @@ def _duplicates(recipe: Recipe) -> Iterator[str]:
         "synthesize.tasks": synthesised,
         "evaluate.tasks": [task.name for task in recipe.evaluate.tasks],
         "respond.pool": [member.name for member in recipe.respond.pool] if recipe.respond else [],
+        "pair.sources": [source.name for source in recipe.pair.sources] if recipe.pair else [],
         "mix.dataset_mixer_list": [c.source for c in recipe.mix.dataset_mixer_list],
     }
     for path, names in named.items():
@@ -241,15 +243,39 @@ def refused_licenses(curate: CurateConfig) -> Iterator[str]:
             )
 
 
+def _refused_licenses_of_pairs(recipe: Recipe) -> Iterator[str]:
+    allowed = recipe.curate.allowed_licenses
+    for i, source in enumerate(recipe.pair.sources if recipe.pair is not None else ()):
+        if allowed and source.license not in allowed:
+            yield (
+                f"pair.sources[{i}].license: source {source.name} has the licence "
+                f"{source.license!r}, which curate.allowed_licenses does not allow; add it there, "
+                "or remove the source"
+            )
+
+
 def _missing_stages(recipe: Recipe) -> Iterator[str]:
     present = [stage for stage in PREFERENCE_STAGES if getattr(recipe, stage) is not None]
     missing = [stage for stage in PREFERENCE_STAGES if stage not in present]
-    if present and missing:
+    if recipe.pair is not None and recipe.pair.sources:
+        if idle := present[:-1]:
+            yield (
+                f"pair.sources: the pairs are there already, so {_listed(idle)} would make others; "
+                "leave them out (null, where a recipe that this one extends has them), or leave "
+                "out pair.sources"
+            )
+    elif present == ["pair"]:
+        yield (
+            f"pair: needs {_listed(missing)}, which make what it pairs; add them, or give pairs "
+            "of your own as pair.sources"
+        )
+    elif present and missing:
         yield f"{present[-1]}: needs {_listed(missing)} too; add them, or leave all four out"
+    pairs = f"pair.sources with pairs of your own, or {_listed(PREFERENCE_STAGES)}"
     if recipe.dpo is not None and not present:
-        yield f"dpo: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}"
+        yield f"dpo: trains on pairs, so it needs {pairs}"
     if recipe.reward_model is not None and not present:
-        yield f"reward_model: trains on pairs, so it needs {_listed(PREFERENCE_STAGES)}"
+        yield f"reward_model: trains on pairs, so it needs {pairs}"
     if recipe.rlvr is not None and recipe.rlvr.algorithm.kind == "ppo" and not recipe.reward_model:
         yield (
             "rlvr.algorithm: ppo starts its value model from the reward model; "

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 
 from caravan.config import Config
 from caravan.recipe.common import Name, Resources, Sampling
+from caravan.recipe.sources import FileSource, HubSource
 
 
 class PromptComponent(Config):
@@ -103,10 +104,36 @@ class JudgeConfig(Config):
     resources: Resources = Resources()
 
 
+class PairSource(Config):
+    """Preference pairs that exist already, in any format of docs/data-formats.md."""
+
+    name: Name
+    origin: Annotated[FileSource | HubSource, Field(discriminator="kind")]
+    license: str
+    """SPDX identifier, or `unknown`."""
+    provenance: str = ""
+    """Who wrote and who preferred: a paper, a person, a program."""
+    skill: Name
+
+
 class PairConfig(Config):
+    """Pairs of the completions that the judge has rated, or pairs of one's own."""
+
+    sources: tuple[PairSource, ...] = ()
+    """Pairs of one's own; then nobody is asked, and there is no sample_prompts, respond, judge."""
     rejected: Literal["random_worse", "worst"] = "random_worse"
     """Tülu 3: best mean rating against a random completion with a lower one; ties are excluded."""
     min_margin: NonNegativeFloat = 0.0
     """Smallest difference of mean ratings that makes a pair; 0 asks for any difference."""
     max_pairs: PositiveInt | None = None
+    """A random choice of so many; None takes all."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _chooses_where_there_is_a_choice(self) -> Self:
+        if self.sources and (self.rejected != "random_worse" or self.min_margin):
+            raise ValueError(
+                "rejected and min_margin choose among rated completions, and the pairs of sources "
+                "are chosen already; leave them out"
+            )
+        return self

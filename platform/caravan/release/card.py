@@ -95,17 +95,28 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _data(facts: ModelFacts) -> Iterator[str]:
-    if not facts.sources:
-        return
-    yield "## Training data\n"
+    if facts.sources or facts.pairs:
+        yield "## Training data\n"
+        yield f"Licences: {', '.join(map(cell, facts.licenses))}.\n"
+    if facts.sources:
+        yield from _rows(facts)
+    if facts.pairs:
+        yield f"{sum(source.pairs for source in facts.pairs):,} preference pairs.\n"
+        yield "\n".join(
+            table(
+                ("source of pairs", "licence", "skill", "pairs", "provenance"),
+                [(s.name, s.license, s.skill, s.pairs, s.provenance) for s in facts.pairs],
+            )
+        )
+        yield ""
+
+
+def _rows(facts: ModelFacts) -> Iterator[str]:
     total = sum(source.kept for source in facts.sources)
     mixed = sum(source.mixed for source in facts.sources)
     trained = [source.trained for source in facts.sources if source.trained is not None]
     used = f", of which SFT trained on {sum(trained):,}" if trained else ""
-    yield (
-        f"{total:,} rows after curation; {mixed:,} rows in the SFT mix{used}. "
-        f"Licences: {', '.join(map(cell, facts.licenses))}.\n"
-    )
+    yield f"{total:,} rows after curation; {mixed:,} rows in the SFT mix{used}.\n"
     yield "\n".join(
         table(
             (

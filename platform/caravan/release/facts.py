@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,18 @@ class DataSource:
 
 
 @dataclass(frozen=True)
+class PairsSource:
+    """One source of preference pairs that existed before the run."""
+
+    name: str
+    license: str
+    provenance: str
+    skill: str
+    pairs: int
+    """Those that stayed."""
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     digest: str
     run: RunRow
@@ -39,6 +51,7 @@ class ModelFacts:
     before: tuple[StageRunRow, ...]
     """The stage runs that the model was made by, itself the last, in the order of the run."""
     sources: tuple[DataSource, ...] = ()
+    pairs: tuple[PairsSource, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     base: str = ""
     """The base model: a name or a directory; empty where the run pretrained its own."""
@@ -46,7 +59,8 @@ class ModelFacts:
 
     @property
     def licenses(self) -> tuple[str, ...]:
-        return tuple(sorted({source.license for source in self.sources}))
+        of_rows = {source.license for source in self.sources}
+        return tuple(sorted(of_rows | {source.license for source in self.pairs}))
 
     def settings(self, stage: StageRunRow) -> Mapping[str, Any]:
         """The part of the recipe that a stage run had."""
@@ -101,6 +115,7 @@ def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "")
     return ModelFacts(
         digest=digest, run=run, stage=stage,
         before=before, sources=_sources(run.recipe, reports, trained_by_source(before)),
+        pairs=tuple(pairs for stage in before for pairs in _pairs(run.recipe, stage)),
         scores=tuple(scores),
         base=base.get("model_name_or_path", ""), revision=base.get("revision"),
     )  # fmt: skip
@@ -112,6 +127,14 @@ def trained_by_source(stages: Iterable[StageRunRow]) -> dict[str, int] | None:
     of = "source/"
     found = {k.removeprefix(of): int(n) for k, n in metrics.items() if k.startswith(of)}
     return found or None
+
+
+def _pairs(recipe: Mapping[str, Any], stage: StageRunRow) -> Iterator[PairsSource]:
+    """Whose pairs a stage run has read."""
+    if stage.stage == "read_pairs":
+        for s in recipe["pair"]["sources"]:
+            kept = int(stage.metrics.get(f"pairs/{s['name']}", 0))
+            yield PairsSource(s["name"], s["license"], s["provenance"], s["skill"], kept)
 
 
 def _sources(

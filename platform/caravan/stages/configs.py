@@ -16,6 +16,7 @@ from caravan.recipe import (
     EvalTask,
     EvaluateConfig,
     JudgeConfig,
+    PairConfig,
     PassTokens,
     PoolMember,
     Resources,
@@ -79,6 +80,17 @@ class JudgeStageConfig(Config):
     @property
     def resources(self) -> Resources:
         return self.judge.resources
+
+
+class ReadPairsStageConfig(Config):
+    pair: PairConfig
+    decontaminate: DecontaminateConfig
+    tasks: tuple[EvalTask, ...]
+    """The evaluation tasks whose prompts no pair may repeat."""
+
+    @property
+    def resources(self) -> Resources:
+        return self.pair.resources
 
 
 class ReferenceStageConfig(Config):

@@ -157,7 +157,7 @@ def load(
             yield _with_known_verifier(generated, source)
         return
     numbers = count()
-    for where, rows in _tables(origin, recipe_dir):
+    for where, rows in tables(origin, recipe_dir):
         for number, row in rows:
             try:
                 made = to_conversation(row, f"{source.name}/{next(numbers)}", labels, unread)
@@ -216,9 +216,10 @@ def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
     return found
 
 
-def _tables(
+def tables(
     origin: FileSource | HubSource, recipe_dir: Path
 ) -> Iterator[tuple[str, Iterator[tuple[int, RawRow]]]]:
+    """Each file or dataset of a source: its name, and its rows with their numbers."""
     if isinstance(origin, HubSource):
         yield origin.dataset_name, read_hub(origin)
     else:

@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from caravan.data.io import ROWS, read_rows, write_json, write_rows
 from caravan.data.ngrams import NgramIndex
-from caravan.data.records import Conversation, Record
+from caravan.data.records import Conversation, Pair, Record
 from caravan.errors import DataError
 from caravan.recipe import DecontaminateConfig, EvalTask
 from caravan.stages.configs import DecontaminateStageConfig
@@ -76,6 +77,65 @@ class Overlap:
         return dict(hit)
 
 
+@dataclass(frozen=True)
+class Contamination:
+    """What of the training rows may not stay."""
+
+    rule: DecontaminateConfig
+    instances: Sequence[Instance]
+    index: NgramIndex
+    overlap: Overlap
+    shares: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Of each source, by task: instances contaminated, and their share."""
+    dropped_sources: Mapping[str, Sequence[str]]
+    """Sources to drop whole, each with the tasks that it contaminates."""
+
+    @cached_property
+    def _rows(self) -> set[str]:
+        return self.overlap.contaminated_rows
+
+    def keeps(self, row: Conversation | Pair) -> bool:
+        return row.id not in self._rows and row.source not in self.dropped_sources
+
+    def write(self, directory: Path, kept: Mapping[str, int]) -> None:
+        """evidence.jsonl and overlap.json.
+
+        Args:
+            kept: rows that stay, by source.
+        """
+        write_rows(directory / "evidence.jsonl", self.overlap.evidence)
+        write_json(
+            directory / "overlap.json",
+            {
+                "ngram_size": self.rule.ngram_size,
+                "max_coverage": self.rule.max_coverage,
+                "max_source_overlap": self.rule.max_source_overlap,
+                "instances": dict(Counter(instance.task for instance in self.instances)),
+                "instances_shorter_than_ngram": self.index.short,
+                "instances_without_tokens": self.index.empty,
+                "overlap": self.shares,
+                "dropped_sources": self.dropped_sources,
+                "rows": dict(self.overlap.rows),
+                "dropped_rows": {s: n - kept.get(s, 0) for s, n in self.overlap.rows.items()},
+            },
+        )
+
+
+def contamination(
+    rows: Iterable[Conversation],
+    rule: DecontaminateConfig,
+    tasks: Sequence[EvalTask],
+    context: StageContext,
+) -> Contamination:
+    """What of `rows` overlaps the questions of `tasks` more than the rule allows."""
+    instances = list(evaluation_prompts(tasks, context))
+    index = NgramIndex((instance.text for instance in instances), rule.ngram_size)
+    overlap = find_overlap(rows, instances, index, rule.max_coverage)
+    shares = source_shares(overlap, instances)
+    dropped = contaminated_sources(shares, tasks, rule)
+    return Contamination(rule, instances, index, overlap, shares, dropped)
+
+
 def external_files(config: DecontaminateStageConfig, recipe_dir: Path) -> Iterable[Path]:
     """The files of the evaluation tasks."""
     from caravan.evals.tasks import task_files
@@ -87,57 +147,35 @@ def run(
     config: DecontaminateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     rule = config.decontaminate
-    instances = list(evaluation_prompts(config.tasks, context))
-    index = NgramIndex((instance.text for instance in instances), rule.ngram_size)
     tables = [inputs[name] for name in ("curated", "synthesized") if name in inputs]
 
     context.progress(0, 3)
-    overlap = find_overlap(_rows(tables), instances, index, rule.max_coverage)
+    found = contamination(_rows(tables), rule, config.tasks, context)
     context.progress(1, 3)
-    shares = source_shares(overlap, instances)
-    dropped_sources = contaminated_sources(shares, config.tasks, rule)
-    leave = overlap.contaminated_rows
-    rows = (r for r in _rows(tables) if r.id not in leave and r.source not in dropped_sources)
     dataset = context.output("dataset", "dataset")
-    if not write_rows(dataset / ROWS, rows):
+    if not write_rows(dataset / ROWS, (row for row in _rows(tables) if found.keeps(row))):
         raise DataError(
             "decontamination left no row; look at evidence.jsonl, and at "
             "decontaminate.max_source_overlap and keep_sources"
         )
     context.progress(2, 3)
     # Read back what was written: the claim is about the artifact, not about our bookkeeping.
-    written = find_overlap(read_rows(dataset, Conversation), instances, index, rule.max_coverage)
+    kept = read_rows(dataset, Conversation)
+    written = find_overlap(kept, found.instances, found.index, rule.max_coverage)
     if written.evidence:
         raise DataError(f"decontamination kept a contaminated row: {written.evidence[0]}")
 
-    dropped_rows = {s: n - written.rows[s] for s, n in overlap.rows.items()}
-    write_json(dataset / "card.json", {"sources": _source_counts(overlap, written)})
-    directory = context.output("evidence", "report")
-    write_rows(directory / "evidence.jsonl", overlap.evidence)
-    write_json(
-        directory / "overlap.json",
-        {
-            "ngram_size": rule.ngram_size,
-            "max_coverage": rule.max_coverage,
-            "max_source_overlap": rule.max_source_overlap,
-            "instances": dict(Counter(instance.task for instance in instances)),
-            "instances_shorter_than_ngram": index.short,
-            "instances_without_tokens": index.empty,
-            "overlap": shares,
-            "dropped_sources": dropped_sources,
-            "rows": dict(overlap.rows),
-            "dropped_rows": dropped_rows,
-        },
-    )
+    write_json(dataset / "card.json", {"sources": _source_counts(found.overlap, written)})
+    found.write(context.output("evidence", "report"), written.rows)
     context.progress(3, 3)
     return StageResult(
         metrics={
             "rows": written.rows.total(),
-            "dropped": sum(dropped_rows.values()),
-            "contaminated_rows": len(leave),
-            "dropped_sources": len(dropped_sources),
-            "instances": len(instances),
-            "instances_shorter_than_ngram": index.short,
+            "dropped": found.overlap.rows.total() - written.rows.total(),
+            "contaminated_rows": len(found.overlap.contaminated_rows),
+            "dropped_sources": len(found.dropped_sources),
+            "instances": len(found.instances),
+            "instances_shorter_than_ngram": found.index.short,
             "remaining_contaminated_rows": len(written.contaminated_rows),
         }
     )

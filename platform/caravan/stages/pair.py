@@ -48,9 +48,7 @@ def run(config: PairConfig, inputs: Mapping[str, Path], context: StageContext) -
             counts["ties_excluded"] += 1
         else:
             pairs.append(pair)
-    if config.max_pairs is not None and len(pairs) > config.max_pairs:
-        chosen = random.Random(context.seed).sample(range(len(pairs)), config.max_pairs)
-        pairs = [pairs[i] for i in sorted(chosen)]
+    pairs = at_most(pairs, config.max_pairs, context.seed)
     if not pairs:
         raise DataError(
             "no prompt has a better and a worse completion: look at the ratings, at min_margin, "
@@ -98,19 +96,27 @@ def make_pair(
     )
 
 
+def at_most(pairs: list[Pair], count: int | None, seed: int) -> list[Pair]:
+    """`count` of the pairs, drawn at random and in their order; None takes all."""
+    if count is None or len(pairs) <= count:
+        return pairs
+    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), count))]
+
+
 def summary(pairs: Sequence[Pair]) -> dict[str, float]:
-    """How many pairs, how far apart, how much longer the chosen side is, and which models win."""
+    """How many pairs, how far apart, how much longer the chosen side is, and which models win,
+    where the pairs say so."""
     lengths = [len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs]
-    margins = [pair.chosen_rating - pair.rejected_rating for pair in pairs]
-    wins = Counter(pair.chosen_model for pair in pairs)
-    losses = Counter(pair.rejected_model for pair in pairs)
+    margins = [pair.margin for pair in pairs if pair.chosen_rating is not None]
+    wins = Counter(pair.chosen_model for pair in pairs if pair.chosen_model)
+    losses = Counter(pair.rejected_model for pair in pairs if pair.rejected_model)
     shares = {
         f"win_share/{model}": wins[model] / (wins[model] + losses[model])
         for model in sorted(wins | losses)
     }
     return {
         "pairs": len(pairs),
-        "mean_margin": sum(margins) / len(pairs),
+        **({"mean_margin": sum(margins) / len(margins)} if margins else {}),
         "length_bias_words": sum(lengths) / len(pairs),
         "chosen_is_longer": sum(length > 0 for length in lengths) / len(pairs),
         **shares,

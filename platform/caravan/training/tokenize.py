@@ -129,7 +129,7 @@ def tokenize_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> PairRow:
     prompt = encode_prompt(tokenizer, pair.prompt)
     chosen = _completion(f"{pair.id}:chosen", prompt, pair, pair.chosen, tokenizer)
     rejected = _completion(f"{pair.id}:rejected", prompt, pair, pair.rejected, tokenizer)
-    return PairRow(pair.id, chosen, rejected, pair.chosen_rating - pair.rejected_rating)
+    return PairRow(pair.id, chosen, rejected, pair.margin)
 
 
 def check_masks(rows: Sequence[TokenRow]) -> None:

@@ -1,0 +1,97 @@
+"""Read preference pairs that exist already.
+
+Outputs:
+    pairs: sources in the order of the recipe, rows in the order of a source, without pairs that
+        have an empty turn or two equal replies, and without prompts of the evaluation suite.
+    evidence: which pairs contaminate which instance, as of the stage `decontaminate`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+from caravan.data.formats import Labels
+from caravan.data.io import ROWS, write_rows
+from caravan.data.preferences import to_pair
+from caravan.data.records import Conversation, Pair
+from caravan.errors import DataError
+from caravan.recipe import FileSource, PairSource
+from caravan.stages.configs import ReadPairsStageConfig
+from caravan.stages.context import StageContext, StageResult
+from caravan.stages.curate import source_files, tables
+from caravan.stages.decontaminate import contamination
+from caravan.stages.pair import at_most, summary
+
+NAME = "read-pairs"
+VERSION = 1
+
+
+def external_files(config: ReadPairsStageConfig, recipe_dir: Path) -> Iterable[Path]:
+    """The files of the pairs and of the evaluation tasks."""
+    from caravan.evals.tasks import task_files
+
+    for source in config.pair.sources:
+        if isinstance(source.origin, FileSource):
+            yield from source_files(source.origin, recipe_dir)
+    yield from task_files(config.tasks, recipe_dir)
+
+
+def run(
+    config: ReadPairsStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    counts: Counter[str] = Counter()
+    pairs: list[Pair] = []
+    for source in config.pair.sources:
+        found = list(load_pairs(source, context.recipe_dir))
+        if not found:
+            raise DataError(f"source {source.name} holds no row; check its origin")
+        counts["available"] += len(found)
+        for pair in found:
+            if reason := unfit(pair):
+                counts[f"dropped/{reason}"] += 1
+            else:
+                pairs.append(pair)
+    leaks = contamination(map(_as_prompt, pairs), config.decontaminate, config.tasks, context)
+    clean = [pair for pair in pairs if leaks.keeps(pair)]
+    counts["dropped/contaminated"] += len(pairs) - len(clean)
+    taken = at_most(clean, config.pair.max_pairs, context.seed)
+    if not taken:
+        said = ", ".join(f"{n} {name}" for name, n in counts.items())
+        raise DataError(f"no preference pair is left of those in pair.sources: {said}")
+    write_rows(context.output("pairs", "pairs") / ROWS, taken)
+    leaks.write(context.output("evidence", "report"), Counter(pair.source for pair in clean))
+    by_source = Counter(f"pairs/{pair.source}" for pair in taken)
+    return StageResult(metrics={**counts, **by_source, **summary(taken)})
+
+
+def load_pairs(source: PairSource, recipe_dir: Path) -> Iterator[Pair]:
+    """The rows of one source as pairs with the ids `source/0`, `source/1`, ...
+
+    Raises:
+        DataError: a file or a row is not what it should be; names the file, the row and the field.
+    """
+    labels = Labels(source.name, source.skill, source.license)
+    numbers = count()
+    for where, rows in tables(source.origin, recipe_dir):
+        for number, row in rows:
+            try:
+                yield to_pair(row, f"{source.name}/{next(numbers)}", labels)
+            except DataError as error:
+                raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
+
+
+def unfit(pair: Pair) -> str:
+    """Why nothing can be learnt from a pair; empty where something can."""
+    turns = [message.content for message in pair.prompt]
+    if not all(text.strip() for text in (*turns, pair.chosen, pair.rejected)):
+        return "empty message"
+    return "equal replies" if pair.chosen.strip() == pair.rejected.strip() else ""
+
+
+def _as_prompt(pair: Pair) -> Conversation:
+    return Conversation(
+        id=pair.id, messages=pair.prompt, source=pair.source, skill=pair.skill, license=""
+    )
