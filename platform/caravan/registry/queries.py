@@ -291,6 +291,7 @@ def metrics(
     *,
     names: Collection[str] = (),
     after_step: int | None = None,
+    last_steps: int | None = None,
 ) -> list[MetricRow]:
     """The metric points of a stage run (of the one that did the work, if reused), by step."""
     stage = session.get(m.StageRun, stage_run_id)
@@ -302,6 +303,9 @@ def metrics(
         query = query.where(m.Metric.name.in_(names))
     if after_step is not None:
         query = query.where(m.Metric.step > after_step)
+    if last_steps is not None:
+        newest = session.scalar(query.with_only_columns(func.max(m.Metric.step)))
+        query = query.where(m.Metric.step > (newest or 0) - last_steps)
     rows = session.scalars(query.order_by(m.Metric.step, m.Metric.name))
     return [MetricRow(step=r.step, name=r.name, value=_number(r.value), at=r.at) for r in rows]
 

@@ -282,11 +282,18 @@ class Registry:
             writes.log_metrics(session, stage_run_id, points)
 
     def metrics(
-        self, stage_run_id: int, *, names: Collection[str] = (), after_step: int | None = None
+        self,
+        stage_run_id: int,
+        *,
+        names: Collection[str] = (),
+        after_step: int | None = None,
+        last_steps: int | None = None,
     ) -> list[MetricRow]:
         """The metric points of a stage run, by step; a reused one answers with its origin's."""
         with self._read() as session:
-            return queries.metrics(session, stage_run_id, names=names, after_step=after_step)
+            return queries.metrics(
+                session, stage_run_id, names=names, after_step=after_step, last_steps=last_steps
+            )
 
     def measured_stages(self, run_id: str) -> list[int]:
         """Ids of the stage runs of a run that have metric points, their own or their origin's."""
