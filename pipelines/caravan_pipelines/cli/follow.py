@@ -84,13 +84,15 @@ class Lines:
         self._ended: set[tuple[int, int]] = set()
         self._told: dict[tuple[int, int], float] = {}
         """When a training stage was last told of, by stage run and attempt."""
+        self._warned: dict[int, str] = {}
+        """What was last told of the warnings of a stage run."""
 
     def going(self, seen: Seen) -> None:
         """Tell of a stage that trains, if it is time to."""
         stage, now = seen.stage, time.monotonic()
         last = self._told.setdefault((stage.id, stage.attempt), now)
         pause = min(max(LINE_SECONDS, (stage.seconds or 0) / 20), LONGEST_LINE_SECONDS)
-        if seen.training and now - last >= pause:
+        if (seen.training or self._has_warned(seen)) and now - last >= pause:
             self._told[stage.id, stage.attempt] = now
             self._tell(seen, str(stage.state))
 
@@ -105,7 +107,16 @@ class Lines:
         stage = seen.stage
         words = "(reused)" if stage.reused_from else seen.training
         line = f"{stage.node:<24} {state:<10} {duration(stage.seconds):>8}  {words}  {why}"
-        self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self._print(line.rstrip())
+        if self._has_warned(seen):
+            self._print(f"{stage.node}: {stage.warned}")
+        self._warned[stage.id] = stage.warned
+
+    def _has_warned(self, seen: Seen) -> bool:
+        return self._warned.get(seen.stage.id, "") != seen.stage.warned
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _KnownStages:
@@ -147,6 +158,8 @@ def _picture(nodes: list[str], seen: Iterable[Seen]) -> RenderableType:
         rows.append(_row(node, one.stage if one else None, width))
         if one and one.training and one.stage.state is State.RUNNING:
             rows.append(Padding(Text(one.training), (0, 0, 0, 4)))
+        if one and one.stage.warned:
+            rows.append(Padding(Text(one.stage.warned, style="yellow"), (0, 0, 0, 4)))
     return Group(*rows)
 
 

@@ -24,7 +24,7 @@ from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.show import show
 from caravan_pipelines.cli.tables import print_results, print_table, stages_table
-from caravan_pipelines.cli.training import print_training
+from caravan_pipelines.cli.training import print_course
 from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import backend, local
 from caravan_pipelines.launch.local_log import growing, lines_of, stage_lines
@@ -160,7 +160,7 @@ def _finish(
     local.refuse_executed(run_id, settings)  # by another process, which was faster than ours
     run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
     print_table(console, stages_table(stage_runs))
-    patiently(lambda: print_training(console, registry, stage_runs), settings.patience_seconds)
+    patiently(lambda: print_course(console, registry, stage_runs), settings.patience_seconds)
     if run.state is not State.SUCCEEDED:
         failed = [stage for stage in stage_runs if stage.state is State.FAILED]
         if run.error and not failed:

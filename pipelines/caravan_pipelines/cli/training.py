@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from rich.console import Console
+from rich.text import Text
 
 from caravan.registry import MetricRow, Registry, StageRunRow, State
 from caravan_pipelines.cli.tables import duration
@@ -36,14 +37,20 @@ def training(stage: StageRunRow, registry: Registry) -> str:
     words += [text.format(last[name]) for name, text in NUMBERS.items() if name in last]
     if speeds := [point.value for point in points if point.name == SPEED]:
         words.append(f"{fmean(speeds):,.0f} tokens/s")
+    if stage.attempt > 1 and stage.started_at and not stage.reused_from:
+        first = registry.first_step(stage.id, tuple(NUMBERS), stage.started_at)
+        if first is not None:
+            words.append(f"went on at step {first - 1:,}" if first > 1 else "begun anew")
     if stage.state is State.RUNNING and (seconds := _step_seconds(stage, points)) is not None:
         words.append(f"{duration(seconds * (total - step))} left")
     return "  ".join(words)
 
 
-def print_training(console: Console, registry: Registry, stages: Iterable[StageRunRow]) -> None:
-    """Print how the training stages go, or went."""
+def print_course(console: Console, registry: Registry, stages: Iterable[StageRunRow]) -> None:
+    """Print how the training stages go, or went, and what stages warned of."""
     for stage in stages:
+        if stage.warned:
+            console.print(Text(f"{stage.node}: {stage.warned}", style="yellow"), soft_wrap=True)
         if words := training(stage, registry):
             console.print(f"{stage.node}: {words}", highlight=False, markup=False, soft_wrap=True)
 
