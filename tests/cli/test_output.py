@@ -77,6 +77,20 @@ def test_show_tells_the_error_and_where_its_traceback_is(failed, command):
     assert json.loads(command("show", failed, "--json"))["stages"][0]["error"] == ERROR
 
 
+def test_show_has_the_last_numbers_of_a_stage_that_trains(registry, settings, mini, command):
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    stage = registry.open_stage_run(run_id, "sft", "sft", "k" * 64)
+    registry.start_stage_run(stage.id, {})
+    registry.heartbeat(stage.id, (2, 18))
+    for step, loss in ((1, 3.0), (2, 2.5)):
+        registry.log_metrics(stage.id, step, {"loss": loss, "grad_norm": 1.0})
+
+    assert "sft: step 2 of 18  loss 2.5" in command("show", run_id)
+    (shown,) = json.loads(command("show", run_id, "--json"))["stages"]
+    assert shown["metrics"] == {"loss": 2.5, "grad_norm": 1.0}
+    assert (shown["done"], shown["total"]) == (2, 18)
+
+
 def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, command):
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
     registry.update_run_state(run_id, State.SUCCEEDED)

@@ -326,7 +326,7 @@ def write_runs(home: Path, scratch: Path) -> dict[str, str]:
     running = SampleRun(home, scratch, seed=19)
     running.model("base", [], 6.5, 1.4)
     stage = running.open("curate")
-    running.registry.heartbeat(stage, (2, 3))
+    running.registry.heartbeat(stage, (2, 3), (4, "997 of 1196 rows have no <reply>"))
     return {
         "failed": failed.finish(State.FAILED, "stage dpo failed"),
         "complete": complete.finish(),

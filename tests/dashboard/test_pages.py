@@ -192,6 +192,7 @@ def test_a_running_run_shows_how_far_it_is(open_page, run_ids):
     app = open_page("run", run=run_ids["running"])
 
     assert "2 of 3" in markup(app)
+    assert "4 warnings, the last: 997 of 1196 rows have no &lt;reply&gt;" in markup(app)
     assert [b.label for b in app.button] == ["Cancel"]
     app.button[0].click().run()  # no process of this machine executes it
     assert "The run could not be cancelled." in plain(checked(app))

@@ -69,6 +69,34 @@ def test_a_damaged_input_is_named(count, registry, settings, new_run):
     assert registry.stage_runs(run_id)[1].state is State.FAILED
 
 
+def test_what_a_stage_warns_of_is_kept_with_it_and_with_who_reuses_it(
+    count, registry, new_run, recipe_dir
+):
+    first, second = new_run(), new_run()
+    (recipe_dir / "warn-at").write_text("2")
+    count(run_id=first)
+    count(run_id=second)
+
+    for run_id in (first, second):
+        [stage] = registry.stage_runs(run_id)
+        assert stage.warned == "warning: step 2 looks odd"
+
+
+def test_a_stage_that_cannot_go_on_says_why(count, registry, new_run, recipe_dir):
+    run_id, data = new_run(), recipe_dir / "data.txt"
+    for content in ("one", "two"):
+        data.write_text(content)
+        count(run_id=run_id, files=("data.txt",))
+    [stage] = registry.stage_runs(run_id)
+    assert "made anew: a file it reads, or its code, has changed" in stage.warned
+
+    digests = [count("base", run_id, steps=steps)["model"] for steps in (1, 2)]
+    for digest in digests:
+        count("dpo", run_id, inputs={"model": digest})
+    warned = {stage.node: stage.warned for stage in registry.stage_runs(run_id)}
+    assert "made anew: its input model has changed since this stage last ran" in warned["dpo"]
+
+
 # --- reuse --------------------------------------------------------------------------------------
 
 

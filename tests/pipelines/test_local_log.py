@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caravan_pipelines.launch.local_log import stage_lines
+from caravan_pipelines.launch.local_log import growing, lines_of, stage_lines
 
 TWO_AT_ONCE = """\
 19:58:41.899 - INFO - Executing task 'evaluate'
@@ -73,3 +73,33 @@ def test_why_a_stage_has_not_started_stays():
     assert left[1] == "Traceback (most recent call last):"
     assert left[-2] == "ModuleNotFoundError: No module named 'caravan_pipelines'"
     assert left[-1].endswith("finished with status FAILURE")
+
+
+OF_TWO = """\
+19:58:41.899 - INFO - Executing task 'sft'
+    2026-11-26 19:58:42,001 INFO sft caravan.training.fit: sft goes on at step 3 of 9
+    2026-11-26 19:58:42,002 WARNING evaluate-base caravan.evals.scoring: sft caravan: 3 replies
+    2026-11-26 19:58:43,000 ERROR sft[1] caravan.stages.ranks.worker: it failed
+    Traceback (most recent call last):
+    {"time": "2026-11-26T19:58:43", "level": "info", "stage": "evaluate-base", "message": "half"}
+    {"time": "2026-11-26T19:58:43", "level": "info", "stage": "sft", "message": "done"}
+19:58:42.393 - ERROR - Task 'sft' finished with status FAILURE
+"""
+
+
+def test_the_lines_of_one_stage_are_told_from_those_of_another():
+    left = [line.strip() for line in lines_of("sft", OF_TWO.splitlines(keepends=True))]
+    ends = ("step 3 of 9", "it failed", "recent call last):", '"message": "done"}')
+    assert [line.endswith(end) for line, end in zip(left, ends, strict=True)] == [True] * 4
+
+
+def test_a_log_that_grows_is_read_to_its_end_in_whole_lines(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("one\ntw")
+    goes_on = iter([True, False])
+    with path.open() as log, path.open("a") as writer:
+        lines = growing(log, lambda: next(goes_on))
+        assert next(lines) == "one\n"
+        writer.write("o\nthree\n")
+        writer.flush()
+        assert list(lines) == ["two\n", "three\n"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
@@ -18,6 +18,7 @@ from caravan.errors import CaravanError, RegistryUnavailableError
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, State
 from caravan.settings import Settings
+from caravan_pipelines.cli import follow as following
 from caravan_pipelines.cli import run as command
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.launch import local
@@ -50,6 +51,10 @@ def hold():
         process.wait()
 
 
+def has_ended(process):
+    return lambda: process.poll() is not None
+
+
 @pytest.fixture
 def settings(tmp_path):
     return Settings(home=tmp_path / "home", patience_seconds=20)
@@ -70,10 +75,13 @@ def test_a_registry_that_restarts_does_not_end_what_follows_a_run(stoppable_post
         restart = threading.Timer(0.5, stoppable_postgres.stop)
         restart.start()
         shown = Console(file=io.StringIO())
-        follow(recipe, run_id, registry, process, shown, 20, NOW)
+        follow(recipe, run_id, registry, has_ended(process), shown, 20, NOW)
 
         with pytest.raises(RegistryUnavailableError):
-            follow(recipe, run_id, registry, subprocess.Popen(["sleep", "5"]), shown, 0.5, NOW)
+            follow(
+                recipe, run_id, registry, has_ended(subprocess.Popen(["sleep", "5"])), shown, 0.5,
+                NOW,
+            )  # fmt: skip
 
         threading.Timer(1.0, stoppable_postgres.start).start()
         ended = local.LocalRun(run_id, process, mini)
@@ -94,12 +102,41 @@ def test_what_an_earlier_attempt_finished_is_not_told_as_done_now(run_id, settin
         registry.start_stage_run(again.id, {})
         registry.succeed_stage_run(again.id, {})
         shown = Console(file=io.StringIO())
-        process = subprocess.Popen(["true"])
-        follow(load_recipe(mini), run_id, registry, process, shown, 20, since)
+        follow(load_recipe(mini), run_id, registry, lambda: True, shown, 20, since)
 
     assert [line.split()[:2] for line in shown.file.getvalue().splitlines()] == [
         ["sft", "succeeded"]
     ]
+
+
+def test_training_is_told_of_as_it_goes(run_id, settings, mini, monkeypatch):
+    monkeypatch.setattr(following, "LINE_SECONDS", 0.0)
+    with Registry(settings.resolved_registry_url) as registry:
+        stage = registry.open_stage_run(run_id, "dpo", "dpo", "k")
+        registry.start_stage_run(stage.id)
+        registry.heartbeat(stage.id, (3, 12))
+        began = registry.stage_run(stage.id).started_at
+        for step in (1, 2, 3):
+            values = {"loss": 0.69314, "rewards/accuracies": 0.75, "rewards/margins": 0.5,
+                      "grad_norm": 3.0, "perf/tokens_per_second": 5400.0}  # fmt: skip
+            at = began + timedelta(seconds=10 * step)
+            registry.log_points(
+                stage.id, [(step, name, value, at) for name, value in values.items()]
+            )
+        words = "step 3 of 12  loss 0.6931  accuracy 75.0%  margin 0.5  5,400 tokens/s"
+
+        piped = Console(file=io.StringIO())
+        terminal = Console(file=io.StringIO(), force_terminal=True, width=120, height=60)
+        for console in (piped, terminal):
+            ended = iter([False, False, True])
+            follow(load_recipe(mini), run_id, registry, lambda e=ended: next(e), console, 20, NOW)
+
+        assert f"{words}  1 min 30 s left" in piped.file.getvalue()
+        assert f"{words}  1 min 30 s left" in terminal.file.getvalue()
+        registry.succeed_stage_run(stage.id, {})
+        piped.file.truncate(0)
+        follow(load_recipe(mini), run_id, registry, lambda: True, piped, 20, NOW)
+        assert piped.file.getvalue().rstrip().endswith(words)
 
 
 def test_the_slower_of_two_starts_leaves_the_run_of_the_faster_alone(run_id, settings, hold):

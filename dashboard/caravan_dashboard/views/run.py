@@ -160,6 +160,9 @@ def show_stages(run_id: str) -> None:
     done = sum(line.state is State.SUCCEEDED for line in lines)
     st.progress(done / max(1, len(lines)), f"{done} of {len(lines)} stages done")
     ui.show(stage_table(lines))
+    for line in lines:
+        if line.run and line.run.warned:
+            ui.show(tag("div", mono(line.node), f": {line.run.warned}", class_="cv-dim"))
 
 
 def stage_table(lines: list[StageLine]) -> Html:

@@ -244,11 +244,25 @@ def du(json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")
 
 
 @app.command()
-def logs(run: RunId = "latest") -> None:
+def follow(run: RunId = "latest") -> None:
+    """Follow a run until it ends; to stop following does not stop it."""
+    from caravan_pipelines.cli import run as command
+
+    command.follow_run(run)
+
+
+@app.command()
+def logs(
+    run: RunId = "latest",
+    stage: Annotated[str | None, typer.Argument(help="Its lines alone.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as long as the run does.")
+    ] = False,
+) -> None:
     """Print the log of a run: of this machine, or of its pods."""
     from caravan_pipelines.cli import run as command
 
-    command.logs(run)
+    command.logs(run, stage, follow=follow)
 
 
 @app.command()

@@ -17,8 +17,10 @@ from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe
+from caravan_pipelines.cli.follow import Lines, Seen, look
 from caravan_pipelines.cli.tables import duration, print_results
 from caravan_pipelines.launch import kubeflow
+from caravan_pipelines.launch.local_log import lines_of
 
 if TYPE_CHECKING:
     from caravan_pipelines.pods import Placed
@@ -37,7 +39,9 @@ def launch(
         return
     submitted = kubeflow.launch(loaded, settings, recipe_dir=path.parent, tags=tags)
     _tell(submitted, console)
-    if not detach:
+    if detach:
+        console.print(f"follow it with: caravan follow {submitted.run_id}", soft_wrap=True)
+    else:
         follow(submitted.run_id, settings, console)
 
 
@@ -57,21 +61,18 @@ def _tell(submitted: kubeflow.Submitted, console: Console) -> None:
 
 
 def follow(run_id: str, settings: Settings, console: Console) -> None:
-    """Tell of each stage that ends until the run does; the run goes on if this is interrupted."""
-    told: set[tuple[int, int]] = set()
-    waits = None
+    """Tell how stages go until the run ends; it goes on if this is interrupted."""
+    lines, waits, seen = Lines(console), None, list[Seen]()
     with open_registry(settings) as registry:
         while True:
             kubeflow.keep_up(registry.get_run(run_id), registry, settings)
             run = registry.get_run(run_id)
-            for stage in registry.stage_runs(run_id):
-                if stage.state.finished and (stage.id, stage.attempt) not in told:
-                    told.add((stage.id, stage.attempt))
-                    why = f"  {_first_line(stage.error)}" if stage.error else ""
-                    console.print(
-                        f"{stage.node:<24} {stage.state:<10} {duration(stage.seconds):>8}{why}",
-                        highlight=False, markup=False, soft_wrap=True,
-                    )  # fmt: skip
+            seen = look(registry.stage_runs(run_id), registry, seen)
+            for one in seen:
+                if one.stage.state.finished:
+                    lines.end(one, _first_line(one.stage.error) if one.stage.error else "")
+                else:
+                    lines.going(one)
             if run.state.finished:
                 break
             if run.error != waits and (waits := run.error):
@@ -96,25 +97,34 @@ def finish(run: RunRow, registry: Registry, settings: Settings, console: Console
     console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
 
 
-def logs(run: RunRow, settings: Settings) -> None:
-    """Print what the pods of a run have written, oldest first.
+def logs(run: RunRow, stage: str | None, settings: Settings, *, follow: bool) -> None:
+    """Print what the pods of a run, or of one stage of it, have written, oldest first.
 
     Raises:
-        CaravanError: the cluster cannot be asked, or has no pod of the run any more.
+        CaravanError: the cluster cannot be asked, or has no pod of them any more.
     """
     from caravan.cluster.logs import pod_logs
+    from caravan.cluster.pod import RUN_LABEL, label_value
 
+    namespace = load_profile(settings).namespace
+    if follow:
+        raise CaravanError(
+            "pods are followed with: kubectl logs --follow --max-log-requests 50 "
+            f"--namespace {namespace} --selector {RUN_LABEL}={label_value(run.id)}"
+        )
     found = False
-    for title, lines in pod_logs(
-        run.id, load_profile(settings).namespace, run.backend_run_id or ""
-    ):
+    for title, written in pod_logs(run.id, namespace, run.backend_run_id or ""):
+        lines = written if stage is None else list(lines_of(stage, written))
+        if stage is not None and not lines:
+            continue
         found = True
         print(f"=== {title}")
         for line in lines:
             print(line)
     if not found:
+        of = "" if stage is None else f" that has written a line of {stage}"
         raise CaravanError(
-            f"the cluster has no pod of run {run.id} any more; its stages' errors are in "
+            f"the cluster has no pod{of} of run {run.id} any more; its stages' errors are in "
             f"`caravan show {run.id}`"
         )
 

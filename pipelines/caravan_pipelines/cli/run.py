@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,13 +22,12 @@ from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.follow import follow
-from caravan_pipelines.cli.tables import (
-    print_results,
-    print_table,
-    stages_table,
-)
+from caravan_pipelines.cli.show import show
+from caravan_pipelines.cli.tables import print_results, print_table, stages_table
+from caravan_pipelines.cli.training import print_course
+from caravan_pipelines.graph import stage_graph
 from caravan_pipelines.launch import backend, local
-from caravan_pipelines.launch.local_log import stage_lines
+from caravan_pipelines.launch.local_log import growing, lines_of, stage_lines
 from caravan_pipelines.run_data import stored_recipe
 
 TOLD_BY_CHECKS = ("huggingface_hub.utils", "caravan.training.tokenize")
@@ -71,18 +72,55 @@ def cancel(run_id: str) -> None:
     print(f"stopping {run.id}; continue it with: caravan resume {run.id}")
 
 
-def logs(run_id: str) -> None:
+def follow_run(run_id: str) -> None:
+    """Follow a run that another process executes; it goes on if this is interrupted."""
+    settings, console = load_settings(), Console()
+    with open_patiently(settings) as registry:
+        run = registry.get_run(run_id)
+        if run.backend == "kubeflow" and not run.state.finished:
+            launch.follow(run.id, settings, console)
+            return
+        try:
+            goes_on = partial(_goes_on, run.id, registry, settings)
+            follow(
+                stored_recipe(run), run.id, registry, lambda: not goes_on(), console,
+                settings.patience_seconds, run.created_at,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print(f"the run goes on; stop it with: caravan cancel {run.id}", soft_wrap=True)
+            return
+    show(run.id, as_json=False)
+
+
+def _goes_on(run_id: str, registry: Registry, settings: Settings) -> bool:
+    state = patiently(lambda: registry.get_run(run_id), settings.patience_seconds).state
+    return state in (State.PENDING, State.RUNNING)
+
+
+def logs(run_id: str, stage: str | None, *, follow: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         run = registry.get_run(run_id)
-    if run.backend == "kubeflow":
-        launch.logs(run, settings)
-        return
-    log = local.run_dir(settings, run.id) / "log.txt"
-    if not log.exists():
-        raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        sys.stdout.writelines(stage_lines(lines))
+        if stage is not None:
+            _require_stage(run, stage)
+        if run.backend == "kubeflow":
+            launch.logs(run, stage, settings, follow=follow)
+            return
+        log = local.run_dir(settings, run.id) / "log.txt"
+        if not log.exists():
+            raise CaravanError(f"run {run.id} has no log on this machine ({log} does not exist)")
+        with log.open(encoding="utf-8", errors="replace") as file, suppress(KeyboardInterrupt):
+            written = (
+                growing(file, lambda: _goes_on(run.id, registry, settings)) if follow else file
+            )
+            for line in stage_lines(written if stage is None else lines_of(stage, written)):
+                print(line, end="", flush=follow)
+
+
+def _require_stage(run: RunRow, stage: str) -> None:
+    nodes = [node.name for node in stage_graph(stored_recipe(run))]
+    if stage not in nodes:
+        raise CaravanError(f"run {run.id} has no stage {stage!r}; it has {', '.join(nodes)}")
 
 
 def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
@@ -93,14 +131,17 @@ def execute(run_id: str, settings: Settings, *, detach: bool) -> None:
         Text.assemble("run ", (run_id, "bold"), f"  (log: {started.log})"), soft_wrap=True
     )
     if detach:
-        console.print(f"follow it with: caravan show {run_id}", highlight=False, soft_wrap=True)
+        console.print(
+            f"follow it with: caravan follow {run_id}, or its log: caravan logs --follow {run_id}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         return
     with open_patiently(settings) as registry:
         run = patiently(lambda: registry.get_run(run_id), settings.patience_seconds)
         try:
             follow(
-                stored_recipe(run), run_id, registry, started.process, console,
-                settings.patience_seconds, since,
+                stored_recipe(run), run_id, registry, lambda: started.process.poll() is not None,
+                console, settings.patience_seconds, since,
             )  # fmt: skip
         except RecipeError:
             pass  # the started process finds that too, and records it
@@ -119,6 +160,7 @@ def _finish(
     local.refuse_executed(run_id, settings)  # by another process, which was faster than ours
     run, stage_runs = patiently(lambda: _end(run_id, registry), settings.patience_seconds)
     print_table(console, stages_table(stage_runs))
+    patiently(lambda: print_course(console, registry, stage_runs), settings.patience_seconds)
     if run.state is not State.SUCCEEDED:
         failed = [stage for stage in stage_runs if stage.state is State.FAILED]
         if run.error and not failed:

@@ -20,6 +20,7 @@ from caravan_pipelines.cli.tables import (
     runs_table,
     stages_table,
 )
+from caravan_pipelines.cli.training import last_metrics, print_course
 from caravan_pipelines.launch.local import run_dir
 
 
@@ -57,6 +58,7 @@ def show(run_id: str, *, as_json: bool) -> None:
         )  # fmt: skip
         stages = registry.stage_runs(run.id)
         print_table(console, stages_table(stages))
+        print_course(console, registry, stages)
         print_results(console, registry.scores(run.id), stages)
         for stage in stages:
             if stage.error:
@@ -101,7 +103,11 @@ def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
                 "seconds": stage.seconds,
                 "reused": stage.reused_from is not None,
                 "artifacts": dict(stage.outputs),
-                "metrics": dict(stage.metrics),
+                "done": stage.progress_done,
+                "total": stage.progress_total,
+                "metrics": last_metrics(stage, registry),
+                "warnings": stage.warnings,
+                "last_warning": stage.last_warning,
                 "error": stage.error,
             }
             for stage in registry.stage_runs(run.id)

@@ -161,7 +161,7 @@ def refuse_executed(run_id: str, settings: Settings) -> None:
     if pid := holder(run_dir(settings, run_id) / "lock"):
         raise CaravanError(
             f"run {run_id} is being executed by process {pid}: "
-            f"follow it with `caravan show {run_id}`, stop it with `caravan cancel {run_id}`"
+            f"follow it with `caravan follow {run_id}`, stop it with `caravan cancel {run_id}`"
         )
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
-TEXT = "%(asctime)s %(levelname)s {rank}%(name)s: %(message)s"
+TEXT = "%(asctime)s %(levelname)s {where}%(name)s: %(message)s"
 IDS = "CARAVAN_LOG_IDS"
 """Variable that hands the ids on to child processes."""
 
@@ -42,7 +42,7 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO, **ids
 
     Args:
         ids: `run`, `stage`, `rank`: in every line of JSON, also of processes that this one starts
-            and that configure their logs themselves. Of text, the rank alone.
+            and that configure their logs themselves. Of text, stage and rank alone.
     """
     ids = json.loads(os.environ.get(IDS, "{}")) | ids
     os.environ[IDS] = json.dumps(ids)
@@ -50,6 +50,6 @@ def configure_logging(log_format: LogFormat, *, level: int = logging.INFO, **ids
     if log_format == "json":
         handler.setFormatter(JsonFormatter(**ids))
     else:
-        rank = f"[{ids['rank']}] " if "rank" in ids else ""
-        handler.setFormatter(logging.Formatter(TEXT.format(rank=rank)))
+        where = ids.get("stage", "") + (f"[{ids['rank']}]" if "rank" in ids else "")
+        handler.setFormatter(logging.Formatter(TEXT.format(where=f"{where} " if where else "")))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -99,6 +99,7 @@ class Run(Base):
     recipe_dir: Mapped[str] = mapped_column(Text, default="")
     backend: Mapped[str] = mapped_column(String(16), default="local", server_default="local")
     backend_run_id: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    caravan_version: Mapped[str] = mapped_column(String(64), default="", server_default="")
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -127,6 +128,8 @@ class StageRun(Base):
     progress_done: Mapped[int] = mapped_column(default=0)
     progress_total: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(Text)
+    warnings: Mapped[int] = mapped_column(default=0, server_default="0")
+    last_warning: Mapped[str] = mapped_column(Text, default="", server_default="")
     reused_from: Mapped[int | None] = mapped_column(ForeignKey("stage_run.id"), index=True)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import cast
 
 from sqlalchemy import func, select
@@ -110,6 +110,7 @@ def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: flo
                 started_at=r.started_at, finished_at=r.finished_at, heartbeat_at=heartbeat,
                 error=r.error, tags=tuple(tags.get(r.id, ())),
                 backend=cast(Backend, r.backend), backend_run_id=r.backend_run_id,
+                caravan_version=r.caravan_version,
                 # On a cluster a run may wait for a node for hours; its backend knows its state.
                 state=r.state if r.backend_run_id else
                 _derived(r.state, heartbeat or r.created_at, stale_after_seconds),
@@ -173,6 +174,7 @@ def _stage_rows(
             created_at=s.created_at, started_at=s.started_at,
             finished_at=s.finished_at, heartbeat_at=s.heartbeat_at,
             progress_done=s.progress_done, progress_total=s.progress_total, error=s.error,
+            warnings=s.warnings, last_warning=s.last_warning,
             reused_from=s.reused_from,
             metrics={k: math.nan if v is None else v for k, v in s.metrics.items()},
             inputs=edges.get((s.id, "in"), {}), outputs=edges.get((s.id, "out"), {}),
@@ -317,6 +319,7 @@ def metrics(
     *,
     names: Collection[str] = (),
     after_step: int | None = None,
+    last_steps: int | None = None,
 ) -> list[MetricRow]:
     """The metric points of a stage run (of the one that did the work, if reused), by step."""
     stage = session.get(m.StageRun, stage_run_id)
@@ -328,8 +331,19 @@ def metrics(
         query = query.where(m.Metric.name.in_(names))
     if after_step is not None:
         query = query.where(m.Metric.step > after_step)
+    if last_steps is not None:
+        newest = session.scalar(query.with_only_columns(func.max(m.Metric.step)))
+        query = query.where(m.Metric.step > (newest or 0) - last_steps)
     rows = session.scalars(query.order_by(m.Metric.step, m.Metric.name))
     return [MetricRow(step=r.step, name=r.name, value=_number(r.value), at=r.at) for r in rows]
+
+
+def first_step(
+    session: Session, stage_run_id: int, names: Collection[str], since: datetime
+) -> int | None:
+    """The first step that a stage run has logged one of these metrics of, from `since` on."""
+    ours = (m.Metric.stage_run_id == stage_run_id) & m.Metric.name.in_(names)
+    return session.scalar(select(func.min(m.Metric.step)).where(ours, m.Metric.at >= since))
 
 
 def measured_stages(session: Session, run_id: str) -> list[int]:

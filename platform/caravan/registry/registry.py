@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -191,10 +192,16 @@ class Registry:
             writes.start_stage_run(session, stage_run_id, pod)
             writes.link(session, stage_run_id, "in", inputs)
 
-    def heartbeat(self, stage_run_id: int, progress: tuple[int, int] | None = None) -> None:
-        """Tell that the stage lives and, if given, how many of how many it has done."""
+    def heartbeat(
+        self,
+        stage_run_id: int,
+        progress: tuple[int, int] | None = None,
+        warned: tuple[int, str] | None = None,
+    ) -> None:
+        """Tell that the stage lives and, if given, how many of how many it has done, and how often
+        and of what last it has warned."""
         with self._write() as session:
-            writes.heartbeat(session, stage_run_id, progress)
+            writes.heartbeat(session, stage_run_id, progress, warned)
 
     def finish_stage_run(
         self,
@@ -250,6 +257,7 @@ class Registry:
                 session, stage_run_id, State.SUCCEEDED, error=None, metrics=origin.metrics,
                 reused_from=None if itself else origin.id,
             )  # fmt: skip
+            writes.heartbeat(session, stage_run_id, None, (origin.warnings, origin.last_warning))
             return True
 
     def stage_runs(self, run_id: str) -> list[StageRunRow]:
@@ -327,11 +335,23 @@ class Registry:
             writes.log_metrics(session, stage_run_id, points)
 
     def metrics(
-        self, stage_run_id: int, *, names: Collection[str] = (), after_step: int | None = None
+        self,
+        stage_run_id: int,
+        *,
+        names: Collection[str] = (),
+        after_step: int | None = None,
+        last_steps: int | None = None,
     ) -> list[MetricRow]:
         """The metric points of a stage run, by step; a reused one answers with its origin's."""
         with self._read() as session:
-            return queries.metrics(session, stage_run_id, names=names, after_step=after_step)
+            return queries.metrics(
+                session, stage_run_id, names=names, after_step=after_step, last_steps=last_steps
+            )
+
+    def first_step(self, stage_run_id: int, names: Collection[str], since: datetime) -> int | None:
+        """The first step that has one of these metrics from `since` on, if there is one."""
+        with self._read() as session:
+            return queries.first_step(session, stage_run_id, names, since)
 
     def measured_stages(self, run_id: str) -> list[int]:
         """Ids of the stage runs of a run that have metric points, their own or their origin's."""

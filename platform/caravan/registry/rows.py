@@ -35,6 +35,8 @@ class RunRow:
     backend: Backend = "local"
     backend_run_id: str = ""
     """What the backend calls the run: the id of Kubeflow Pipelines."""
+    caravan_version: str = ""
+    """Of the process that created the run; empty of runs from before it was recorded."""
     tags: tuple[str, ...] = ()
 
     @property
@@ -67,6 +69,9 @@ class StageRunRow:
     progress_done: int
     progress_total: int
     error: str | None
+    warnings: int
+    """How many the last attempt has logged."""
+    last_warning: str
     reused_from: int | None
     """The stage run that did the work, where this one only took its artifacts."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -79,6 +84,13 @@ class StageRunRow:
     def origin_id(self) -> int:
         """The stage run that holds the metric series and the scores."""
         return self.reused_from or self.id
+
+    @property
+    def warned(self) -> str:
+        """`3 warnings, the last: 997 of 1196 rows have no reply ...`; empty without one."""
+        if self.warnings < 2:
+            return f"warning: {self.last_warning}" if self.warnings else ""
+        return f"{self.warnings:,} warnings, the last: {self.last_warning}"
 
     @property
     def seconds(self) -> float | None:

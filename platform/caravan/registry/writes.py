@@ -17,6 +17,7 @@ from caravan.registry import models as m
 from caravan.registry.rows import RECIPE_FILES, Backend, Direction
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
+from caravan.version import caravan_version
 
 MetricPoint = tuple[int, str, float, datetime]
 """Step, name, value, and when it was measured."""
@@ -44,7 +45,7 @@ def create_run(
     run = m.Run(
         id=run_id or new_run_id(name, at), name=name, seed=seed, owner=owner, recipe=dict(recipe),
         recipe_digest=recipe_digest, recipe_dir=recipe_dir, created_at=at, heartbeat_at=at,
-        state=State.PENDING, backend=backend,
+        state=State.PENDING, backend=backend, caravan_version=caravan_version(),
     )  # fmt: skip
     session.add(run)
     session.flush()
@@ -101,7 +102,7 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
     # One statement, so that two launches of one node at once do not collide.
     values = {"run_id": run_id, "node": node, "stage": stage, "key": key, "created_at": at,
               "state": State.PENDING, "attempt": 0, "progress_done": 0, "progress_total": 0,
-              "metrics": {}}  # fmt: skip
+              "warnings": 0, "last_warning": "", "metrics": {}}  # fmt: skip
     session.execute(_insert(session, m.StageRun).values(values).on_conflict_do_nothing(
         index_elements=["run_id", "node"]
     ))  # fmt: skip
@@ -121,6 +122,7 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
     found.finished_at, found.error, found.reused_from = None, None, None
     found.pod = ""  # of an earlier attempt
     found.progress_done, found.progress_total, found.metrics = 0, 0, {}
+    found.warnings, found.last_warning = 0, ""
     return found.id
 
 
@@ -158,10 +160,17 @@ def start_stage_run(session: Session, stage_run_id: int, pod: str) -> None:
     )  # fmt: skip
 
 
-def heartbeat(session: Session, stage_run_id: int, progress: tuple[int, int] | None) -> None:
+def heartbeat(
+    session: Session,
+    stage_run_id: int,
+    progress: tuple[int, int] | None,
+    warned: tuple[int, str] | None,
+) -> None:
     values: dict[str, Any] = {"heartbeat_at": m.now()}
     if progress is not None:
         values |= {"progress_done": progress[0], "progress_total": progress[1]}
+    if warned is not None:
+        values |= {"warnings": warned[0], "last_warning": _storable(warned[1])}
     _set(session, stage_run_id, **values)
 
 

@@ -43,7 +43,7 @@ from caravan.orphans import die_with_parent, launcher_environment
 from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
-from caravan.stages.local_context import Journal, LocalContext, Reporter
+from caravan.stages.local_context import Journal, LocalContext, Reporter, Warned
 from caravan.stages.process import discard, exclusive
 from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
@@ -258,14 +258,20 @@ class _Execution:
         """The stage's outputs: found, or made."""
         if (found := self._reuse()) is not None:
             return found
+        stage_runs = self._patiently(lambda: self.registry.stage_runs(self.run.id))
+        before = next((stage for stage in stage_runs if stage.node == self.node), None)
         opened = self._patiently(
             lambda: self.registry.open_stage_run(self.run.id, self.node, self.stage, self.key)
         )
         with self._marks_the_end(opened):
             lock = self.settings.work_dir / f"{self.key}.lock"
-            with exclusive(lock, on_wait=lambda: self._tell_waiting(opened)):
+            with exclusive(lock, on_wait=lambda: self._tell_waiting(opened)), Warned() as warned:
                 found = self._reuse()
-                return self._make(opened) if found is None else found
+                if found is not None:
+                    return found
+                if before is not None:
+                    self._tell_changed(before)
+                return self._make(opened, warned)
 
     def _tell_waiting(self, opened: StageRunRow) -> None:
         logger.info("%s: another process is at the same work; waiting for it", self.node)
@@ -293,11 +299,21 @@ class _Execution:
         discard(self.directory)  # of one stopped after it published
         return dict(origin.outputs)
 
-    def _make(self, opened: StageRunRow) -> dict[str, str]:
+    def _tell_changed(self, before: StageRunRow) -> None:
+        """Warn where what an earlier attempt did cannot be gone on with."""
+        if before.key in ("", self.key):
+            return
+        changed = [n for n, digest in self.inputs.items() if before.inputs.get(n) != digest]
+        what = f"its input {', '.join(changed)}" if changed else "a file it reads, or its code,"
+        logger.warning("made anew: %s has changed since this stage last ran", what)
+
+    def _make(self, opened: StageRunRow, warned: Warned) -> dict[str, str]:
         """Run the stage and publish what it made."""
         self.directory.mkdir(parents=True, exist_ok=True)
         journal = Journal(self.directory / "metrics.jsonl")
-        reporter = Reporter(self.registry, opened.id, journal, self.settings.heartbeat_seconds)
+        reporter = Reporter(
+            self.registry, opened.id, journal, warned, self.settings.heartbeat_seconds
+        )
         try:
             self._patiently(lambda: self._start(opened.id))
             reporter.start()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from caravan.errors import RegistryError, RegistryUnavailableError, StageError
 from caravan.registry import Registry
@@ -79,17 +79,42 @@ def _drop_torn_line(path: Path) -> None:
                 file.truncate(whole)
 
 
+class Warned(logging.Handler):
+    """What a stage has warned of, from all that its process logs: how often, and of what last."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.so_far: tuple[int, str] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        count, _ = self.so_far or (0, "")
+        self.so_far = count + 1, record.getMessage()
+
+    def __enter__(self) -> Self:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
 class Reporter:
-    """A thread that delivers a stage's metrics and progress, and tells that it lives."""
+    """A thread that delivers a stage's metrics, progress and warnings, and tells that it lives."""
 
     def __init__(
-        self, registry: Registry, stage_run_id: int, journal: Journal, heartbeat_seconds: float
+        self,
+        registry: Registry,
+        stage_run_id: int,
+        journal: Journal,
+        warned: Warned,
+        heartbeat_seconds: float,
     ) -> None:
         self._registry, self._stage_run_id, self._journal = registry, stage_run_id, journal
+        self._warned = warned
         self._heartbeat_seconds = heartbeat_seconds
         self._mark = 0
         self._progress: tuple[int, int] | None = None
-        self._told: tuple[int, int] | None = None
+        self._told: tuple[object, object] = (None, None)
         self._last_beat = time.monotonic()
         self._away = False
         self._stop = threading.Event()
@@ -123,11 +148,11 @@ class Reporter:
                 self._journal.rewind(self._mark)
                 raise
             self._mark = mark
-        progress = self._progress
+        progress, warned = self._progress, self._warned.so_far
         due = time.monotonic() - self._last_beat >= self._heartbeat_seconds
-        if due or progress != self._told:
-            self._registry.heartbeat(self._stage_run_id, progress)
-            self._told, self._last_beat = progress, time.monotonic()
+        if due or (progress, warned) != self._told:
+            self._registry.heartbeat(self._stage_run_id, progress, warned)
+            self._told, self._last_beat = (progress, warned), time.monotonic()
 
     def _run(self) -> None:
         while not self._stop.wait(DELIVER_SECONDS):

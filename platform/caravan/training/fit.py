@@ -147,6 +147,8 @@ def fit(
         resumed = checkpoints.restore(state)
         progress = Progress(**resumed.extra) if resumed else Progress()
         done = saved = resumed.step if resumed else 0
+        if resumed:
+            logger.info("goes on at step %d of %d", done, total)
         context.progress(done, total)
         started = time.perf_counter()
         for metrics in job.steps(

@@ -1,11 +1,12 @@
 """A small stage with a checkpoint: counts to `config.steps`, one number a step.
 
 What it does besides is told by files in the recipe's directory, so that the key stays the same:
-`hold-at` (a step to wait at while the file is there), `fail-at`, `exit-at`.
+`hold-at` (a step to wait at while the file is there), `fail-at`, `exit-at`, `warn-at`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ def run(config: CountConfig, inputs: Mapping[str, Path], context: StageContext) 
         context.log(step, {"value": np.float32(step * 1.5)})
         context.progress(step, config.steps)
         checkpoint.write_text(str(step))
+        if wanted(context, "warn-at") == step:
+            logging.getLogger("caravan.count").warning("step %d looks odd", step)
         if wanted(context, "fail-at") == step:
             raise ValueError(f"step {step} <b>went</b> wrong")
         if wanted(context, "exit-at") == step:

@@ -2,7 +2,7 @@
 
 workdir/ranks/
     spec.json           what to train
-    events.jsonl        metrics and progress, written by the leading rank
+    events.jsonl        metrics, progress and warnings, written by the leading rank
     told                how many bytes of it the launcher has handed over
     stop                made by the launcher: finish the step, save, end
     stopped-0           made by a rank that ended so
@@ -14,6 +14,7 @@ workdir/ranks/
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class RankDirectory:
                     continue  # cut short by the end of its process
                 if "metrics" in event:
                     context.log(event["step"], event["metrics"])
+                elif "warning" in event:
+                    logging.getLogger(event["logger"]).warning(event["warning"])
                 else:
                     context.progress(event["done"], event["total"])
         _write_whole(self._told, str(told))

@@ -62,6 +62,8 @@ def run(spec: Spec, directory: RankDirectory) -> None:
         level=logging.INFO if ranks.leads else logging.WARNING,
         rank=str(ranks.rank),
     )
+    if ranks.leads:
+        _leave_warnings_to_the_launcher(directory)
     stop_when_exists(directory.stop_file)
     context = RankContext(spec, ranks, directory)
     try:
@@ -79,6 +81,24 @@ def run(spec: Spec, directory: RankDirectory) -> None:
     if ranks.leads:
         directory.finish({"metrics": dict(result.metrics), "kinds": context.kinds})
     ranks.wait()  # a rank that ends early looks to torchrun's peers like one that failed
+
+
+class _ReportedWarnings(logging.Handler):
+    def __init__(self, directory: RankDirectory) -> None:
+        super().__init__()
+        self._directory = directory
+        self.addFilter(lambda record: record.levelno == logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._directory.report({"logger": record.name, "warning": record.getMessage()})
+
+
+def _leave_warnings_to_the_launcher(directory: RankDirectory) -> None:
+    """It logs them, and so they are counted as the stage's."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.addFilter(lambda record: record.levelno != logging.WARNING)
+    root.addHandler(_ReportedWarnings(directory))
 
 
 def _lost_another(error: BaseException) -> bool:

@@ -105,6 +105,8 @@ def _train(
     with hold_stops() as stop, checkpoints:  # asked to stop, it ends a step and saves
         resumed = checkpoints.restore(state)
         done = resumed.step if resumed else 0
+        if resumed:
+            logger.info("goes on at step %d of %d", done, total)
         guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
         last: dict[str, float] = resumed.extra["last"] if resumed else {}
         kept = resumed.extra["rollouts"] if resumed else []
