@@ -35,6 +35,7 @@ from caravan.recipe import (
 )
 from caravan.stages import evaluate, report
 from caravan.stages.configs import EvaluateStageConfig
+from caravan.verifiers import verify
 from scripted_endpoint import Messages, scripted_endpoint
 
 SHORT = Sampling(temperature=0.0, max_completion_length=6)
@@ -108,6 +109,23 @@ def test_evaluate_keeps_every_instance_and_repeats(
     assert context.reported[-1] == (15, 15)
     document = json.loads((outputs[0] / "scores.json").read_text())
     assert [entry["primary"] for entry in document] == [True, True, False, True]
+
+
+def test_questions_of_ones_own_are_scored_by_the_verifier_that_the_task_names(
+    make_context: Callable[..., Any], model_dir: Path
+) -> None:
+    context = make_context("own")
+    path = Path(context.recipe_dir) / "letters.jsonl"
+    rows = [{"prompt": letter, "ground_truth": "the a"} for letter in string.ascii_lowercase[:5]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = EvalTask(name="own", task="verify", verifier="f1", path=str(path), sampling=SHORT)
+    result = evaluate.run(config(own), {"model": model_dir}, context)
+
+    (score,) = result.scores
+    assert (score.task, score.metric, score.n) == ("own", "score", 5)
+    kept = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    for row in kept:
+        assert row.score == verify("f1", row.completion, "the a").score
 
 
 def test_a_model_is_divided_over_the_gpus_of_its_evaluation(

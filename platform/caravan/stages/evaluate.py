@@ -23,7 +23,7 @@ from caravan.evals.scoring import (
     task_scores,
     verified,
 )
-from caravan.evals.tasks import TASKS, task_files
+from caravan.evals.tasks import TASKS, definition_of, load_instances, task_files
 from caravan.inference import Engine, Generation, load_engine, unload
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.stages.configs import EvaluateStageConfig
@@ -49,7 +49,7 @@ def run(
 ) -> StageResult:
     suite = config.evaluate
     _check_judges(config)
-    loaded = [(task, load_instances(task, context)) for task in suite.tasks]
+    loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
     replies = _ask(loaded, inputs["model"], suite, context)
     found = _score(loaded, replies, config, context)
     rows: list[ScoredCompletion] = []
@@ -58,7 +58,7 @@ def run(
     for task in suite.tasks:
         own = found[task.name]
         rows += own
-        of_task = task_scores(task, TASKS[task.task], own)
+        of_task = task_scores(task, definition_of(task), own)
         scores += of_task
         if of_task:
             metrics[task.name] = of_task[0].value
@@ -131,7 +131,7 @@ def _score(
     found: dict[str, list[ScoredCompletion]] = {}
     of_judge, of_classifier = [], []
     for task, instances in loaded:
-        definition = TASKS[task.task]
+        definition = definition_of(task)
         if definition.judged or definition.compared:
             of_judge.append((task, instances))
         elif definition.classified:
@@ -160,10 +160,6 @@ def _score(
                 metric, own = TASKS[task.task].metric, replies[task.name]
                 found[task.name] = classified(task, metric, instances, own, engine, seed)
     return found
-
-
-def load_instances(task: EvalTask, context: StageContext) -> list[EvalInstance]:
-    return TASKS[task.task].load(task, context.seed, context.recipe_dir)
 
 
 def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[dict[str, object]]:
