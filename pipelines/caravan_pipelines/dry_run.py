@@ -251,9 +251,9 @@ def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> st
 
 
 def _task(task: EvalTask, recipe_dir: Path) -> str:
-    from caravan.evals.tasks import TASKS
+    from caravan.evals.tasks import load_instances
 
-    return f"{len(TASKS[task.task].load(task, 0, recipe_dir)):,} instances"
+    return f"{len(load_instances(task, 0, recipe_dir)):,} instances"
 
 
 def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from caravan.data.records import Conversation, Message
 from caravan.data.template import encode_prompt
 from caravan.errors import RecipeError
-from caravan.evals.tasks import TASKS
+from caravan.evals.tasks import load_instances
 from caravan.inference.engine import leaves_room, some
 from caravan.recipe import HubSource, Recipe
 
@@ -35,7 +35,7 @@ def prompt_lengths(
 
     said = []
     for task in recipe.evaluate.tasks:
-        instances = TASKS[task.task].load(task, recipe.seed, recipe_dir)
+        instances = load_instances(task, recipe.seed, recipe_dir)
         if count := sum(too_long(instance.messages for instance in instances)):
             said.append(
                 f"{count:,} of {len(instances):,} of task {task.name}, which count as not answered"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caravan.errors import DataError, RecipeError
-from caravan.evals.tasks import TASKS, FromFiles
+from caravan.evals.tasks import TASKS, FromFiles, definition_of, load_instances
 from caravan.recipe import EvalTask
 from caravan.verifiers import verify
 
@@ -213,6 +213,51 @@ def test_missing_files_say_where_to_put_them(tmp_path: Path) -> None:
         load("gsm8k", broken)
     with pytest.raises(DataError, match=r"row 1: no field 'answer'"):
         load("gsm8k", write(broken, {"question": "a"}))
+
+
+def test_rows_of_any_format_are_questions_of_ones_own(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3 + 3?"}]
+    answered = [*messages, {"role": "assistant", "content": "6"}]
+    path = write(
+        tmp_path / "sums.jsonl",
+        {"prompt": "7 + 5?", "ground_truth": "12"},
+        {"question": "1 + 5?", "answer": 6, "id": "easy", "skill": "one digit"},
+        {"messages": answered, "ground_truth": "6"},
+    )
+    config = EvalTask(name="own", task="verify", verifier="gsm8k", path=path.name)
+    instances = TASKS["verify"].load(config, 0, tmp_path)
+
+    assert [(i.id, i.ground_truth, i.skill) for i in instances] == [
+        ("sums/0", "12", ""), ("sums/easy", 6, "one digit"), ("sums/2", "6", "")
+    ]  # fmt: skip
+    assert [[m.content for m in i.messages] for i in instances] == [
+        ["7 + 5?"], ["1 + 5?"], ["Be brief.", "3 + 3?"]
+    ]  # fmt: skip
+    (metric,) = definition_of(config).metrics
+    assert (metric.verifier, metric.count) == ("gsm8k", "score")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "7 + 5?"}, "row 2: no column 'ground_truth' or 'answer'"),
+        ({"answer": "1"}, "row 2: none of the columns messages, "),
+        ({"prompt": "7 + 5?", "answer": "12", "id": "a"}, "an earlier row has the id 'a' too"),
+    ],
+)
+def test_a_row_that_is_no_question_is_named(tmp_path: Path, row, message: str) -> None:
+    path = write(tmp_path / "sums.jsonl", {"prompt": "2?", "answer": "2", "id": "a"}, row)
+    with pytest.raises(DataError, match=message):
+        load("verify", path, verifier="gsm8k")
+
+
+def test_a_ground_truth_that_the_verifier_cannot_use_is_named_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "sums.jsonl", {"prompt": "2?", "answer": "two", "id": "a"})
+    config = task("verify", path.name, verifier="gsm8k")
+    with pytest.raises(DataError, match="'verify': sums/a: gsm8k: ground truth 'two' holds no"):
+        load_instances(config, 0, tmp_path)
 
 
 def test_an_unknown_task_is_named_with_the_nearest() -> None:

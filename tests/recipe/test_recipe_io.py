@@ -258,6 +258,12 @@ GENERATED = "{kind: generated, generator: math-boook, count: 3}"
          "there is no generator 'math-boook'; did you mean 'math-book'?"),
         ("skill: math", "skill: math\n      verifier: gsm9k", "curate.sources[0].verifier: there "
          "is no verifier 'gsm9k'; did you mean 'gsm8k'?"),
+        ("task: gsm8k", "task: verify, path: a.jsonl, verifier: gsm9k", "evaluate.tasks[0].verifier"
+         ": there is no verifier 'gsm9k'; did you mean 'gsm8k'?"),
+        ("task: gsm8k", "task: verify, path: a.jsonl", "evaluate.tasks[0].verifier: `verify` "
+         "scores with a verifier; name one; there are: gsm8k, math, ifeval"),
+        ("task: gsm8k", "task: gsm8k, verifier: math", "evaluate.tasks[0].verifier: task 'gsm8k' "
+         "has its own way to score"),
         ("  sources:", "  allowed_licenses: [Apache-2.0]\n  sources:", "curate.sources[1].license: "
          "source chats has the licence 'MIT', which curate.allowed_licenses does not allow"),
     ],

@@ -35,6 +35,7 @@ from caravan.recipe import (
 )
 from caravan.stages import evaluate, report
 from caravan.stages.configs import EvaluateStageConfig
+from caravan.verifiers import verify
 from scripted_endpoint import Messages, scripted_endpoint
 
 SHORT = Sampling(temperature=0.0, max_completion_length=6)
@@ -135,6 +136,23 @@ def test_an_instance_without_room_for_a_reply_counts_as_not_answered(
     assert result.scores[0].instances["ifeval/2"] == 0
     assert "if: 1 of 3 prompts leave the model no room" in caplog.text
     assert "not answered: ifeval/2" in caplog.text
+
+
+def test_questions_of_ones_own_are_scored_by_the_verifier_that_the_task_names(
+    make_context: Callable[..., Any], model_dir: Path
+) -> None:
+    context = make_context("own")
+    path = Path(context.recipe_dir) / "letters.jsonl"
+    rows = [{"prompt": letter, "ground_truth": "the a"} for letter in string.ascii_lowercase[:5]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = EvalTask(name="own", task="verify", verifier="f1", path=str(path), sampling=SHORT)
+    result = evaluate.run(config(own), {"model": model_dir}, context)
+
+    (score,) = result.scores
+    assert (score.task, score.metric, score.n) == ("own", "score", 5)
+    kept = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    for row in kept:
+        assert row.score == verify("f1", row.completion, "the a").score
 
 
 def test_a_model_is_divided_over_the_gpus_of_its_evaluation(

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError, RecipeError
-from caravan.evals import exams, files, pairwise, safety
+from caravan.evals import exams, files, own, pairwise, safety
 from caravan.recipe import EvalTask
 from caravan.recipe.checks import suggest
+from caravan.recipe.evaluation import VERIFY
+from caravan.verifiers import VERIFIERS
 
 
 class Load(Protocol):
@@ -78,6 +80,32 @@ class _Tasks(dict[str, TaskDefinition]):
 def suggest_task(name: str) -> str:
     """Short names of other benchmarks are alike, so only a slip of a letter or two is one."""
     return suggest(name, sorted(TASKS), cutoff=0.8)
+
+
+def definition_of(task: EvalTask) -> TaskDefinition:
+    """The definition of a task, with the verifier that it names, if it names one."""
+    definition = TASKS[task.task]
+    if task.verifier is None:
+        return definition
+    return replace(definition, metrics=(Metric("score", task.verifier, "score"),))
+
+
+def load_instances(task: EvalTask, seed: int, recipe_dir: Path) -> list[EvalInstance]:
+    """The instances of a task, whose ground truths the verifier that it names can use.
+
+    Raises:
+        DataError: there are none, or one is not what it should be; names it.
+    """
+    instances = TASKS[task.task].load(task, seed, recipe_dir)
+    verifier = VERIFIERS.get(task.verifier or "")
+    if verifier is None or task.verifier == "code":  # which would run a program for each
+        return instances
+    for instance in instances:
+        try:
+            verifier("", instance.ground_truth)
+        except DataError as error:
+            raise DataError(f"evaluation task {task.name!r}: {instance.id}: {error}") from error
+    return instances
 
 
 def task_files(tasks: Iterable[EvalTask], recipe_dir: Path) -> Iterator[Path]:
@@ -249,6 +277,10 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
             ),
             (Metric("exact_match", "expression"),),
             macro=True,
+        ),
+        # questions of one's own
+        VERIFY: TaskDefinition(
+            FromFiles(own.questions, "your rows of prompt and ground_truth", "docs/evaluation.md")
         ),
         # the six safety sets
         "harmbench": TaskDefinition(

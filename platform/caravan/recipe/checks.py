@@ -29,8 +29,7 @@ def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.55) -> str:
         return f"; did you mean {close[0]!r}?"
     if not choices:
         return "; there are none"
-    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-    return f"; there are: {shown}"
+    return f"; there are: {', '.join(choices)}"
 
 
 MAX_LEARNING_RATE = 1.0
@@ -162,6 +161,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
     # These know recipes, so a recipe can know them only when it is checked. None is heavy.
     from caravan.pocket.sources import GENERATORS
     from caravan.pocket.teacher import PROGRAMS
+    from caravan.recipe.evaluation import VERIFY
     from caravan.verifiers import VERIFIERS
 
     used: list[tuple[str, str, str, Iterable[str]]] = []
@@ -178,6 +178,17 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
     for i, task in enumerate(recipe.synthesize.tasks if recipe.synthesize is not None else ()):
         if task.verifier is not None:
             used.append((f"synthesize.tasks[{i}].verifier", "verifier", task.verifier, VERIFIERS))
+    for i, asked in enumerate(recipe.evaluate.tasks):
+        path = f"evaluate.tasks[{i}].verifier"
+        if asked.verifier is not None:
+            used.append((path, "verifier", asked.verifier, VERIFIERS))
+            if asked.task != VERIFY:
+                yield (
+                    f"{path}: task {asked.task!r} has its own way to score; leave the verifier "
+                    f"out, or take `task: {VERIFY}` for questions of your own"
+                )
+        elif asked.task == VERIFY:
+            yield f"{path}: `verify` scores with a verifier; name one{suggest('', VERIFIERS)}"
     for path, what, name, known in used:
         if name not in known:
             yield f"{path}: there is no {what} {name!r}{suggest(name, known)}"

@@ -10,13 +10,20 @@ from caravan.config import Config
 from caravan.recipe.common import Name, Resources, Sampling
 from caravan.recipe.preferences import JudgeEngine
 
+VERIFY = "verify"
+"""The task of one's own questions, scored by the verifier that it names."""
+
 
 class EvalTask(Config):
     """One task of the suite."""
 
     name: Name
+    """What the scores are listed under; another one for each task of the suite."""
     task: Name
-    """A name in `caravan.evals.tasks.TASKS`."""
+    """What is asked: a benchmark of docs/evaluation.md such as `gsm8k` or `ifeval`, or `verify` for
+    questions of your own."""
+    verifier: Name | None = None
+    """Of `verify` alone: what decides whether a reply is right."""
     suite: Literal["dev", "unseen"] = "dev"
     limit: PositiveInt | None = None
     """Instances to take; None takes all."""

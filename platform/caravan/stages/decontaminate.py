@@ -183,10 +183,10 @@ def run(
 
 def evaluation_prompts(tasks: Sequence[EvalTask], context: StageContext) -> Iterator[Instance]:
     """The questions of every task, without few-shot turns, the task's wording, and answers."""
-    from caravan.evals.tasks import TASKS
+    from caravan.evals.tasks import load_instances
 
     for task in tasks:
-        for instance in TASKS[task.task].load(task, context.seed, context.recipe_dir):
+        for instance in load_instances(task, context.seed, context.recipe_dir):
             last = next(m for m in reversed(instance.messages) if m.role == "user")
             yield Instance(task.name, instance.id, instance.question or last.content)
 

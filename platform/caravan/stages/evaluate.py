@@ -26,7 +26,7 @@ from caravan.evals.scoring import (
     unanswered,
     verified,
 )
-from caravan.evals.tasks import TASKS, task_files
+from caravan.evals.tasks import TASKS, definition_of, load_instances, task_files
 from caravan.inference import (
     TOO_LONG,
     Engine,
@@ -63,7 +63,7 @@ def run(
 ) -> StageResult:
     suite = config.evaluate
     _check_judges(config)
-    loaded = [(task, load_instances(task, context)) for task in suite.tasks]
+    loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
     replies = _ask(loaded, inputs["model"], suite, context)
     answered, silent = _divided(loaded, replies)
     found = _score(answered, config, context)
@@ -73,7 +73,7 @@ def run(
     for task in suite.tasks:
         own = found[task.name] + silent[task.name]
         rows += own
-        of_task = task_scores(task, TASKS[task.task], own)
+        of_task = task_scores(task, definition_of(task), own)
         scores += of_task
         if of_task:
             metrics[task.name] = of_task[0].value
@@ -151,7 +151,7 @@ def _divided(
         asked = [i for i, group in enumerate(groups) if TOO_LONG not in group]
         answered.append((task, [instances[i] for i in asked], [groups[i] for i in asked]))
         left = [instance for i, instance in enumerate(instances) if TOO_LONG in groups[i]]
-        silent[task.name] = unanswered(task, TASKS[task.task], left)
+        silent[task.name] = unanswered(task, definition_of(task), left)
     return answered, silent
 
 
@@ -165,7 +165,7 @@ def _score(
     found: dict[str, list[ScoredCompletion]] = {}
     of_judge, of_classifier = [], []
     for task, instances, own in answered:
-        definition = TASKS[task.task]
+        definition = definition_of(task)
         if definition.judged or definition.compared:
             of_judge.append((task, instances, own))
         elif definition.classified:
@@ -193,10 +193,6 @@ def _score(
                 metric = TASKS[task.task].metric
                 found[task.name] = classified(task, metric, instances, own, engine, seed)
     return found
-
-
-def load_instances(task: EvalTask, context: StageContext) -> list[EvalInstance]:
-    return TASKS[task.task].load(task, context.seed, context.recipe_dir)
 
 
 def scores_document(tasks: Iterable[EvalTask], scores: Iterable[Score]) -> list[dict[str, object]]:
