@@ -38,9 +38,8 @@ def questions(path: Path, shots: int) -> list[EvalInstance]:
 
 def _question(row: RawRow, id: str) -> EvalInstance:
     renamed = dict(row)
-    for name, other in (("prompt", "question"), ("ground_truth", "answer")):
-        if renamed.get(name) is None and row.get(other) is not None:
-            renamed[name] = row[other]
+    if renamed.get("ground_truth") is None:
+        renamed["ground_truth"] = renamed.pop("answer", None)
     skill = str(row.get("skill") or "")
     made = to_conversation(renamed, id, Labels(source="", skill=skill, license=""))
     if made.ground_truth is None:
