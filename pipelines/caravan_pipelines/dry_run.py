@@ -207,7 +207,7 @@ def _source(
 
     card = SourceCard(source)
     on_hub = isinstance(source.origin, HubSource)
-    rows = load(source, recipe.seed, recipe_dir, card.unread)
+    rows = load(source, recipe.seed, recipe_dir, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
         if row.verifier is not None and row.ground_truth is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caravan.data.card import not_read
+from caravan.data.formats import Labels, read_raw, to_conversation
 from caravan.data.io import ROWS, read_rows
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
@@ -52,17 +53,19 @@ def inspect(
     max_length: int | None,
     table: bool,
 ) -> None:
-    """Print one row of a JSONL file or of an artifact.
+    """Print one row of a file, in any format that a source may have, or of an artifact.
 
     Raises:
         CaravanError: there is no such file, artifact, row or tokenizer; says what to give.
     """
     path = _rows(reference)
     stage = stage or _stage_of(path)
-    record: type[Conversation] | type[Pair] = Pair if stage == "dpo" else Conversation
-    chosen = _pick(read_rows(path, record), row_id, path)
+    unread: set[str] = set()
+    chosen = _pick(_records(path, stage, unread), row_id, path)
     sides = list(_sides(chosen, _tokenizer(reference, model), max_length))
     console = Console()
+    if ignored := unread - Conversation.model_fields.keys():
+        console.print(Text(not_read(ignored), style="yellow"), soft_wrap=True)
     for side in sides:
         console.print(_summary(side), highlight=False)
         # Without colours the mask would not be seen.
@@ -92,13 +95,26 @@ def _artifact(reference: str) -> Path:
 
 def _stage_of(path: Path) -> str:
     """`dpo` where the first row is a pair, else `sft`."""
-    file = path / ROWS if path.is_dir() else path
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace") as lines:
-            first = json.loads(next(lines, "null"))
-    except (OSError, ValueError):
-        first = None  # reading the rows will say what is wrong
-    return "dpo" if isinstance(first, dict) and "chosen" in first else "sft"
+    _, first = next(read_raw(path / ROWS if path.is_dir() else path), (0, {}))
+    return "dpo" if "chosen" in first else "sft"
+
+
+def _records(path: Path, stage: str, unread: set[str]) -> Iterator[Conversation | Pair]:
+    if stage == "dpo":
+        return read_rows(path, Pair)
+    return read_rows(path, Conversation) if path.is_dir() else _read_source(path, unread)
+
+
+def _read_source(path: Path, unread: set[str]) -> Iterator[Conversation]:
+    """The rows of a file of one's own as `curate` reads them; without an id of their own they are
+    numbered from 0, as there."""
+    labels = Labels(source="", skill="", license="")
+    for index, (number, row) in enumerate(read_raw(path)):
+        id = row.get("id")
+        try:
+            yield to_conversation(row, str(index if id is None else id), labels, unread)
+        except DataError as error:
+            raise DataError(f"{path}, row {number}: {error}") from error
 
 
 def _pick(

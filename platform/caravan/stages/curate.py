@@ -62,7 +62,7 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
             context.progress(number, len(config.sources))
             card = SourceCard(source)
             cards.append(card)
-            loaded = load(source, context.seed, context.recipe_dir, card.unread)
+            loaded = load(source, context.seed, context.recipe_dir, unread=card.unread)
             yield from curate(loaded, card, filters)
             _check_count(card)
             dropped = [f"dropped: {counted(card.dropped)}"] if card.dropped else []
@@ -140,7 +140,7 @@ class Filters:
 
 
 def load(
-    source: Source, seed: int, recipe_dir: Path, unread: set[str] | None = None
+    source: Source, seed: int, recipe_dir: Path, *, unread: set[str] | None = None
 ) -> Iterator[Conversation]:
     """The rows of one source as conversations with the ids `source/0`, `source/1`, ...
 
