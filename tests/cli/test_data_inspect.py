@@ -100,6 +100,14 @@ def test_a_file_of_ones_own_is_read_as_a_source_is(
     )
 
 
+def test_pairs_of_ones_own_are_read_too(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("prompt,chosen,rejected,mood\nCarry 5.,Yes,No,x\n")
+    output = inspect(tmp_path / "own.csv", "--model", inputs["model"])
+    assert output.startswith("columns not read: mood\n0:chosen: ")
+    trained = [text for _, trained, text in rows_of_table(output) if trained]
+    assert "".join(trained) == "Yes<|endoftext|>No<|endoftext|>"
+
+
 def test_a_row_that_no_source_may_have_is_named_with_its_columns(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.data.card import not_read
-from caravan.data.formats import Labels, read_raw, to_conversation
+from caravan.data.formats import AskedRow, Labels, RawRow, read_raw, to_conversation
 from caravan.data.io import ROWS, read_rows
+from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
 from caravan.recipe.checks import suggest
@@ -100,21 +101,25 @@ def _stage_of(path: Path) -> str:
 
 
 def _records(path: Path, stage: str, unread: set[str]) -> Iterator[Conversation | Pair]:
-    if stage == "dpo":
-        return read_rows(path, Pair)
-    return read_rows(path, Conversation) if path.is_dir() else _read_source(path, unread)
+    if path.is_dir():
+        return read_rows(path, Pair if stage == "dpo" else Conversation)
+    return _read_source(path, to_pair if stage == "dpo" else to_conversation, unread)
 
 
-def _read_source(path: Path, unread: set[str]) -> Iterator[Conversation]:
-    """The rows of a file of one's own as `curate` reads them; without an id of their own they are
+def _read_source(
+    path: Path, read: Callable[[RawRow, str, Labels], Conversation | Pair], unread: set[str]
+) -> Iterator[Conversation | Pair]:
+    """The rows of a file of one's own, as a run reads them; without an id of their own they are
     numbered from 0, as there."""
     labels = Labels(source="", skill="", license="")
     for index, (number, row) in enumerate(read_raw(path)):
-        id = row.get("id")
+        id, asked = row.get("id"), AskedRow(row)
         try:
-            yield to_conversation(row, str(index if id is None else id), labels, unread)
+            made = read(asked, str(index if id is None else id), labels)
         except DataError as error:
             raise DataError(f"{path}, row {number}: {error}") from error
+        unread.update(asked.unread())
+        yield made
 
 
 def _pick(

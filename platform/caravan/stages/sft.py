@@ -68,6 +68,4 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
     )
     save_trained(model, tokenizer, config, inputs["model"], context)
     trained = Counter(f"source/{data.sources[row]}" for row in job.sampler.drawn())
-    return StageResult(
-        {**data.counts, **trained, "tokens_per_pass": config.pass_tokens, **metrics}
-    )
+    return StageResult({**data.counts, **trained, "tokens_per_pass": config.pass_tokens, **metrics})
