@@ -207,7 +207,7 @@ def _source(
 
     card = SourceCard(source)
     on_hub = isinstance(source.origin, HubSource)
-    rows = load(source, recipe.seed, recipe_dir, card.unread)
+    rows = load(source, recipe.seed, recipe_dir, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
         if row.verifier is not None and row.ground_truth is not None:
@@ -228,9 +228,11 @@ def _source(
 
 
 def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> str:
+    from caravan.data.card import counted, not_read
     from caravan.stages.read_pairs import load_pairs, unfit
 
-    rows = load_pairs(source, recipe_dir)
+    unread: set[str] = set()
+    rows = load_pairs(source, recipe_dir, unread=unread)
     if isinstance(source.origin, HubSource):
         rows = islice(rows, SAMPLE_ROWS)
     reasons: Counter[str] = Counter()
@@ -244,10 +246,13 @@ def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> st
             sample.append(pair)
     if not fit:
         raise DataError(f"source {source.name} holds no pair to learn from; check its origin")
-    if isinstance(source.origin, HubSource):
-        return "the first pairs can be read"
-    dropped = (f"{count:,} will be dropped: {reason}" for reason, count in reasons.items())
-    return "; ".join([f"{fit:,} pairs", *dropped])
+    on_hub = isinstance(source.origin, HubSource)
+    said = ["the first pairs can be read" if on_hub else f"{fit:,} pairs"]
+    if reasons:
+        said.append(f"to be dropped: {counted(reasons)}")
+    if unread:
+        said.append(not_read(unread))
+    return "; ".join(said)
 
 
 def _task(task: EvalTask, recipe_dir: Path) -> str:

@@ -79,6 +79,45 @@ def test_in_colour_the_trained_tokens_and_no_others_are_on_green(
     assert "<|user|>⏎\nCarry·5.⏎\n<|assistant|>⏎\nThe·camel" in plain
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "row"),
+    [
+        ("chat.jsonl", '{"messages": [{"role": "user", "content": "q"}]}\n'
+         '{"prompt": "Carry 5.", "response": "The camel carries 5 ", "mood": "x"}\n', "1"),
+        ("own.csv", "id,question,answer,mood\nk7,Carry 5.,The camel carries 5 ,x\n", None),
+        ("sharegpt.json", '[{"mood": 1, "conversations": [{"from": "human", "value": "Carry 5."},'
+         ' {"from": "gpt", "value": "The camel carries 5 "}]}]', "0"),
+    ],
+)  # fmt: skip
+def test_a_file_of_ones_own_is_read_as_a_source_is(
+    inputs: dict[str, Path], tmp_path: Path, name: str, text: str, row: str | None
+) -> None:
+    (tmp_path / name).write_text(text)
+    output = inspect(tmp_path / name, "--model", inputs["model"], *(["--row", row] if row else []))
+    assert output.startswith(f"columns not read: mood\n{row or 'k7'}: ")
+    assert "".join(text for _, trained, text in rows_of_table(output) if trained) == (
+        "The·camel·carries·5·<|endoftext|>"
+    )
+
+
+def test_pairs_of_ones_own_are_read_too(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("prompt,chosen,rejected,mood\nCarry 5.,Yes,No,x\n")
+    output = inspect(tmp_path / "own.csv", "--model", inputs["model"])
+    assert output.startswith("columns not read: mood\n0:chosen: ")
+    trained = [text for _, trained, text in rows_of_table(output) if trained]
+    assert "".join(trained) == "Yes<|endoftext|>No<|endoftext|>"
+
+
+def test_a_row_that_no_source_may_have_is_named_with_its_columns(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"body": "x"}\n')
+    said = refusal(tmp_path / "odd.jsonl", "--model", inputs["model"])
+    assert said.startswith(f"{tmp_path}/odd.jsonl, row 1: none of the columns messages, ")
+    (tmp_path / "odd.txt").write_text("x")
+    assert "cannot tell the format" in refusal(tmp_path / "odd.txt", "--model", inputs["model"])
+
+
 def test_a_pair_shows_both_sides_and_what_a_cut_leaves(inputs: dict[str, Path]) -> None:
     whole = inspect(inputs["pairs"], "--model", inputs["model"], "--row", "t/7")
     assert "t/7:chosen: 38 tokens" in whole

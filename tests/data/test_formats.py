@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caravan.data.formats import Labels, read_hub, read_raw, split_turns, to_conversation
+from caravan.data.formats import AskedRow, Labels, read_hub, read_raw, split_turns, to_conversation
 from caravan.errors import DataError, MissingExtraError
 from caravan.recipe import HubSource
 
@@ -84,11 +84,10 @@ def test_system_input_and_history_of_alpaca():
 @pytest.mark.parametrize("context", ["input", "context"])
 @pytest.mark.parametrize("reply", ["completion", "response", "output", "answer"])
 def test_what_a_question_is_about_follows_it_and_no_column_is_unread(prompt, context, reply):
-    unread: set[str] = set()
-    row = {prompt: "q", context: "data", reply: "a"}
-    made = to_conversation(row, "s/0", LABELS, unread)
+    row = AskedRow({prompt: "q", context: "data", reply: "a"})
+    made = to_conversation(row, "s/0", LABELS)
     assert [m.content for m in made.messages] == ["q\n\ndata", "a"]
-    assert unread == set()
+    assert not list(row.unread())
 
 
 @pytest.mark.parametrize(
@@ -101,9 +100,9 @@ def test_what_a_question_is_about_follows_it_and_no_column_is_unread(prompt, con
     ],
 )
 def test_columns_that_nothing_reads_are_named(row, unread):
-    found: set[str] = set()
-    to_conversation(row, "s/0", LABELS, found)
-    assert found == unread
+    asked = AskedRow(row)
+    to_conversation(asked, "s/0", LABELS)
+    assert set(asked.unread()) == unread
 
 
 def test_turns_of_a_text_are_found_at_markers_only():

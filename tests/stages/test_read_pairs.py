@@ -42,14 +42,16 @@ def stage_config(**pair: Any) -> ReadPairsStageConfig:
     )
 
 
-def test_pairs_to_learn_from_stay_and_all_others_are_counted(tmp_path: Path) -> None:
+def test_pairs_to_learn_from_stay_and_all_others_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     context = Context(tmp_path)
     leak = next(evaluation_prompts([TASK], context)).text
     write(
         tmp_path / "mine.jsonl",
         [
             row(0, score_chosen=5, score_rejected=2),
-            row(1, rejected=" 1 "),
+            row(1, rejected=" 1 ", margin=3),
             row(2, chosen=""),
             row(3, prompt=leak),
         ],
@@ -58,6 +60,7 @@ def test_pairs_to_learn_from_stay_and_all_others_are_counted(tmp_path: Path) -> 
     result = read_pairs.run(stage_config(), {}, context)
     pairs = list(read_rows(tmp_path / "out/pairs", Pair))
     assert [(pair.id, pair.margin) for pair in pairs] == [("mine/0", 3), ("mine/4", 0)]
+    assert caplog.messages == ["source mine: columns not read: margin"]
     assert {name: result.metrics[name] for name in result.metrics if "dropped" in name} == {
         "dropped/equal replies": 1, "dropped/empty message": 1, "dropped/contaminated": 1,
     }  # fmt: skip

@@ -202,6 +202,10 @@ def test_rows_whose_reply_is_cut_off_are_counted_and_dropped(inputs, tmp_path, c
     result = sft.run(config, inputs | {"dataset": tmp_path / "mixed"}, Context(tmp_path / "a"))
     assert (result.metrics["rows"], result.metrics["dropped_rows"]) == (20, 1)
     assert "1 of 21 rows have no reply to train on" in caplog.text
+    assert result.metrics["source/t"] == config.sequences_per_step  # one step
+    whole = config.derive(max_steps=None, num_train_epochs=1.5, validation_share=0.2)
+    result = sft.run(whole, inputs | {"dataset": tmp_path / "mixed"}, Context(tmp_path / "c"))
+    assert result.metrics["source/t"] == 16
 
     write_rows(tmp_path / "only" / "rows.jsonl", [long])
     with pytest.raises(DataError, match="all 1 rows are longer than max_length=64"):

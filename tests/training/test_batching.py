@@ -130,3 +130,12 @@ def test_the_loss_is_the_same_however_the_step_is_cut(policy, ids):
     assert results[0][0] == pytest.approx(expected, rel=1e-5)
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-5)
+
+
+@given(st.integers(2, 30), st.integers(1, 8), st.floats(0.1, 3), st.floats(0, 0.5))
+def test_rows_that_are_drawn_are_those_of_all_steps(rows, rows_per_step, epochs, held_out):
+    sampler = plan_steps(
+        rows, rows_per_step, epochs=epochs, max_steps=None, seed=5, validation_share=held_out
+    )
+    steps = {row for index in range(sampler.steps) for row in sampler.step(index)}
+    assert sorted(sampler.drawn()) == sorted(steps)

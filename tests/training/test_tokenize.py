@@ -58,7 +58,7 @@ def test_no_cut_ever_leaves_a_row_without_a_supervised_token(turns, max_length):
     dropped = len(rows) - len(kept)
     reasons = {"dropped/too long": dropped} if dropped else {}
     assert data.counts == {
-        "rows": len(kept), "dropped_rows": dropped, "truncated_rows": cut, "source/t": len(kept),
+        "rows": len(kept), "dropped_rows": dropped, "truncated_rows": cut,
         **reasons,
     }  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_rows_without_a_reply_are_told_from_those_whose_reply_does_not_fit(
     data = tokenize_conversations([asked, fits, long, asked], TOKENIZER, 40)
     assert [row.id for row in data.rows] == ["fits"]
     assert data.counts == {
-        "rows": 1, "dropped_rows": 3, "truncated_rows": 0, "source/t": 1,
+        "rows": 1, "dropped_rows": 3, "truncated_rows": 0,
         "dropped/no reply": 2, "dropped/too long": 1,
     }  # fmt: skip
     assert caplog.messages == [

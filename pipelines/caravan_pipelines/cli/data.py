@@ -24,11 +24,17 @@ class Stage(StrEnum):
 def inspect(
     rows: Annotated[
         str,
-        typer.Argument(help="JSONL file, or an artifact: a digest or RUN:STAGE/OUTPUT."),
+        typer.Argument(
+            help="File of a source (JSONL, JSON, CSV, Parquet), or an artifact: a digest or "
+            "RUN:STAGE/OUTPUT."
+        ),
     ],
-    row: Annotated[str | None, typer.Option(help="Id of the row; the first one if not given.")] = (
-        None
-    ),
+    row: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of the row, or its number from 0 where rows have none; the first if not given."
+        ),
+    ] = None,
     stage: Annotated[
         Stage | None, typer.Option(help="Read conversations (sft) or pairs (dpo).")
     ] = None,

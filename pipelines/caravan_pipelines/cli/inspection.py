@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caravan.data.card import not_read
+from caravan.data.formats import AskedRow, Labels, RawRow, read_raw, to_conversation
 from caravan.data.io import ROWS, read_rows
+from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
 from caravan.recipe.checks import suggest
@@ -52,17 +54,19 @@ def inspect(
     max_length: int | None,
     table: bool,
 ) -> None:
-    """Print one row of a JSONL file or of an artifact.
+    """Print one row of a file, in any format that a source may have, or of an artifact.
 
     Raises:
         CaravanError: there is no such file, artifact, row or tokenizer; says what to give.
     """
     path = _rows(reference)
     stage = stage or _stage_of(path)
-    record: type[Conversation] | type[Pair] = Pair if stage == "dpo" else Conversation
-    chosen = _pick(read_rows(path, record), row_id, path)
+    unread: set[str] = set()
+    chosen = _pick(_records(path, stage, unread), row_id, path)
     sides = list(_sides(chosen, _tokenizer(reference, model), max_length))
     console = Console()
+    if ignored := unread - Conversation.model_fields.keys():
+        console.print(Text(not_read(ignored), style="yellow"), soft_wrap=True)
     for side in sides:
         console.print(_summary(side), highlight=False)
         # Without colours the mask would not be seen.
@@ -92,13 +96,30 @@ def _artifact(reference: str) -> Path:
 
 def _stage_of(path: Path) -> str:
     """`dpo` where the first row is a pair, else `sft`."""
-    file = path / ROWS if path.is_dir() else path
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace") as lines:
-            first = json.loads(next(lines, "null"))
-    except (OSError, ValueError):
-        first = None  # reading the rows will say what is wrong
-    return "dpo" if isinstance(first, dict) and "chosen" in first else "sft"
+    _, first = next(read_raw(path / ROWS if path.is_dir() else path), (0, {}))
+    return "dpo" if "chosen" in first else "sft"
+
+
+def _records(path: Path, stage: str, unread: set[str]) -> Iterator[Conversation | Pair]:
+    if path.is_dir():
+        return read_rows(path, Pair if stage == "dpo" else Conversation)
+    return _read_source(path, to_pair if stage == "dpo" else to_conversation, unread)
+
+
+def _read_source(
+    path: Path, read: Callable[[RawRow, str, Labels], Conversation | Pair], unread: set[str]
+) -> Iterator[Conversation | Pair]:
+    """The rows of a file of one's own, as a run reads them; without an id of their own they are
+    numbered from 0, as there."""
+    labels = Labels(source="", skill="", license="")
+    for index, (number, row) in enumerate(read_raw(path)):
+        id, asked = row.get("id"), AskedRow(row)
+        try:
+            made = read(asked, str(index if id is None else id), labels)
+        except DataError as error:
+            raise DataError(f"{path}, row {number}: {error}") from error
+        unread.update(asked.unread())
+        yield made
 
 
 def _pick(

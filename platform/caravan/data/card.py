@@ -51,9 +51,7 @@ class SourceCard:
         elif self.without_reply:
             said.append(f"{self.without_reply:,} without a reply")
         if self.unread:
-            names = [name if name.isidentifier() else repr(name) for name in sorted(self.unread)]
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            said.append(f"columns not read: {', '.join(names[:NAMED])}{more}")
+            said.append(not_read(self.unread))
         return said
 
     def keep(self, row: Conversation) -> None:
@@ -86,6 +84,13 @@ class SourceCard:
             "response_words": summary(self.response_words),
             "samples": [row.model_dump(mode="json") for row in self.samples],
         }
+
+
+def not_read(columns: Iterable[str]) -> str:
+    """Names the columns, which are text of anyone."""
+    names = [name if name.isidentifier() else repr(name) for name in sorted(columns)]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"columns not read: {', '.join(names[:NAMED])}{more}"
 
 
 def summary(values: Sequence[int]) -> dict[str, float]:
@@ -151,9 +156,13 @@ def card_markdown(card: dict[str, Any]) -> str:
             for source in card["sources"]
         ],
     )
-    not_read = [(s["name"], ", ".join(s["columns_not_read"])) for s in card["sources"]]
-    if not_read := [line for line in not_read if line[1]]:
-        lines += ["", "## Columns not read", "", *table(("Source", "Columns"), not_read)]
+    unread = [
+        (source["name"], ", ".join(source["columns_not_read"]))
+        for source in card["sources"]
+        if source["columns_not_read"]
+    ]
+    if unread:
+        lines += ["", "## Columns not read", "", *table(("Source", "Columns"), unread)]
     lines += ["", "## Skills", "", *table(("Skill", "Rows"), card["by_skill"].items())]
     lines += ["", "## Licences", "", *table(("Licence", "Rows"), card["by_license"].items())]
     lines += ["", "## Provenance", ""]

@@ -249,7 +249,7 @@ def _parquet_rows(batch: Any, path: Path, before: int) -> Sequence[RawRow]:
 # --- rows into conversations ---------------------------------------------------------------------
 
 
-class _AskedRow(Mapping[str, Any]):
+class AskedRow(Mapping[str, Any]):
     """A row that remembers which of its columns were asked for."""
 
     def __init__(self, row: RawRow) -> None:
@@ -272,25 +272,12 @@ class _AskedRow(Mapping[str, Any]):
         return (column for column in held if column not in self._asked)
 
 
-def to_conversation(
-    row: RawRow, id: str, labels: Labels, unread: set[str] | None = None
-) -> Conversation:
+def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
     """One row of any known format as a conversation.
-
-    Args:
-        unread: gets the names of the columns that nothing has read.
 
     Raises:
         DataError: says which column or message is wrong; the caller knows file and row.
     """
-    asked = _AskedRow(row)
-    made = _to_conversation(asked, id, labels)
-    if unread is not None:
-        unread.update(asked.unread())
-    return made
-
-
-def _to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
     try:
         messages = _messages(row)
         if not any(message.role == "user" for message in messages):

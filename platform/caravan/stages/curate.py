@@ -19,7 +19,7 @@ from pathlib import Path
 
 from caravan.data.card import SourceCard, card_json, card_markdown, counted
 from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, text_of
-from caravan.data.formats import Labels, RawRow, read_hub, read_raw, to_conversation
+from caravan.data.formats import AskedRow, Labels, RawRow, read_hub, read_raw, to_conversation
 from caravan.data.io import ROWS, write_json, write_rows, write_text
 from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
@@ -62,7 +62,7 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
             context.progress(number, len(config.sources))
             card = SourceCard(source)
             cards.append(card)
-            loaded = load(source, context.seed, context.recipe_dir, card.unread)
+            loaded = load(source, context.seed, context.recipe_dir, unread=card.unread)
             yield from curate(loaded, card, filters)
             _check_count(card)
             dropped = [f"dropped: {counted(card.dropped)}"] if card.dropped else []
@@ -140,7 +140,7 @@ class Filters:
 
 
 def load(
-    source: Source, seed: int, recipe_dir: Path, unread: set[str] | None = None
+    source: Source, seed: int, recipe_dir: Path, *, unread: set[str] | None = None
 ) -> Iterator[Conversation]:
     """The rows of one source as conversations with the ids `source/0`, `source/1`, ...
 
@@ -160,7 +160,10 @@ def load(
     for where, rows in tables(origin, recipe_dir):
         for number, row in rows:
             try:
-                made = to_conversation(row, f"{source.name}/{next(numbers)}", labels, unread)
+                asked = AskedRow(row)
+                made = to_conversation(asked, f"{source.name}/{next(numbers)}", labels)
+                if unread is not None:
+                    unread.update(asked.unread())
                 yield _with_known_verifier(made, source)
             except DataError as error:
                 raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error

@@ -8,12 +8,14 @@ Outputs:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
-from caravan.data.formats import Labels
+from caravan.data.card import not_read
+from caravan.data.formats import AskedRow, Labels
 from caravan.data.io import ROWS, write_rows
 from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
@@ -24,6 +26,8 @@ from caravan.stages.context import StageContext, StageResult
 from caravan.stages.curate import source_files, tables
 from caravan.stages.decontaminate import contamination
 from caravan.stages.pair import at_most, summary
+
+logger = logging.getLogger(__name__)
 
 NAME = "read-pairs"
 VERSION = 1
@@ -45,7 +49,10 @@ def run(
     counts: Counter[str] = Counter()
     pairs: list[Pair] = []
     for source in config.pair.sources:
-        found = list(load_pairs(source, context.recipe_dir))
+        unread: set[str] = set()
+        found = list(load_pairs(source, context.recipe_dir, unread=unread))
+        if unread:
+            logger.warning("source %s: %s", source.name, not_read(unread))
         if not found:
             raise DataError(f"source {source.name} holds no row; check its origin")
         counts["available"] += len(found)
@@ -67,8 +74,13 @@ def run(
     return StageResult(metrics={**counts, **by_source, **summary(taken)})
 
 
-def load_pairs(source: PairSource, recipe_dir: Path) -> Iterator[Pair]:
+def load_pairs(
+    source: PairSource, recipe_dir: Path, *, unread: set[str] | None = None
+) -> Iterator[Pair]:
     """The rows of one source as pairs with the ids `source/0`, `source/1`, ...
+
+    Args:
+        unread: gets the names of the columns that nothing reads.
 
     Raises:
         DataError: a file or a row is not what it should be; names the file, the row and the field.
@@ -77,10 +89,14 @@ def load_pairs(source: PairSource, recipe_dir: Path) -> Iterator[Pair]:
     numbers = count()
     for where, rows in tables(source.origin, recipe_dir):
         for number, row in rows:
+            asked = AskedRow(row)
             try:
-                yield to_pair(row, f"{source.name}/{next(numbers)}", labels)
+                pair = to_pair(asked, f"{source.name}/{next(numbers)}", labels)
             except DataError as error:
                 raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
+            if unread is not None:
+                unread.update(asked.unread())
+            yield pair
 
 
 def unfit(pair: Pair) -> str:

@@ -10,6 +10,7 @@ Output: `model`, a Hugging Face directory. Loss falls on all assistant turns and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,4 +67,5 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
         config=config,
     )
     save_trained(model, tokenizer, config, inputs["model"], context)
-    return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})
+    trained = Counter(f"source/{data.sources[row]}" for row in job.sampler.drawn())
+    return StageResult({**data.counts, **trained, "tokens_per_pass": config.pass_tokens, **metrics})

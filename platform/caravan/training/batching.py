@@ -106,6 +106,10 @@ class StepSampler:
         trained = self.rows - len(self.held_out)
         return [int(self._order(at // trained)[at % trained]) for at in range(first, last)]
 
+    def drawn(self) -> list[int]:
+        """Every row that some step takes, once."""
+        return [int(row) for row in self._order(0)[: self.total_rows]]
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}

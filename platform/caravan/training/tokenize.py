@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +47,8 @@ class Tokenized(Generic[RowT]):
     """Rows that were cut at `max_length` and kept."""
     without_reply: int = 0
     """Rows with nothing to train on at any length."""
-    by_source: Mapping[str, int] = field(default_factory=dict)
-    """Rows that were kept, where they know their source."""
+    sources: Sequence[str] = ()
+    """The source of each of `rows`, where they know it."""
 
     @property
     def dropped(self) -> int:
@@ -63,7 +62,6 @@ class Tokenized(Generic[RowT]):
             "dropped_rows": self.dropped,
             "truncated_rows": self.truncated,
             **{f"dropped/{reason}": n for reason, n in reasons.items() if n},
-            **{f"source/{source}": n for source, n in sorted(self.by_source.items())},
         }
 
 
@@ -76,7 +74,7 @@ def tokenize_conversations(
         DataError: none of them does.
     """
     rows: list[TokenRow] = []
-    by_source = Counter[str]()
+    sources: list[str] = []
     without_reply = too_long = truncated = 0
     for conversation in conversations:
         if not conversation.has_reply:
@@ -87,10 +85,10 @@ def tokenize_conversations(
             too_long += 1
             continue
         truncated += tokens.truncated
-        by_source[conversation.source] += 1
+        sources.append(conversation.source)
         rows.append(TokenRow(conversation.id, tokens.input_ids, tokens.labels_mask))
     check_masks(rows)
-    return _report(Tokenized(rows, too_long, truncated, without_reply, by_source), max_length)
+    return _report(Tokenized(rows, too_long, truncated, without_reply, sources), max_length)
 
 
 def tokenize_pairs(
