@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.tables import print_table, scores_table
 from caravan_pipelines.launch import local
 
@@ -97,6 +99,24 @@ def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, comma
 
     assert f"run {run_id} has succeeded: nothing to resume" in command("resume", run_id)
     assert not local.run_dir(settings, run_id).exists()
+
+
+def test_a_run_can_be_shown_compared_and_repeated_from_its_id(registry, settings, mini, command):
+    changed = load_recipe(mini, ["sft.learning_rate=3e-4"])
+    run_id = local.create_run(changed, settings, recipe_dir=mini.parent)
+
+    assert "learning_rate: 0.0003" in command("recipe", "show", run_id)
+    differences = command("recipe", "diff", str(mini), run_id)
+    assert [line.split()[1] for line in differences.splitlines() if line.startswith("│")] == [
+        "sft.learning_rate"
+    ]
+    shown = json.loads(command("show", run_id, "--json"))
+    assert shown["effective_recipe"]["sft"]["learning_rate"] == 3e-4
+    assert shown["caravan_version"].startswith("0.")
+    assert "nor a run: no run 'nope'" in command("recipe", "show", "nope", code=2)
+
+    recipe, directory = read_recipe(Path(run_id), ["seed=5"])
+    assert (recipe, directory) == (changed.model_copy(update={"seed": 5}), mini.parent)
 
 
 def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, command):

@@ -13,7 +13,7 @@ from caravan_pipelines.cli.artifact import artifact
 from caravan_pipelines.cli.data import data
 from caravan_pipelines.cli.metrics import metrics
 from caravan_pipelines.cli.model import model
-from caravan_pipelines.cli.recipe import File, recipe
+from caravan_pipelines.cli.recipe import File, FileOrRun, recipe
 from caravan_pipelines.cli.registry import registry
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, o
 
 @app.command()
 def run(
-    recipe: File,
+    recipe: FileOrRun,
     set_: Changes = [],  # noqa: B006  # typer copies it
     seed: Seed = None,
     tag: Tags = [],  # noqa: B006
@@ -64,7 +64,7 @@ def run(
 
 @app.command()
 def plan(
-    recipe: File,
+    recipe: FileOrRun,
     set_: Changes = [],  # noqa: B006  # typer copies it
     gpu: Annotated[
         str | None, typer.Option(help="Type of GPU where the recipe names none: h100, h200, ...")
@@ -82,7 +82,7 @@ def plan(
 
 @app.command()
 def launch(
-    recipe: File,
+    recipe: FileOrRun,
     backend: Annotated[
         Backend, typer.Option(help="Kubeflow Pipelines (CARAVAN_KFP_URL), or this machine.")
     ] = Backend.kubeflow,

@@ -53,7 +53,8 @@ def show(run_id: str, *, as_json: bool) -> None:
         console = Console()
         console.print(
             Text.assemble((run.id, "bold"), "  ", (run.state, STATE_STYLE[run.state]),
-                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}"),
+                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}",
+                          f", caravan {run.caravan_version}" if run.caravan_version else ""),
             soft_wrap=True,
         )  # fmt: skip
         stages = registry.stage_runs(run.id)
@@ -90,6 +91,8 @@ def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
         "state": run.state,
         "recipe": run.name,
         "recipe_digest": run.recipe_digest,
+        "effective_recipe": dict(run.recipe),
+        "caravan_version": run.caravan_version,
         "backend": run.backend,
         "backend_run_id": run.backend_run_id,
         "seed": run.seed,
