@@ -14,6 +14,7 @@ from rich.table import Table
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings
+from caravan.stages.context import Score
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
 from caravan_pipelines.cli.common import read_recipe
@@ -126,6 +127,32 @@ def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, 
 
     assert f" {run_id} " in printed
     assert "…" not in printed
+
+
+def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, mini, command):
+    recipe = load_recipe(mini)
+    good, bad = (local.create_run(recipe, settings, recipe_dir=mini.parent) for _ in range(2))
+    for model, value in (("sft", 0.25), ("rlvr", 0.5)):
+        stage = registry.open_stage_run(good, f"evaluate-{model}", "evaluate", model)
+        math = Score("math", "accuracy", value, 0.2, 0.6, 40)
+        chat = Score("chat", "mean_rating", 4.0, 3.0, 5.0, 40)
+        registry.succeed_stage_run(stage.id, {}, scores=[math, chat])
+    registry.update_run_state(good, State.SUCCEEDED)
+    registry.update_run_state(bad, State.FAILED)
+
+    def found(*options):
+        return {run["run"] for run in json.loads(command("runs", "--json", *options))}
+
+    assert found("--state", "failed") == {bad}
+    assert "there are pending, running, succeeded" in command("runs", "--state", "x", code=2)
+    assert (found("--recipe", recipe.name), found("--recipe", "other")) == ({good, bad}, set())
+    assert f"{good}: a b" in command("tag", good, "a", "b")
+    assert (found("--tag", "b"), found("--tag", "c")) == ({good}, set())
+    assert command("tag", good, "--remove", "a") == f"{good}: b\n"
+    assert "has no tag a" in command("tag", good, "--remove", "a", code=2)
+    assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
+    (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
+    assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
 
 
 def test_names_of_metrics_go_on_in_the_next_line(capsys):

@@ -188,12 +188,29 @@ def cancel(run: RunId = "latest") -> None:
 @app.command()
 def runs(
     limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
+    state: Annotated[
+        str | None, typer.Option(help="running, succeeded, failed, cancelled, interrupted, pending")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Those that have this tag.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Those of the recipe of this name.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """List the runs, newest first."""
+    """List the runs, newest first: caravan runs --state failed"""
     from caravan_pipelines.cli import show as command
 
-    command.runs(limit, as_json=json)
+    command.runs(limit, state=state, tag=tag, recipe=recipe, as_json=json)
+
+
+@app.command()
+def tag(
+    run: RunId,
+    tags: Annotated[list[str] | None, typer.Argument(help="Tags to add.")] = None,
+    remove: Annotated[list[str], typer.Option(help="A tag to take away.")] = [],  # noqa: B006
+) -> None:
+    """Tag a run: caravan tag latest good keep --remove draft"""
+    from caravan_pipelines.cli import show as command
+
+    command.tag(run, tags or [], remove)
 
 
 @app.command()
