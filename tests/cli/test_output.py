@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from rich.table import Table
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings
+from caravan.stages.context import Score
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.tables import print_table, scores_table
 from caravan_pipelines.launch import local
 
@@ -99,6 +102,24 @@ def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, comma
     assert not local.run_dir(settings, run_id).exists()
 
 
+def test_a_run_can_be_shown_compared_and_repeated_from_its_id(registry, settings, mini, command):
+    changed = load_recipe(mini, ["sft.learning_rate=3e-4"])
+    run_id = local.create_run(changed, settings, recipe_dir=mini.parent)
+
+    assert "learning_rate: 0.0003" in command("recipe", "show", run_id)
+    differences = command("recipe", "diff", str(mini), run_id)
+    assert [line.split()[1] for line in differences.splitlines() if line.startswith("│")] == [
+        "sft.learning_rate"
+    ]
+    shown = json.loads(command("show", run_id, "--json"))
+    assert shown["effective_recipe"]["sft"]["learning_rate"] == 3e-4
+    assert shown["caravan_version"].startswith("0.")
+    assert "nor a run: no run 'nope'" in command("recipe", "show", "nope", code=2)
+
+    recipe, directory = read_recipe(Path(run_id), ["seed=5"])
+    assert (recipe, directory) == (changed.model_copy(update={"seed": 5}), mini.parent)
+
+
 def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, command):
     tags = tuple(f"a-long-tag-{i}" for i in range(8))
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent, tags=tags)
@@ -106,6 +127,32 @@ def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, 
 
     assert f" {run_id} " in printed
     assert "…" not in printed
+
+
+def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, mini, command):
+    recipe = load_recipe(mini)
+    good, bad = (local.create_run(recipe, settings, recipe_dir=mini.parent) for _ in range(2))
+    for model, value in (("sft", 0.25), ("rlvr", 0.5)):
+        stage = registry.open_stage_run(good, f"evaluate-{model}", "evaluate", model)
+        math = Score("math", "accuracy", value, 0.2, 0.6, 40)
+        chat = Score("chat", "mean_rating", 4.0, 3.0, 5.0, 40)
+        registry.succeed_stage_run(stage.id, {}, scores=[math, chat])
+    registry.update_run_state(good, State.SUCCEEDED)
+    registry.update_run_state(bad, State.FAILED)
+
+    def found(*options):
+        return {run["run"] for run in json.loads(command("runs", "--json", *options))}
+
+    assert found("--state", "failed") == {bad}
+    assert "there are pending, running, succeeded" in command("runs", "--state", "x", code=2)
+    assert (found("--recipe", recipe.name), found("--recipe", "other")) == ({good, bad}, set())
+    assert f"{good}: a b" in command("tag", good, "a", "b")
+    assert (found("--tag", "b"), found("--tag", "c")) == ({good}, set())
+    assert command("tag", good, "--remove", "a") == f"{good}: b\n"
+    assert "has no tag a" in command("tag", good, "--remove", "a", code=2)
+    assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
+    (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
+    assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
 
 
 def test_names_of_metrics_go_on_in_the_next_line(capsys):

@@ -13,7 +13,7 @@ from caravan_pipelines.cli.artifact import artifact
 from caravan_pipelines.cli.data import data
 from caravan_pipelines.cli.metrics import metrics
 from caravan_pipelines.cli.model import model
-from caravan_pipelines.cli.recipe import File, recipe
+from caravan_pipelines.cli.recipe import File, FileOrRun, recipe
 from caravan_pipelines.cli.registry import registry
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, o
 
 @app.command()
 def run(
-    recipe: File,
+    recipe: FileOrRun,
     set_: Changes = [],  # noqa: B006  # typer copies it
     seed: Seed = None,
     tag: Tags = [],  # noqa: B006
@@ -64,7 +64,7 @@ def run(
 
 @app.command()
 def plan(
-    recipe: File,
+    recipe: FileOrRun,
     set_: Changes = [],  # noqa: B006  # typer copies it
     gpu: Annotated[
         str | None, typer.Option(help="Type of GPU where the recipe names none: h100, h200, ...")
@@ -82,7 +82,7 @@ def plan(
 
 @app.command()
 def launch(
-    recipe: File,
+    recipe: FileOrRun,
     backend: Annotated[
         Backend, typer.Option(help="Kubeflow Pipelines (CARAVAN_KFP_URL), or this machine.")
     ] = Backend.kubeflow,
@@ -188,12 +188,29 @@ def cancel(run: RunId = "latest") -> None:
 @app.command()
 def runs(
     limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
+    state: Annotated[
+        str | None, typer.Option(help="running, succeeded, failed, cancelled, interrupted, pending")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Those that have this tag.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Those of the recipe of this name.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """List the runs, newest first."""
+    """List the runs, newest first: caravan runs --state failed"""
     from caravan_pipelines.cli import show as command
 
-    command.runs(limit, as_json=json)
+    command.runs(limit, state=state, tag=tag, recipe=recipe, as_json=json)
+
+
+@app.command()
+def tag(
+    run: RunId,
+    tags: Annotated[list[str] | None, typer.Argument(help="Tags to add.")] = None,
+    remove: Annotated[list[str], typer.Option(help="A tag to take away.")] = [],  # noqa: B006
+) -> None:
+    """Tag a run: caravan tag latest good keep --remove draft"""
+    from caravan_pipelines.cli import show as command
+
+    command.tag(run, tags or [], remove)
 
 
 @app.command()

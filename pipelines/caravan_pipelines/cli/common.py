@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from caravan.errors import RecipeError
+from caravan.errors import RecipeError, RegistryError
+from caravan.recipe import Recipe
+from caravan.recipe.io import load_recipe, recipe_from_data
 
 
 def shipped_recipes() -> Path:
@@ -20,10 +23,40 @@ def find_recipe(name: Path) -> Path:
     Raises:
         RecipeError: there is neither.
     """
-    if name.is_file():
-        return name
+    if (found := _file(name)) is not None:
+        return found
+    raise RecipeError(f"{name}: no such file, nor a shipped recipe of that name ({_shipped()})")
+
+
+def read_recipe(name: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
+    """The recipe in the file called `name`, the shipped one of that name, or that of a run; and the
+    directory that its relative paths are meant from.
+
+    Raises:
+        RecipeError: there is none, or it is not valid.
+    """
+    if (found := _file(name)) is not None:
+        return load_recipe(found, overrides), found.parent
+    from caravan.registry import open_registry
+    from caravan.settings import load_settings
+    from caravan_pipelines.launch.files import unpack_files
+
+    settings = load_settings()
+    try:
+        with open_registry(settings) as registry:
+            run = registry.get_run(str(name))
+    except RegistryError as error:
+        raise RecipeError(
+            f"{name}: no such file, nor a shipped recipe of that name ({_shipped()}), nor a run: "
+            f"{error}"
+        ) from error
+    return recipe_from_data(run.recipe, overrides), unpack_files(run.recipe_dir, settings)
+
+
+def _file(name: Path) -> Path | None:
     shipped = shipped_recipes() / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    known = ", ".join(sorted(path.stem for path in shipped_recipes().glob("*.yaml")))
-    raise RecipeError(f"{name}: no such file, nor a shipped recipe of that name ({known})")
+    return next((path for path in (name, shipped) if path.is_file()), None)
+
+
+def _shipped() -> str:
+    return ", ".join(sorted(path.stem for path in shipped_recipes().glob("*.yaml")))

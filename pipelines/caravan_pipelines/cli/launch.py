@@ -13,10 +13,9 @@ from rich.table import Table
 from caravan.cluster.profile import load_profile
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan_pipelines.cli.common import find_recipe
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.follow import Lines, Seen, look
 from caravan_pipelines.cli.tables import duration, print_results
 from caravan_pipelines.launch import kubeflow
@@ -31,13 +30,12 @@ POLL_SECONDS = 2.0
 def launch(
     recipe: Path, overrides: list[str], tags: tuple[str, ...], *, dry_run: bool, detach: bool
 ) -> None:
-    path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides)
+    loaded, directory = read_recipe(recipe, overrides)
     settings, console = load_settings(), Console()
     if dry_run:
         show_plan(loaded, settings, console)
         return
-    submitted = kubeflow.launch(loaded, settings, recipe_dir=path.parent, tags=tags)
+    submitted = kubeflow.launch(loaded, settings, recipe_dir=directory, tags=tags)
     _tell(submitted, console)
     if detach:
         console.print(f"follow it with: caravan follow {submitted.run_id}", soft_wrap=True)

@@ -17,10 +17,9 @@ from caravan.errors import RecipeError
 from caravan.planning.compare import Comparison, compare
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
-from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow, open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.common import find_recipe
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.tables import duration, print_whole
 from caravan_pipelines.graph import stage_graph
 
@@ -29,9 +28,8 @@ def plan(
     recipe: Path, overrides: list[str], *, gpu: str | None, run: str | None, as_json: bool
 ) -> None:
     """Print the plan of a recipe; exit code 1 says that a stage does not fit its devices."""
-    path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides)
-    made = plan_recipe(loaded, stage_graph(loaded), path.parent, gpu=gpu)
+    loaded, directory = read_recipe(recipe, overrides)
+    made = plan_recipe(loaded, stage_graph(loaded), directory, gpu=gpu)
     compared = None
     if run is not None:
         with open_registry(load_settings()) as registry:

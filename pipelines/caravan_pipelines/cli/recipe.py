@@ -10,6 +10,9 @@ import typer
 recipe = typer.Typer(help="Validate, show and compare recipes.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")]
+FileOrRun = Annotated[
+    Path, typer.Argument(help="Recipe file, the name of a shipped one, or a run (its recipe).")
+]
 
 
 @recipe.command()
@@ -26,29 +29,27 @@ def validate(file: File) -> None:
 
 
 @recipe.command()
-def show(file: File) -> None:
+def show(file: FileOrRun) -> None:
     """Print a recipe with every default filled in."""
     import yaml
 
-    from caravan.recipe.io import load_recipe
-    from caravan_pipelines.cli.common import find_recipe
+    from caravan_pipelines.cli.common import read_recipe
 
-    loaded = load_recipe(find_recipe(file))
+    loaded, _ = read_recipe(file)
     print(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 @recipe.command()
-def diff(old: File, new: File) -> None:
-    """Print the fields in which two recipes differ."""
+def diff(old: FileOrRun, new: FileOrRun) -> None:
+    """Print the fields in which two recipes differ: caravan recipe diff latest mine.yaml"""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from caravan.recipe.io import diff as recipe_diff
-    from caravan.recipe.io import load_recipe
-    from caravan_pipelines.cli.common import find_recipe
+    from caravan_pipelines.cli.common import read_recipe
 
-    differences = recipe_diff(load_recipe(find_recipe(old)), load_recipe(find_recipe(new)))
+    differences = recipe_diff(read_recipe(old)[0], read_recipe(new)[0])
     if not differences:
         print("no difference")
         return

@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.errors import CaravanError, RecipeError, without_traceback
-from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.stages.execute import open_patiently, patiently
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch
-from caravan_pipelines.cli.common import find_recipe
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.follow import follow
 from caravan_pipelines.cli.show import show
 from caravan_pipelines.cli.tables import print_results, print_table, stages_table
@@ -37,17 +36,16 @@ TOLD_BY_CHECKS = ("huggingface_hub.utils", "caravan.training.tokenize")
 def run(
     recipe: Path, overrides: list[str], tags: tuple[str, ...], *, dry_run: bool, detach: bool
 ) -> None:
-    path = find_recipe(recipe)
-    loaded = load_recipe(path, overrides)
+    loaded, directory = read_recipe(recipe, overrides)
     settings = load_settings()
     if dry_run:
         from caravan_pipelines.dry_run import dry_run as check
 
         for name in TOLD_BY_CHECKS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        check(loaded, path.parent, settings, Console())
+        check(loaded, directory, settings, Console())
         return
-    run_id = local.create_run(loaded, settings, recipe_dir=path.parent, tags=tags)
+    run_id = local.create_run(loaded, settings, recipe_dir=directory, tags=tags)
     execute(run_id, settings, detach=detach)
 
 

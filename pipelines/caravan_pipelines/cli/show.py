@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from caravan.access import local_user
 from caravan.errors import CaravanError, without_traceback
 from caravan.evals.models import model_of
-from caravan.registry import Registry, RunRow, open_registry
+from caravan.registry import Registry, RunRow, ScoreRow, State, open_registry
 from caravan.settings import load_settings
+from caravan_pipelines import actions
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
     print_results,
@@ -24,20 +27,42 @@ from caravan_pipelines.cli.training import last_metrics, print_course
 from caravan_pipelines.launch.local import run_dir
 
 
-def runs(limit: int, *, as_json: bool) -> None:
+def runs(
+    limit: int, *, state: str | None, tag: str | None, recipe: str | None, as_json: bool
+) -> None:
+    if state is not None and state not in list(State):
+        raise CaravanError(f"--state {state}: there are {', '.join(State)}")
+    wanted = None if state is None else State(state)
     with open_registry() as registry:
-        found = registry.list_runs(limit)
+        found = registry.list_runs(limit, state=wanted, tag=tag, name=recipe)
+        scores = registry.scores(*(run.id for run in found))
     if as_json:
-        rows = [
-            {"run": r.id, "state": r.state, "seed": r.seed, "owner": r.owner, "tags": r.tags}
-            for r in found
-        ]
-        print(json.dumps(rows, indent=2))
+        by_run: dict[str, list[ScoreRow]] = {run.id: [] for run in found}
+        for score in scores:
+            by_run[score.run_id].append(score)
+        print(json.dumps([_run_as_data(run, by_run[run.id]) for run in found], indent=2))
+    elif found:
+        print_table(Console(), runs_table(found, scores))
+    elif state or tag or recipe:
+        print("no run is so: caravan runs lists all")
     else:
-        if found:
-            print_table(Console(), runs_table(found))
-        else:
-            print("no run yet: caravan run pocket")
+        print("no run yet: caravan run pocket")
+
+
+def tag(run_id: str, added: Iterable[str], removed: Iterable[str]) -> None:
+    """Add tags to a run and take tags from it; prints those that it has then.
+
+    Raises:
+        CaravanError: the run lacks a tag that is to be removed, or a tag may not be given.
+    """
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        run = registry.get_run(run_id)
+        if absent := set(removed).difference(run.tags):
+            raise CaravanError(f"run {run.id} has no tag {', '.join(sorted(absent))}")
+        tags = {*run.tags, *added}.difference(removed)
+        actions.set_tags(local_user(settings.owner), run.id, tags, registry)
+        print(f"{run.id}: {' '.join(registry.tags(run.id)) or 'no tag'}")
 
 
 def show(run_id: str, *, as_json: bool) -> None:
@@ -53,7 +78,8 @@ def show(run_id: str, *, as_json: bool) -> None:
         console = Console()
         console.print(
             Text.assemble((run.id, "bold"), "  ", (run.state, STATE_STYLE[run.state]),
-                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}"),
+                          f"  recipe {run.name} ({run.recipe_digest[:12]}), seed {run.seed}",
+                          f", caravan {run.caravan_version}" if run.caravan_version else ""),
             soft_wrap=True,
         )  # fmt: skip
         stages = registry.stage_runs(run.id)
@@ -83,16 +109,45 @@ def _refresh(run: RunRow, registry: Registry) -> None:
         print(f"warning: {error}", file=sys.stderr)
 
 
-def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
-    """What `caravan show --json` prints."""
+def _run_as_data(run: RunRow, scores: Iterable[ScoreRow]) -> dict[str, Any]:
+    """What `caravan runs --json` prints of each run, and `caravan show --json` besides."""
+    started, finished = run.started_at, run.finished_at
     return {
         "run": run.id,
         "state": run.state,
         "recipe": run.name,
         "recipe_digest": run.recipe_digest,
+        "seed": run.seed,
+        "owner": run.owner,
+        "tags": run.tags,
+        "created_at": run.created_at.isoformat(),
+        "started_at": None if started is None else started.isoformat(),
+        "finished_at": None if finished is None else finished.isoformat(),
+        "seconds": run.seconds,
+        "scores": [
+            {
+                "stage": model_of(score.node) or score.node,
+                "task": score.task,
+                "metric": score.metric,
+                "suite": score.suite,
+                "value": score.value,
+                "low": score.low,
+                "high": score.high,
+                "n": score.n,
+            }
+            for score in scores
+        ],
+    }
+
+
+def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
+    """What `caravan show --json` prints."""
+    return {
+        **_run_as_data(run, registry.scores(run.id)),
+        "effective_recipe": dict(run.recipe),
+        "caravan_version": run.caravan_version,
         "backend": run.backend,
         "backend_run_id": run.backend_run_id,
-        "seed": run.seed,
         "error": run.error,
         "stages": [
             {
@@ -111,18 +166,5 @@ def as_data(run: RunRow, registry: Registry) -> dict[str, Any]:
                 "error": stage.error,
             }
             for stage in registry.stage_runs(run.id)
-        ],
-        "scores": [
-            {
-                "stage": model_of(score.node) or score.node,
-                "task": score.task,
-                "metric": score.metric,
-                "suite": score.suite,
-                "value": score.value,
-                "low": score.low,
-                "high": score.high,
-                "n": score.n,
-            }
-            for score in registry.scores(run.id)
         ],
     }

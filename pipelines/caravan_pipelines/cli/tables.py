@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -78,25 +79,44 @@ def run_column(run_ids: Iterable[str]) -> Column:
     return Column("run", overflow="fold", width=max(width, len("run")))
 
 
-def runs_table(runs: Sequence[RunRow]) -> Table:
-    """Owners and tags have a column where any run has one: room is short."""
+def runs_table(runs: Sequence[RunRow], scores: Iterable[ScoreRow]) -> Table:
+    """Scores, owners and tags have a column where any run has one: room is short."""
+    found = main_scores(scores)
     more = [name for name in ("owner", "tags") if any(getattr(run, name) for run in runs)]
+    if found:
+        more.insert(0, "score")
     table = Table(
         run_column(run.id for run in runs),
         Column("state", no_wrap=True),
-        *columns("seed", "started", "took", *more),
+        *columns("recipe", "seed", "started", "took", *more),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for run in runs:
         started = run.started_at or run.created_at
-        others = {"owner": run.owner, "tags": " ".join(run.tags)}
+        others = {"score": found.get(run.id, ""), "owner": run.owner, "tags": " ".join(run.tags)}
         table.add_row(
-            Text(run.id), Text(run.state, style=STATE_STYLE[run.state]), str(run.seed),
+            Text(run.id), Text(run.state, style=STATE_STYLE[run.state]),
+            f"{run.name} {run.recipe_digest[:6]}", str(run.seed),
             f"{started.astimezone():%Y-%m-%d %H:%M}", duration(run.seconds),
             *(Text(others[name]) for name in more),
         )  # fmt: skip
     return table
+
+
+def main_scores(scores: Iterable[ScoreRow]) -> dict[str, str]:
+    """Of each run the last model and, in per cent, the mean over its tasks of the metric that each
+    is known by: `dpo 41.2`."""
+    first: dict[tuple[str, str], dict[str, float]] = {}
+    for score in scores:
+        model = model_of(score.node)
+        if model is not None and score.metric != "mean_rating":
+            first.setdefault((score.run_id, model), {}).setdefault(score.task, score.value)
+    found = {}
+    for run_id in dict.fromkeys(run_id for run_id, _ in first):
+        last = in_order(model for of, model in first if of == run_id)[-1]
+        found[run_id] = f"{last} {100 * fmean(first[run_id, last].values()):.1f}"
+    return found
 
 
 def stages_table(stages: Iterable[StageRunRow]) -> Table:

@@ -60,9 +60,9 @@ def parse_recipe(
     return _validated(parse_document(text, file, directory), overrides)
 
 
-def recipe_from_data(data: Mapping[str, Any]) -> Recipe:
+def recipe_from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from plain data, as the registry keeps it."""
-    return _validated(Document(dict(data)), ())
+    return _validated(Document(dict(data)), overrides)
 
 
 def _validated(document: Document, overrides: Sequence[str]) -> Recipe:
