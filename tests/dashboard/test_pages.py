@@ -9,8 +9,12 @@ from collections.abc import Callable
 
 import pytest
 import streamlit as st
+from sample_rows import rollouts
 from streamlit.testing.v1 import AppTest
 
+from caravan.data.io import write_rows
+from caravan.registry import State
+from caravan.settings import Settings
 from caravan_dashboard import charts
 from caravan_dashboard.launch import APP, command
 from caravan_dashboard.markup import legend
@@ -347,6 +351,22 @@ def test_ratings_are_neither_right_nor_wrong(open_page, run_ids):
 def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
     app = open_page("rollouts", run=run_ids["complete"])
 
+    assert "1–3 of 12 groups" in plain(app)
+    assert markup(app).count('class="cv-card"') == 12
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.CANCELLED, State.FAILED])
+def test_rollouts_show_before_the_stage_has_finished(open_page, run_ids, registry, home, state):
+    stage = registry.open_stage_run(run_ids["running"], "rlvr", "rlvr", "k" * 64)
+    registry.start_stage_run(stage.id)
+    if state is not State.RUNNING:
+        registry.finish_stage_run(stage.id, state, error="stopped")
+    assert "after the first step" in plain(open_page("rollouts", run=run_ids["running"]))
+
+    workdir = Settings(home=home).work_dir / stage.key / "scratch"
+    write_rows(workdir / "so-far.jsonl", rollouts())
+    app = open_page("rollouts", run=run_ids["running"])
+    assert "Of step 60 and some steps before it" in plain(app)
     assert "1–3 of 12 groups" in plain(app)
     assert markup(app).count('class="cv-card"') == 12
 
