@@ -120,6 +120,7 @@ class SampleRun:
         *,
         scores: Iterable[Score] = (),
         series: Mapping[str, Callable[[int], float]] | None = None,
+        metrics: Mapping[str, float] = {},
     ) -> None:
         stage_id = self.open(node, reads)
         at = datetime.now(UTC)
@@ -130,7 +131,7 @@ class SampleRun:
         ]
         self.registry.log_points(stage_id, points)
         self.outputs[node] = outputs
-        self.registry.succeed_stage_run(stage_id, outputs, scores=tuple(scores))
+        self.registry.succeed_stage_run(stage_id, outputs, scores=tuple(scores), metrics=metrics)
 
     # --- stages -----------------------------------------------------------------------------
 

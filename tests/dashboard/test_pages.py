@@ -10,11 +10,13 @@ from collections.abc import Callable
 import pytest
 import streamlit as st
 from sample_rows import rollouts
+from sample_run import SampleRun
 from streamlit.testing.v1 import AppTest
 
 from caravan.data.io import write_rows
 from caravan.registry import State
 from caravan.settings import Settings
+from caravan.stages.context import Score
 from caravan_dashboard import charts
 from caravan_dashboard.launch import APP, command
 from caravan_dashboard.markup import legend
@@ -309,6 +311,24 @@ def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
     assert 'class="cv-up"' in shown
     assert "small-talk:dpo&gt;sft" in shown
     assert "66.0" in shown
+
+
+def test_scores_of_replies_that_were_cut_off_say_so_wherever_they_stand(open_page, home, tmp_path):
+    run = SampleRun(home, tmp_path / "scratch", seed=29)
+    for model in ("base", "sft"):
+        run.model(model, [], 1, 0.5)
+        values = {f"gsm/{i}": 0.0 for i in range(12)}
+        score = Score("gsm", "accuracy", 0.0, 0.0, 0.24, 12, "dev", values)
+        run.stage(f"evaluate-{model}", {}, [model], scores=[score], metrics={"gsm/truncated": 0.95})
+    run_id = run.finish()
+
+    scores = markup(open_page("evaluation", run=run_id))
+    assert scores.count("(cut off: 95 %)") == 2
+    assert "no difference on any of the 12" in scores
+    assert "(cut off: 95 %)" in markup(open_page("runs"))
+    sft = open_page("run", run=run_id).metric[1]
+    assert sft.label == "SFT (cut off: 95 %)"
+    assert (sft.delta, sft.proto.color) == ("no change", sft.proto.MetricColor.GRAY)
 
 
 def test_two_runs_are_compared_model_by_model(open_page, run_ids, home, tmp_path, request):
