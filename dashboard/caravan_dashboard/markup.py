@@ -36,6 +36,11 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{given}>" if name in VOID else f"<{name}{given}>{inside}</{name}>")
 
 
+def caveat(text: str) -> Html:
+    """What stands behind a score that says little; nothing for no text."""
+    return tag("small", f" ({text})", class_="cv-wrong") if text else Html()
+
+
 def join(parts: Iterable[object], separator: str = "") -> Html:
     """Parts one after another."""
     return Html(escape(separator).join(p if isinstance(p, Html) else escape(p) for p in parts))

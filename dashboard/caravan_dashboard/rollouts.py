@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from caravan.data.records import RolloutGroup
+
 FACTS = ("step", "skill", "mean", "mixed")
 
 FIRST = (
@@ -28,6 +30,12 @@ def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
         "mean": sum(known) / len(known) if known else None,
         "mixed": len(set(known)) > 1,
     }
+
+
+def table(groups: Sequence[RolloutGroup]) -> pd.DataFrame:
+    """As an index of their file would be, with numbers for offsets."""
+    lines = [{"offset": i, **facts(group.model_dump())} for i, group in enumerate(groups)]
+    return pd.DataFrame(lines, columns=["offset", *FACTS])
 
 
 def first_metrics(names: Sequence[str], count: int) -> list[str]:

@@ -18,7 +18,7 @@ from caravan.stages.context import Score
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
 from caravan_pipelines.cli.common import read_recipe
-from caravan_pipelines.cli.tables import print_table, scores_table
+from caravan_pipelines.cli.tables import comparisons_table, print_table, scores_table
 from caravan_pipelines.launch import local
 
 ERROR = (
@@ -168,6 +168,29 @@ def test_names_of_metrics_go_on_in_the_next_line(capsys):
 
     assert "".join(row[2].strip() for row in rows) == metric
     assert "…" not in printed
+
+
+def test_a_score_says_that_its_replies_were_cut_off_and_a_difference_that_there_was_none():
+    def row(task, metric, stage, n, **values):
+        zeros = {"value": 0.0, "low": 0.0, "high": 0.0} | values
+        return ScoreRow(
+            1, 1, "r", stage, stage.partition("-")[0], task, metric, "dev", n=n, **zeros
+        )
+
+    scores = [
+        row("gsm", "accuracy", "evaluate-sft", 40, high=0.088, truncated=1.0),
+        row("few", "accuracy", "evaluate-sft", 40, high=0.088, truncated=0.1, too_long=0.3),
+        row("gsm:sft>base", "difference", "report", 40),
+        row("few:sft>base", "difference", "report", 40, value=-1.0, low=-1.0, high=-1.0),
+    ]
+    models, changes = Console(file=io.StringIO()), Console(file=io.StringIO())
+    print_table(models, scores_table(scores))
+    print_table(changes, comparisons_table(scores))
+    assert "0.0 [0.0, 8.8] (cut off: 100 %)" in models.file.getvalue()
+    assert "0.0 [0.0, 8.8] (prompt too long: 30 %)" in models.file.getvalue()
+    assert "no difference on any of the 40" in changes.file.getvalue()
+    assert "-100.0 on each of the 40" in changes.file.getvalue()
+    assert "[" not in changes.file.getvalue()
 
 
 def test_a_dry_run_counts_the_pods_and_what_starting_them_takes(command):

@@ -121,7 +121,7 @@ class SampleRun:
         *,
         scores: Iterable[Score] = (),
         series: Mapping[str, Callable[[int], float]] | None = None,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] = {},
     ) -> None:
         stage_id = self.open(node, reads)
         at = datetime.now(UTC)
@@ -132,9 +132,7 @@ class SampleRun:
         ]
         self.registry.log_points(stage_id, points)
         self.outputs[node] = outputs
-        self.registry.succeed_stage_run(
-            stage_id, outputs, scores=tuple(scores), metrics=metrics or {}
-        )
+        self.registry.succeed_stage_run(stage_id, outputs, scores=tuple(scores), metrics=metrics)
 
     # --- stages -----------------------------------------------------------------------------
 

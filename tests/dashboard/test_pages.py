@@ -9,8 +9,14 @@ from collections.abc import Callable
 
 import pytest
 import streamlit as st
+from sample_rows import rollouts
+from sample_run import SampleRun
 from streamlit.testing.v1 import AppTest
 
+from caravan.data.io import write_rows
+from caravan.registry import State
+from caravan.settings import Settings
+from caravan.stages.context import Score
 from caravan_dashboard import charts
 from caravan_dashboard.launch import APP, command
 from caravan_dashboard.markup import legend
@@ -315,6 +321,24 @@ def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
     assert "66.0" in shown
 
 
+def test_scores_of_replies_that_were_cut_off_say_so_wherever_they_stand(open_page, home, tmp_path):
+    run = SampleRun(home, tmp_path / "scratch", seed=29)
+    for model in ("base", "sft"):
+        run.model(model, [], 1, 0.5)
+        values = {f"gsm/{i}": 0.0 for i in range(12)}
+        score = Score("gsm", "accuracy", 0.0, 0.0, 0.24, 12, "dev", values)
+        run.stage(f"evaluate-{model}", {}, [model], scores=[score], metrics={"gsm/truncated": 0.95})
+    run_id = run.finish()
+
+    scores = markup(open_page("evaluation", run=run_id))
+    assert scores.count("(cut off: 95 %)") == 2
+    assert "no difference on any of the 12" in scores
+    assert "(cut off: 95 %)" in markup(open_page("runs"))
+    sft = open_page("run", run=run_id).metric[1]
+    assert sft.label == "SFT (cut off: 95 %)"
+    assert (sft.delta, sft.proto.color) == ("no change", sft.proto.MetricColor.GRAY)
+
+
 def test_two_runs_are_compared_model_by_model(open_page, run_ids, home, tmp_path, request):
     from_conftest = request.getfixturevalue("another_run")
     app = open_page("evaluation", run=run_ids["complete"], **{"with": from_conftest})
@@ -355,6 +379,22 @@ def test_ratings_are_neither_right_nor_wrong(open_page, run_ids):
 def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
     app = open_page("rollouts", run=run_ids["complete"])
 
+    assert "1–3 of 12 groups" in plain(app)
+    assert markup(app).count('class="cv-card"') == 12
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.CANCELLED, State.FAILED])
+def test_rollouts_show_before_the_stage_has_finished(open_page, run_ids, registry, home, state):
+    stage = registry.open_stage_run(run_ids["running"], "rlvr", "rlvr", "k" * 64)
+    registry.start_stage_run(stage.id)
+    if state is not State.RUNNING:
+        registry.finish_stage_run(stage.id, state, error="stopped")
+    assert "after the first step" in plain(open_page("rollouts", run=run_ids["running"]))
+
+    workdir = Settings(home=home).work_dir / stage.key / "scratch"
+    write_rows(workdir / "so-far.jsonl", rollouts())
+    app = open_page("rollouts", run=run_ids["running"])
+    assert "Of step 60 and some steps before it" in plain(app)
     assert "1–3 of 12 groups" in plain(app)
     assert markup(app).count('class="cv-card"') == 12
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from caravan.data.records import RolloutGroup
 from caravan.errors import CaravanError, DataError, StageError
 from caravan.recipe import GRPOConfig, PPOConfig, Resources, RLVRConfig, Sampling
 from caravan.stages import rlvr
+from caravan.stages.so_far import FILE
 from caravan.training import models
 from caravan.training.optim import NonFiniteError
 from caravan.training.rl import rollout, session
@@ -138,6 +140,24 @@ def test_a_stopped_run_resumes_bit_for_bit(inputs, context, algorithm, more):
     assert rlvr.run(settings, inputs, elsewhere) == expected
     assert without_speed(stopped.logged | elsewhere.logged) == without_speed(whole.logged)
     assert digest(elsewhere) == digest(whole)
+
+
+def test_rollouts_show_while_the_stage_runs_and_none_twice_after_a_resume(
+    inputs, context, monkeypatch
+):
+    monkeypatch.setattr(session, "STEPS_KEPT", 2)  # the first and the last
+    settings = config(max_steps=6, save_steps=2)
+    stopped = context("stopped", stop_after=3)
+
+    def shown():
+        return Counter(group.step for group in read_rows(stopped.workdir / FILE, RolloutGroup))
+
+    with pytest.raises(KeyboardInterrupt):
+        rlvr.run(settings, inputs, stopped)
+    assert shown() == {1: 8, 3: 8}  # the latest, too
+    stopped.stop_after = None
+    rlvr.run(settings, inputs, stopped)
+    assert shown() == {1: 8, 6: 8}
 
 
 def test_the_cut_into_passes_changes_nothing_but_rounding(inputs, context):

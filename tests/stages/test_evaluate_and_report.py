@@ -384,6 +384,24 @@ def test_report_says_what_changed_and_whether_it_is_more_than_chance(
     assert result.metrics["average_change/rlvr"] == pytest.approx(0.35)
 
 
+def test_report_says_where_replies_were_cut_off_and_where_nothing_changed(
+    make_context: Callable[..., Any], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = write_evaluation(tmp_path / "cut", 0.5)
+    rows = [
+        row.model_copy(update={"finish_reason": "length"}) if row.task == "math" else row
+        for row in read_rows(directory / "instances.jsonl", ScoredCompletion)
+    ]
+    write_rows(directory / "instances.jsonl", rows)
+    same = {"evaluation-sft": inputs["evaluation-sft"], "evaluation-dpo": directory}
+    _, found = run_report(make_context, same)
+    page = (found / "report.html").read_text()
+    assert page.count("cut off: 100 %") == 1
+    assert '<div class="sure">no difference on any of the 40 ' in page
+    assert "<td>no difference on any of the 40</td>" in page
+    assert "+0.0 to" not in page
+
+
 def test_report_has_the_same_bytes_twice(
     make_context: Callable[..., Any], inputs: dict[str, Path]
 ) -> None:

@@ -3,7 +3,10 @@ import json
 import pytest
 import torch
 
+from caravan.data.io import read_rows
+from caravan.data.records import Message
 from caravan.errors import CaravanError
+from caravan.stages.so_far import so_far, write_so_far
 from caravan.store.checkpoints import S3Checkpoints
 from caravan.training.checkpoint import STATE, TENSORS, Checkpoints, Copies, TrainingState
 from caravan.training.optim import Schedule, Updater
@@ -161,3 +164,15 @@ def test_another_machine_goes_on_from_the_copy_in_the_store(policy, tmp_path, s3
     assert {path.name for path in elsewhere.directory.iterdir()} == {"step-00000003"}
     copies.keep([])
     assert Checkpoints(tmp_path / "three", fingerprint="x", remote=copies).restore(state) is None
+
+
+def test_what_a_stage_shows_so_far_is_read_on_another_machine(tmp_path, s3_settings):
+    copies = S3Checkpoints(s3_settings, "k" * 64)
+    assert so_far(s3_settings, copies.key) is None
+    for number in (1, 2):
+        write_so_far(tmp_path, [Message(role="user", content=str(number))], copies)
+        copies.keep(["step-00000001"])
+    shown = so_far(s3_settings, copies.key)
+    assert [message.content for message in read_rows(shown, Message)] == ["2"]
+    copies.keep([])
+    assert so_far(s3_settings, copies.key) is None

@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from caravan.evals.caveats import cut_short, without_spread
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
 from caravan.registry import Registry, RunRow, ScoreRow
 from caravan_dashboard import charts, evaluation, library, ui
 from caravan_dashboard.evaluation import Column, Transition
-from caravan_dashboard.markup import Html, facts, join, mono, prose, table, tag, turn
+from caravan_dashboard.markup import Html, caveat, facts, join, mono, prose, table, tag, turn
 from caravan_dashboard.palette import SERIES, model_colour
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH
@@ -111,7 +112,8 @@ def score_cell(score: ScoreRow | None, best: float | None) -> object:
     )
     interval = tag("span", f" {low}–{high}", class_="cv-dim", style="font-size:.8em")
     shown = tag("b", value) if score.value == best else value
-    return tag("span", shown, interval, title=f"{score.n} instances")
+    short = caveat(cut_short(score.truncated, score.too_long))
+    return tag("span", shown, interval, short, title=f"{score.n} instances")
 
 
 def series_colours(chosen: Sequence[Column], several: bool) -> dict[str, str]:
@@ -136,6 +138,8 @@ def change_cell(scores: Sequence[ScoreRow], change: Transition, task: str, metri
     found = difference(library.registry(), before.id, after.id)
     if found is None:  # no instances were kept: the difference alone
         return evaluation.shown_difference(metric, after.value - before.value)
+    if same := without_spread(found, evaluation.shown_difference(metric, found.value)):
+        return tag("span", same, class_="cv-dim")
     kind = ("cv-up" if found.value > 0 else "cv-down") if found.significant else ""
     low, value, high = (
         evaluation.shown_difference(metric, v) for v in (found.low, found.value, found.high)

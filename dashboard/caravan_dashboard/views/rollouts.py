@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
+import pandas as pd
 import streamlit as st
 
-from caravan.data.io import ROWS
+from caravan.data.io import ROWS, read_rows
 from caravan.data.records import RolloutGroup
 from caravan.registry import StageRunRow, State
+from caravan.stages.so_far import so_far
 from caravan_dashboard import charts, library, palette, rollouts, ui
 from caravan_dashboard.evaluation import as_text
 from caravan_dashboard.live import live
@@ -49,11 +53,14 @@ def show_rewards(stage: StageRunRow) -> None:
 
 def show_samples(stage: StageRunRow) -> None:
     st.subheader("Samples")
-    digest = stage.outputs.get("rollouts")
-    if digest is None:
-        st.text("The samples show here when the stage has finished.")
+    found = samples(stage)
+    if found is None:
+        st.text("The first samples show here after the first step.")
         return
-    groups = library.index(digest, rollouts.facts, rollouts.FACTS)
+    groups, read = found
+    if "rollouts" not in stage.outputs:
+        newer = "; reload the page for newer ones" if stage.state is State.RUNNING else ""
+        st.caption(f"Of step {groups['step'].max()} and some steps before it{newer}.")
     steps = sorted(groups["step"].unique().tolist())
     left, middle, right = st.columns(3, vertical_alignment="bottom")
     skills = ui.chooser("Skill", sorted(groups["skill"].unique()), "skill", where=left)
@@ -66,10 +73,25 @@ def show_samples(stage: StageRunRow) -> None:
         help="The others teach nothing: every advantage is zero", on_change=ui.first_page,
     )  # fmt: skip
     page = ui.page_of(rollouts.select(groups, skills, start, end, mixed), PAGE_SIZE, "groups")
-    path = library.artifact(digest) / ROWS
-    for group in read_rows_at(path, page["offset"], RolloutGroup):
+    for group in read(page["offset"]):
         with st.container(border=True):
             show_group(group)
+
+
+def samples(
+    stage: StageRunRow,
+) -> tuple[pd.DataFrame, Callable[[Iterable[int]], list[RolloutGroup]]] | None:
+    """Facts of the groups that the stage kept, or has kept so far, and how they are read."""
+    digest = stage.outputs.get("rollouts")
+    if digest is not None:
+        path = library.artifact(digest) / ROWS
+        index = library.index(digest, rollouts.facts, rollouts.FACTS)
+        return index, lambda offsets: read_rows_at(path, offsets, RolloutGroup)
+    kept = so_far(library.settings(), stage.key)
+    if kept is None:
+        return None
+    groups = list(read_rows(kept, RolloutGroup))  # at once: another file takes its place
+    return rollouts.table(groups), lambda numbers: [groups[number] for number in numbers]
 
 
 def show_group(group: RolloutGroup) -> None:

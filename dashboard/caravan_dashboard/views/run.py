@@ -88,11 +88,18 @@ def scores(run: RunRow) -> None:
         return
     columns = st.columns(len(means) + 1, vertical_alignment="center")
     previous: float | None = None
-    for column, (model, value) in zip(columns, means.items(), strict=False):
-        change = None if previous is None else f"{100 * (value - previous):+.1f} points"
-        column.metric(model.upper(), f"{percent(value)} %", change, border=True, height=140,
-                      help="Mean over the tasks of the evaluation")  # fmt: skip
-        previous = value
+    for column, (model, found) in zip(columns, means.items(), strict=False):
+        change = None if previous is None else f"{100 * (found.value - previous):+.1f}"
+        none = change is not None and float(change) == 0
+        column.metric(
+            f"{model.upper()} ({found.caveat})" if found.caveat else model.upper(),
+            f"{percent(found.value)} %",
+            "no change" if none else change and f"{change} points",
+            delta_color="off" if none else "normal",
+            delta_arrow="off" if none else "auto",
+            border=True, height=140, help="Mean over the tasks of the evaluation",
+        )  # fmt: skip
+        previous = found.value
     with columns[-1]:
         ui.show(page_link("All scores →", "evaluation", run=run.id))
 

@@ -11,7 +11,7 @@ from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard import library, runs, ui
 from caravan_dashboard.live import live
-from caravan_dashboard.markup import Html, join, page_link, pill, state_pill, table, tag
+from caravan_dashboard.markup import Html, caveat, join, page_link, pill, state_pill, table, tag
 from caravan_dashboard.palette import model_colour
 from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
@@ -60,7 +60,7 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
 
 
 def run_table(
-    page: Sequence[RunRow], means: Mapping[str, Mapping[str, float]], now: datetime
+    page: Sequence[RunRow], means: Mapping[str, Mapping[str, runs.Headline]], now: datetime
 ) -> Html:
     models = in_order(model for run in page for model in means.get(run.id, {}))
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
@@ -77,10 +77,12 @@ def run_table(
     return table([*headers, *(m.upper() for m in models)], rows, "ooonon" + "n" * len(models))
 
 
-def score_cell(value: float | None, model: str) -> object:
-    if value is None:
+def score_cell(found: runs.Headline | None, model: str) -> object:
+    if found is None:
         return DASH
-    return tag("span", percent(value), style=f"color:{model_colour(model)};font-weight:600")
+    shown = percent(found.value)
+    value = tag("span", shown, style=f"color:{model_colour(model)};font-weight:600")
+    return join([value, caveat(found.caveat)])
 
 
 main()

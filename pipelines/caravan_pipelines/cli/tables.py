@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from caravan.evals.caveats import cut_short, without_spread
 from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
 
@@ -180,5 +181,10 @@ def score_cell(score: ScoreRow | None) -> Text:
         return Text("")
     scale, digits = (1, 2) if score.metric == "mean_rating" else (100, 1)
     text = Text(f"{scale * score.value:.{digits}f}")
+    if score.metric == "difference" and (same := without_spread(score, text.plain)):
+        return Text(same)
     interval = f" [{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
-    return text.append(interval, style="dim")
+    text.append(interval, style="dim")
+    if caveat := cut_short(score.truncated, score.too_long):
+        text.append(f" ({caveat})", style="yellow")
+    return text

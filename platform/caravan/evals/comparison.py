@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +38,10 @@ class TaskScore:
     high: float
     n: int
     instances: Mapping[str, float]
+    truncated: float
+    """Share of the replies that reached the length limit."""
+    too_long: float
+    """Share of the prompts that left no room for a reply."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
         document = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the evaluation of {stage}: {error}") from error
+    rows: dict[tuple[str, str], ScoredCompletion] = {}
+    ends: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in read_rows(directory / "instances.jsonl", ScoredCompletion):
+        ends[row.task][row.finish_reason] += 1
+        if row.index == 0:
+            rows[row.task, row.id] = row
     scores = {
         entry["task"]: TaskScore(
             task=entry["task"],
@@ -94,14 +104,11 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
             high=entry["high"],
             n=entry["n"],
             instances=entry["instances"],
+            truncated=ends[entry["task"]]["length"] / ends[entry["task"]].total(),
+            too_long=ends[entry["task"]]["too_long"] / ends[entry["task"]].total(),
         )
         for entry in document
         if entry["primary"]
-    }
-    rows = {
-        (row.task, row.id): row
-        for row in read_rows(directory / "instances.jsonl", ScoredCompletion)
-        if row.index == 0
     }
     return Evaluation(stage, scores, rows)
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from caravan.data.records import Message
+from caravan.evals.caveats import cut_short, without_spread
 from caravan.evals.comparison import Change, Evaluation, Sample, WinRate
 from caravan.evals.figures import stage_colour, stage_name
 from caravan.evals.scoring import ScoredCompletion
@@ -66,14 +67,26 @@ def _step(
         "before": stage_name(before),
         "colour": stage_colour(after),
         "average": average,
+        "same": "" if average is None else without_spread(average, _points(average.value)),
         "rates": [_rate(r) for r in rates if (r.winner, r.loser) == (after, before)],
         "changes": [
-            {"task": c.task, "d": c.difference, "kind": _kind(c), "judged": c.task in judged}
+            {
+                "task": c.task,
+                "d": c.difference,
+                "kind": _kind(c),
+                "judged": c.task in judged,
+                "same": without_spread(c.difference, _change(c, c.task in judged)),
+            }
             for c in step
         ],
         "better": sum(_kind(c) == "better" for c in step),
         "worse": sum(_kind(c) == "worse" for c in step),
     }
+
+
+def _change(change: Change, judged: bool) -> str:
+    value = change.difference.value
+    return f"{value:+.2f}" if judged else _points(value)
 
 
 def _kind(change: Change) -> str:
@@ -96,6 +109,7 @@ def _line(
         cells.append(
             {
                 "score": score,
+                "caveat": cut_short(score.truncated, score.too_long),
                 "width": round(100 * width, 1),
                 "kind": kinds.get(evaluation.stage, ""),
                 "colour": stage_colour(evaluation.stage),

@@ -362,7 +362,7 @@ def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
     """The scores of runs, in that order, those of reused stages included."""
     asked, origin, order = m.StageRun, aliased(m.StageRun), list(run_ids)
     query = (
-        select(m.Score, asked)
+        select(m.Score, asked, origin.metrics)
         .select_from(asked)
         .join(origin, origin.id == func.coalesce(asked.reused_from, asked.id))
         .join(m.Score, m.Score.stage_run_id == origin.id)
@@ -375,8 +375,10 @@ def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
             id=score.id, stage_run_id=score.stage_run_id, run_id=stage.run_id, node=stage.node,
             stage=stage.stage, task=score.task, metric=score.metric, suite=score.suite,
             value=_number(score.value), low=_number(score.low), high=_number(score.high), n=score.n,
+            truncated=metrics.get(f"{score.task}/truncated") or 0.0,
+            too_long=metrics.get(f"{score.task}/too_long") or 0.0,
         )
-        for score, stage in found
+        for score, stage, metrics in found
     ]  # fmt: skip
 
 

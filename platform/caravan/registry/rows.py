@@ -155,6 +155,10 @@ class ScoreRow:
     low: float
     high: float
     n: int
+    truncated: float = 0.0
+    """Share of the task's replies that reached the length limit."""
+    too_long: float = 0.0
+    """Share of its prompts that left no room for a reply."""
 
 
 @dataclass(frozen=True)

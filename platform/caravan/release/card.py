@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from caravan.data.card import cell, table
+from caravan.evals.caveats import cut_short
 from caravan.registry import ScoreRow
 from caravan.release.facts import ModelFacts
 
@@ -151,7 +152,8 @@ def _numbers(score: ScoreRow) -> tuple[str, str]:
     value, low, high = (
         f"{scale * number:.{digits}f}" for number in (score.value, score.low, score.high)
     )
-    return value, f"{low} to {high}"
+    caveat = cut_short(score.truncated, score.too_long)
+    return f"{value} ({caveat})" if caveat else value, f"{low} to {high}"
 
 
 def _reproduction(facts: ModelFacts, template_hash: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ from caravan.recipe import ReportConfig
 from caravan.stages.context import Score, StageContext, StageResult
 
 NAME = "report"
-VERSION = 1
+VERSION = 2
 
 Step = tuple[list[Change], Interval | None]
 

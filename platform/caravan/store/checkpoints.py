@@ -2,6 +2,7 @@
 
 PREFIX/checkpoints/KEY/step-00000200/tensors.safetensors
 PREFIX/checkpoints/KEY/step-00000200/state.json     written last: without it there is no copy
+PREFIX/checkpoints/KEY/so-far.jsonl                 what the stage shows while it runs
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class S3Checkpoints:
         aside.rename(parent / newest)
 
     def keep(self, names: list[str]) -> None:
-        """Remove all copies but these."""
+        """Remove all copies but these; where none is to stay, all there is of the stage."""
         for key in self._store.keys(self._prefix):
-            if key.removeprefix(self._prefix).partition("/")[0] not in names:
+            name, _, rest = key.removeprefix(self._prefix).partition("/")
+            if name not in names and (rest or not names):
                 self._store.remove(key)
 
     @staticmethod
@@ -69,6 +71,28 @@ class S3Checkpoints:
         for item in store.objects("checkpoints/"):
             found.setdefault(item.key.split("/")[1], []).append(item)
         return found
+
+    def share(self, path: Path) -> None:
+        """Put a copy of a file beside the checkpoints, for others to read.
+
+        Raises:
+            StoreError: the store does not take it.
+        """
+        self._store.upload(path, f"{self._prefix}{path.name}")
+
+    def shared(self, name: str, directory: Path) -> Path | None:
+        """A copy in `directory` of a file that was shared; None where none was.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        key = f"{self._prefix}{name}"
+        if key not in self._store.keys(key):
+            return None
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{self.key}-{name}"
+        self._store.download(key, path)
+        return path
 
     def _names(self) -> list[str]:
         """Of the complete copies."""

@@ -20,6 +20,7 @@ from caravan.inference.engine import positions_of
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import PPOConfig, RLVRConfig
 from caravan.stages.context import StageContext, StageResult
+from caravan.stages.so_far import write_so_far
 from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import without_dropout
@@ -97,10 +98,11 @@ def _train(
     sampler = StepSampler(len(prompts.rows), per_step, per_step * total, context.seed)
     ranks = current()
     state = trainer.state()
+    remote = getattr(context, "remote_checkpoints", None)
     checkpoints = Checkpoints(
         context.workdir,
         fingerprint=identity("rlvr", config, context.seed, policy_dir, prompts.rows),
-        remote=getattr(context, "remote_checkpoints", None),
+        remote=remote,
     )
     with hold_stops() as stop, checkpoints:  # asked to stop, it ends a step and saves
         resumed = checkpoints.restore(state)
@@ -117,8 +119,11 @@ def _train(
             guard.watch(result.metrics)
             metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
             context.log(step + 1, metrics)
+            latest = _some_rollouts(step, result)
+            if ranks.leads:
+                write_so_far(context.workdir, [*rollouts, *latest], remote)
             if _is_kept(step, total):
-                rollouts += _some_rollouts(step, result)
+                rollouts += latest
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
             stopping = any(asked for (asked,) in ranks.gather([stop.asked]))
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:

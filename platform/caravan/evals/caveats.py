@@ -1,0 +1,43 @@
+"""What stands beside a number that would otherwise say more than is known."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+MANY = 0.2
+"""Share of the replies above which their lack of an end is told beside the score."""
+_ROUNDING = 1e-12
+
+
+class Estimate(Protocol):
+    """A difference or another number with its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+
+
+def cut_short(truncated: float, too_long: float) -> str:
+    """`cut off: 100 %`, of the shares of replies that reached the limit and of prompts that left
+    no room for one; empty where they are few."""
+    parts = (("cut off", truncated), ("prompt too long", too_long))
+    return ", ".join(f"{what}: {100 * share:.0f} %" for what, share in parts if share > MANY)
+
+
+def without_spread(difference: Estimate, shown: str) -> str:
+    """A difference that is the same on all instances, in words: the bootstrap's interval is then a
+    point, which says nothing of how sure the difference is. Empty for any other.
+
+    Args:
+        shown: The difference as a number.
+    """
+    if difference.high - difference.low > _ROUNDING:
+        return ""
+    if abs(difference.value) < _ROUNDING:
+        return f"no difference on any of the {difference.n}"
+    return f"{shown} on each of the {difference.n}"
