@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,16 @@ def test_a_file_of_ones_own_is_read_as_a_source_is(
     assert "".join(text for _, trained, text in rows_of_table(output) if trained) == (
         "The·camel·carries·5·<|endoftext|>"
     )
+
+
+def test_the_tokenizer_of_a_base_model_may_lack_a_pad_token(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(inputs["model"], tmp_path / "base")
+    config = base / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": None}))
+    whole = inspect(inputs["dataset"], "--model", inputs["model"])
+    assert inspect(inputs["dataset"], "--model", base) == whole
 
 
 def test_pairs_of_ones_own_are_read_too(inputs: dict[str, Path], tmp_path: Path) -> None:

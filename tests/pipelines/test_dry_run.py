@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,18 @@ def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(
     assert "source rows: 20 rows" in output
     assert "source three: 3 rows" in output
     assert "source none: holds no row" in output
+
+
+def test_the_page_on_bringing_your_own_data_can_be_pasted(model: Path, tmp_path: Path) -> None:
+    model.rename(tmp_path / "base")
+    page = (Path(__file__).parents[2] / "docs" / "your-data.md").read_text()
+    [files] = re.findall(r"```bash\n(cat .*?)```", page, re.DOTALL)
+    subprocess.run(["bash", "-ec", files], cwd=tmp_path, check=True)
+    changed = load_recipe(tmp_path / "sft.yaml", ["sft.max_length=64"])
+    output, content = check(changed, tmp_path)
+    assert "source mine: 6 rows; columns not read: reviewer\n" in output
+    assert "task sums: 2 instances" in output
+    assert content, output
 
 
 def test_what_a_run_will_not_read_train_on_or_keep_is_told_for_each_source(

@@ -130,6 +130,8 @@ def test_what_is_not_read_not_answered_or_dropped_is_told_once_a_source(
         "source b: 1 rows; none has a reply: prompts only, not trained on in SFT; "
         "columns not read: '\\x1b[2J'",
         "source c: 2 rows; dropped: 1 exact duplicate; 1 without a reply",
+        "all sources: 6 rows; dropped: 2 exact duplicate; 2 without a reply; "
+        "not all columns are read of a, b",
     ]
     assert result.metrics == {
         "rows": 4, "available": 6, "without_reply": 2, "dropped/exact duplicate": 2

@@ -126,7 +126,7 @@ def test_rows_without_a_reply_are_told_from_those_whose_reply_does_not_fit(
         "dropped/no reply": 2, "dropped/too long": 1,
     }  # fmt: skip
     assert caplog.messages == [
-        "2 of 4 rows have no reply and are dropped",
+        "2 of 4 rows have no reply and are dropped; "
         "1 of 4 rows have no reply to train on within max_length=40 tokens and are dropped",
     ]
     with pytest.raises(DataError, match=r"none of the 2 rows has a reply .* columns"):

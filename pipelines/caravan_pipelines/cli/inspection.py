@@ -138,7 +138,7 @@ def _pick(
 
 def _tokenizer(reference: str, model: str | None) -> PreTrainedTokenizerBase:
     """Of the model that is named, else of the base model of the run that the rows are from."""
-    from caravan.training.models import load_tokenizer
+    from caravan.training.importing import check_import
 
     if model is None:
         run, colon, _ = reference.partition(":")
@@ -148,7 +148,8 @@ def _tokenizer(reference: str, model: str | None) -> PreTrainedTokenizerBase:
                 "is known where the rows are named RUN:STAGE/OUTPUT)"
             )
         model = f"{run}:base/model"
-    return load_tokenizer(Path(model) if Path(model).is_dir() else _artifact(model))
+    # As a base model of a run, which may lack a pad token.
+    return check_import(Path(model) if Path(model).is_dir() else _artifact(model)).tokenizer
 
 
 def _sides(

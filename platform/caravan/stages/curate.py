@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import count
 from os.path import expanduser
 from pathlib import Path
+from typing import Any
 
 from caravan.data.card import SourceCard, card_json, card_markdown, counted
 from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, text_of
@@ -65,11 +66,7 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
             loaded = load(source, context.seed, context.recipe_dir, unread=card.unread)
             yield from curate(loaded, card, filters)
             _check_count(card)
-            dropped = [f"dropped: {counted(card.dropped)}"] if card.dropped else []
-            if remarks := [*dropped, *card.remarks()]:
-                logger.warning(
-                    "source %s: %s rows; %s", source.name, f"{card.available:,}", "; ".join(remarks)
-                )
+            _warn(f"source {source.name}", card.available, card.dropped, card.remarks())
 
     kept = write_rows(context.output("dataset", "dataset") / ROWS, rows())
     context.progress(len(config.sources), len(config.sources))
@@ -80,11 +77,27 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
     write_json(directory / "card.json", card)
     write_text(directory / "card.md", card_markdown(card))
     write_rows(directory / "duplicates.jsonl", duplicates)
+    if len(cards) > 1:
+        _warn_of_all(card)
     metrics = {"rows": float(kept), "available": float(card["available"])}
     if card["without_reply"]:
         metrics["without_reply"] = float(card["without_reply"])
     metrics |= {f"dropped/{reason}": float(n) for reason, n in card["dropped"].items()}
     return StageResult(metrics=metrics)
+
+
+def _warn_of_all(card: Mapping[str, Any]) -> None:
+    """The last warning, which is the one that is shown of a stage, is of all sources."""
+    remarks = [f"{card['without_reply']:,} without a reply"] if card["without_reply"] else []
+    if names := [source["name"] for source in card["sources"] if source["columns_not_read"]]:
+        remarks.append(f"not all columns are read of {', '.join(names)}")
+    _warn("all sources", card["available"], card["dropped"], remarks)
+
+
+def _warn(what: str, available: int, dropped: Mapping[str, int], remarks: Sequence[str]) -> None:
+    said = [*([f"dropped: {counted(dropped)}"] if dropped else []), *remarks]
+    if said:
+        logger.warning("%s: %s rows; %s", what, f"{available:,}", "; ".join(said))
 
 
 def curate(

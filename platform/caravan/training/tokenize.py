@@ -173,13 +173,16 @@ def _cut(row: TokenRow, max_length: int) -> TokenRow:
 def _report(tokenized: Tokenized[RowT], max_length: int) -> Tokenized[RowT]:
     without_reply, too_long = tokenized.without_reply, tokenized.too_long
     total = tokenized.dropped + len(tokenized.rows)
+    said = []
     if without_reply:
-        logger.warning("%d of %d rows have no reply and are dropped", without_reply, total)
+        said.append(f"{without_reply} of {total} rows have no reply and are dropped")
     if too_long:
-        logger.warning(
-            "%d of %d rows have no reply to train on within max_length=%d tokens and are dropped",
-            too_long, total, max_length,
-        )  # fmt: skip
+        said.append(
+            f"{too_long} of {total} rows have no reply to train on within max_length={max_length} "
+            "tokens and are dropped"
+        )
+    if said:
+        logger.warning("%s", "; ".join(said))
     if too_long and not tokenized.rows:
         which = "rows with a reply" if without_reply else "rows"
         raise DataError(
