@@ -77,9 +77,9 @@ def mix(
 def sample_prompts(
     run: str,
     dataset: str,
-    mix: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    mix: str = "",
 ) -> str:
     """Draw prompts used and unused in SFT; returns the prompts."""
     from caravan_pipelines.step import run_step
@@ -128,9 +128,9 @@ def respond(
     member: str,
     prompts: str,
     base: str,
-    sft: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    sft: str = "",
 ) -> str:
     """Complete the prompts with one model of the pool; returns the completions."""
     from caravan_pipelines.step import pool_artifact, run_step
@@ -264,9 +264,9 @@ def evaluate(
     run: str,
     node: str,
     base: str,
-    sft: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    sft: str = "",
     dpo: str = "",
     rlvr: str = "",
 ) -> str:
@@ -284,11 +284,11 @@ def report(
     run: str,
     nodes: list,  # type: ignore[type-arg]
     evaluations: list,  # type: ignore[type-arg]
-    card: str,
-    evidence: str,
-    mix: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
+    card: str = "",
+    evidence: str = "",
+    mix: str = "",
 ) -> str:
     """Say what each stage changed; returns the report.
 

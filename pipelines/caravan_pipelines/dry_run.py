@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -33,7 +33,9 @@ from caravan.recipe import (
     PretrainedBase,
     Recipe,
     RewardModelConfig,
+    SFTConfig,
     Source,
+    TrainingConfig,
     VLLMEngineConfig,
 )
 from caravan.settings import Settings
@@ -101,49 +103,56 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
             yield f"engine {name}", lambda engine=engine: _has_key(engine)  # type: ignore[misc]
         if isinstance(engine, VLLMEngineConfig):
             yield f"engine {name}", _has_vllm
-    yield "licences", lambda: _licences(recipe)
-    filters = Filters(recipe.curate, [])
-    for source in recipe.curate.sources:
-        yield (
-            f"source {source.name}",
-            lambda source=source: _source(  # type: ignore[misc]
-                source, recipe, recipe_dir, filters, seen
-            ),
-        )
-    for of_pairs in recipe.pair.sources if recipe.pair else ():
+    if recipe.sources or recipe.pair_sources:
+        yield "licences", lambda: _licences(recipe)
+    if recipe.curate:
+        filters = Filters(recipe.curate, [])
+        for source in recipe.sources:
+            yield (
+                f"source {source.name}",
+                lambda source=source: _source(  # type: ignore[misc]
+                    source, recipe, recipe_dir, filters, seen
+                ),
+            )
+    for of_pairs in recipe.pair_sources:
         yield (
             f"pairs {of_pairs.name}",
             lambda source=of_pairs: _pair_source(source, recipe_dir, seen.pairs),  # type: ignore[misc]
         )
     if recipe.rlvr:
         yield "rlvr", lambda: verifiable_prompts(recipe, seen.verifiable)
-    for task in recipe.evaluate.tasks:
+    for task in recipe.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
         yield "base model", lambda: _model(recipe.base_model, recipe_dir, will_be_tuned=True)
     if recipe.reward_model and recipe.reward_model.model_name_or_path:
         existing = ImportedBase(model_name_or_path=recipe.reward_model.model_name_or_path)
         yield "reward model", lambda: _model(existing, recipe_dir, will_be_tuned=False)
-    yield "lengths", lambda: _lengths(recipe, recipe_dir)
-    yield "template and masks", lambda: _masks(recipe, recipe_dir, seen.rows)
-    yield "prompts", lambda: _prompts(recipe, recipe_dir, seen.rows)
-    if recipe.pair and recipe.pair.sources:
+    if trained := _trained(recipe):
+        yield "lengths", lambda: _lengths(trained, recipe, recipe_dir)
+    if sft := recipe.sft:
+        yield "template and masks", lambda: _masks(sft, recipe, recipe_dir, seen.rows)
+    if recipe.tasks or recipe.respond:
+        yield "prompts", lambda: _prompts(recipe, recipe_dir, seen.rows)
+    if recipe.pair_sources:
         for name in ("dpo", "reward_model"):
             if stage := getattr(recipe, name):
                 yield (
                     f"masks of pairs for {name}",
                     lambda stage=stage: _pair_masks(stage, recipe, recipe_dir, seen.pairs),  # type: ignore[misc]
                 )
-    yield "memory", lambda: _memory(recipe, recipe_dir)
-    yield "packages", lambda: _packages(recipe)
+    if trained:
+        yield "memory", lambda: _memory(next(iter(trained.values())), recipe, recipe_dir)
+        yield "packages", lambda: _packages(trained)
     if isinstance(recipe.base_model, PretrainedBase):
         yield "two steps of base", lambda: _two_steps("base", recipe.base_model)
-    yield "two steps of sft", lambda: _two_steps("sft", recipe.sft, _answered(seen.rows))
+    if sft:
+        yield "two steps of sft", lambda: _two_steps("sft", sft, _answered(seen.rows))
     if recipe.dpo:
         yield "two steps of dpo", lambda: _two_steps("dpo", recipe.dpo, seen.pairs)
     if recipe.reward_model:
-        trained = recipe.reward_model
-        yield "two steps of reward-model", lambda: _two_steps("reward_model", trained, seen.pairs)
+        reward = recipe.reward_model
+        yield "two steps of reward-model", lambda: _two_steps("reward_model", reward, seen.pairs)
 
 
 def _registry(settings: Settings) -> str:
@@ -174,25 +183,27 @@ def _has_vllm() -> str:
     return "vllm is installed"
 
 
-def _packages(recipe: Recipe) -> str:
+def _trained(recipe: Recipe) -> dict[str, TrainingConfig]:
+    """The stages that train the base model or one made from it, in their order."""
+    names = ("sft", "dpo", "reward_model", "rlvr")
+    return {name: stage for name in names if (stage := getattr(recipe, name)) is not None}
+
+
+def _packages(trained: Mapping[str, TrainingConfig]) -> str:
     from caravan.stages.extras import check_extras
 
-    for name, stage in (
-        ("sft", recipe.sft), ("dpo", recipe.dpo), ("reward_model", recipe.reward_model)
-    ):  # fmt: skip
-        if stage is not None:
-            try:
-                check_extras(stage, several=stage.resources.training_processes > 1)
-            except MissingExtraError as error:
-                raise MissingExtraError(f"{name}: {error}") from error
+    for name, stage in trained.items():
+        try:
+            check_extras(stage, several=stage.resources.training_processes > 1)
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{name}: {error}") from error
     return "those of the training stages' options are installed"
 
 
 def _licences(recipe: Recipe) -> str:
-    from caravan.stages.curate import check_licenses
-
-    check_licenses(recipe.curate)
-    return ", ".join(sorted({source.license for source in recipe.curate.sources}))
+    return ", ".join(
+        sorted({s.license for s in recipe.sources} | {p.license for p in recipe.pair_sources})
+    )
 
 
 def _source(
@@ -270,13 +281,12 @@ def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> s
     return "; ".join([base.model_name_or_path, *notes])
 
 
-def _lengths(recipe: Recipe, recipe_dir: Path) -> str:
+def _lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: Path) -> str:
     """No stage may train on rows that are longer than the model can read."""
     positions = _positions(recipe, recipe_dir)
-    stages = {"sft": recipe.sft, "dpo": recipe.dpo, "reward_model": recipe.reward_model}
-    lengths = {name: stage.max_length for name, stage in stages.items() if stage}
+    lengths = {name: stage.max_length for name, stage in trained.items()}
     for name, length in lengths.items():
-        if length > positions:
+        if length > positions and name != "rlvr":  # which takes the smaller of the two
             raise RecipeError(
                 f"{name}.max_length={length} is more than the {positions} positions of the base "
                 f"model; set it to at most {positions}"
@@ -306,7 +316,7 @@ def _prompts(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     return prompt_lengths(recipe, recipe_dir, rows, tokenizer, _positions(recipe, recipe_dir))
 
 
-def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
+def _masks(sft: SFTConfig, recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
     from caravan.training.tokenize import tokenize_conversations
 
     answered = _answered(rows)
@@ -317,7 +327,7 @@ def _masks(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
         )
     texts = (message.content for row in answered for message in row.messages)
     tokenizer = _tokenizer(recipe, recipe_dir, texts)
-    max_length = recipe.sft.max_length
+    max_length = sft.max_length
     data = tokenize_conversations(answered, tokenizer, max_length)
     said = [f"{len(answered)} rows rendered"]
     if data.truncated:
@@ -378,13 +388,13 @@ def _tokenizer(recipe: Recipe, recipe_dir: Path, texts: Iterable[str]) -> Any:
     )
 
 
-def _memory(recipe: Recipe, recipe_dir: Path) -> str:
+def _memory(stage: TrainingConfig, recipe: Recipe, recipe_dir: Path) -> str:
     """A lower bound: what full training in float32 holds of every parameter, without activations.
 
     Sharding over the processes of a node is taken as even.
     """
     parameters = _parameters(recipe, recipe_dir)
-    resources = recipe.sft.resources
+    resources = stage.resources
     needed = parameters * BYTES_PER_PARAMETER / GIB / max(1, resources.nodes * resources.gpus)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     if not resources.gpus and needed > available:

@@ -47,7 +47,26 @@ class Node:
 
 def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of a recipe, in the order in which they start."""
-    nodes = [Node("base", "base", recipe.base_model), Node("curate", "curate", recipe.curate)]
+    nodes = [Node("base", "base", recipe.base_model), *_data_nodes(recipe)]
+    if recipe.sft:
+        nodes.append(Node("sft", "sft", recipe.sft))
+    nodes += _pair_nodes(recipe)
+    if recipe.dpo:
+        if recipe.dpo.loss.needs_reference:
+            once = ReferenceStageConfig.of(recipe.dpo)
+            nodes.append(Node("reference", "reference", once))
+        nodes.append(Node("dpo", "dpo", recipe.dpo))
+    if recipe.reward_model:
+        nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
+    if recipe.rlvr:
+        nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
+    return (*nodes, *_evaluation_nodes(recipe))
+
+
+def _data_nodes(recipe: Recipe) -> list[Node]:
+    if not recipe.curate or not recipe.reads_rows:
+        return []
+    nodes = [Node("curate", "curate", recipe.curate)]
     if recipe.synthesize:
         engines = [t.prompt_engine for t in recipe.synthesize.tasks]
         engines += [t.response_engine for t in recipe.synthesize.tasks]
@@ -56,20 +75,18 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
             engines={name: _engine(recipe, name) for name in sorted(set(engines))},
         )
         nodes.append(Node("synthesize", "synthesize", config))
-    nodes += [
-        Node(
-            "decontaminate",
-            "decontaminate",
-            DecontaminateStageConfig(
-                decontaminate=recipe.decontaminate, tasks=recipe.evaluate.tasks
-            ),
-        ),
-        Node("mix", "mix", recipe.mix),
-        Node("sft", "sft", recipe.sft),
-    ]
+    cleaning = DecontaminateStageConfig(decontaminate=recipe.decontaminate, tasks=recipe.tasks)
+    nodes.append(Node("decontaminate", "decontaminate", cleaning))
+    if recipe.sft:
+        nodes.append(Node("mix", "mix", recipe.mix))
+    return nodes
+
+
+def _pair_nodes(recipe: Recipe) -> list[Node]:
+    nodes: list[Node] = []
     if recipe.pair and recipe.pair.sources:
         reading = ReadPairsStageConfig(
-            pair=recipe.pair, decontaminate=recipe.decontaminate, tasks=recipe.evaluate.tasks
+            pair=recipe.pair, decontaminate=recipe.decontaminate, tasks=recipe.tasks
         )
         nodes.append(Node("pair", "read_pairs", reading))
     elif recipe.sample_prompts and recipe.respond and recipe.judge and recipe.pair:
@@ -91,15 +108,13 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
             Node("judge", "judge", JudgeStageConfig(judge=recipe.judge, engine=engine)),
             Node("pair", "pair", recipe.pair),
         ]
-    if recipe.dpo:
-        if recipe.dpo.loss.needs_reference:
-            once = ReferenceStageConfig.of(recipe.dpo)
-            nodes.append(Node("reference", "reference", once))
-        nodes.append(Node("dpo", "dpo", recipe.dpo))
-    if recipe.reward_model:
-        nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
-    if recipe.rlvr:
-        nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
+    return nodes
+
+
+def _evaluation_nodes(recipe: Recipe) -> list[Node]:
+    if not recipe.evaluate:
+        return []
+    nodes: list[Node] = []
     rater = recipe.evaluate.judge
     engine = _engine(recipe, rater.engine) if rater and rater.kind == "llm" else None
     safety = recipe.evaluate.safety_judge
@@ -108,18 +123,19 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
         suite = recipe.evaluate.shard(i % recipe.evaluate.shards)
         asking = EvaluateStageConfig(evaluate=suite, engine=engine, safety_engine=classifier)
         nodes.append(Node(name, "evaluate", asking))
-    nodes.append(Node("report", "report", recipe.report))
-    return tuple(nodes)
+    return [*nodes, Node("report", "report", recipe.report)]
 
 
 def evaluated_models(recipe: Recipe) -> list[str]:
     """The models that the recipe makes, in the order in which it makes them."""
-    made = {"dpo": recipe.dpo, "rlvr": recipe.rlvr}
+    made = {"sft": recipe.sft, "dpo": recipe.dpo, "rlvr": recipe.rlvr}
     return [model for model in MODELS if made.get(model, True)]
 
 
 def evaluations(recipe: Recipe) -> list[str]:
     """Names of the nodes that evaluate: model by model, and of each its shards."""
+    if not recipe.evaluate:
+        return []
     shards = recipe.evaluate.shards
     parts = [f"-{i}" for i in range(1, shards + 1)] if shards > 1 else [""]
     return [EVALUATE + model + part for model in evaluated_models(recipe) for part in parts]

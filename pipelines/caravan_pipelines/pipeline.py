@@ -62,7 +62,8 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
     graph = stage_graph(recipe)
     by_name = {node.name: node for node in graph}
     answers = _answer_with_pool(recipe.respond, by_name, where) if recipe.respond else []
-    evaluate = _evaluate_models(evaluations(recipe), by_name, where)
+    evaluated = evaluations(recipe)
+    evaluate = _evaluate_models(evaluated, by_name, where) if evaluated else None
     prepare_nodes, rate_nodes = chain(graph, PREPARE), chain(graph, RATE)
 
     @dsl.pipeline(name=recipe.name, description=recipe.description or recipe.name)
@@ -73,17 +74,22 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             return task
 
         base = out(step(c.base, "base"))
-        together = where.one_pod and fits_one_pod(prepare_nodes)
-        data = _prepare_in_one(step, prepare_nodes) if together else _prepare(recipe, step)
-        sft = out(step(c.sft, "sft", model=base, dataset=data.mix))
-        models = {"base": base, "sft": sft}
+        data = Prepared()
+        if where.one_pod and fits_one_pod(prepare_nodes):
+            data = _prepare_in_one(step, prepare_nodes)
+        elif prepare_nodes:
+            data = _prepare(recipe, step)
+        models = {"base": base}
+        if recipe.sft:
+            models["sft"] = out(step(c.sft, "sft", model=base, dataset=data.mix))
+        start = models.get("sft", base)
 
         pairs = ""
         if recipe.pair and recipe.pair.sources:
             pairs = out(step(c.pair, "pair"))
         elif recipe.respond:
             completions = {
-                key: answer(run=run, prompts=data.prompts, base=base, sft=sft).output
+                key: answer(run=run, prompts=data.prompts, **models).output
                 for key, answer in zip(_LISTS, [a for _, a in answers], strict=False)
             }
             members = [name for names, _ in answers for name in names]
@@ -96,27 +102,28 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
         if recipe.dpo:
             once = {}
             if recipe.dpo.loss.needs_reference:
-                scored = step(c.reference, "reference", model=sft, pairs=pairs)
+                scored = step(c.reference, "reference", model=start, pairs=pairs)
                 once = {"reference": out(scored)}
-            models["dpo"] = out(step(c.dpo, "dpo", model=sft, pairs=pairs, **once))
+            models["dpo"] = out(step(c.dpo, "dpo", model=start, pairs=pairs, **once))
         value_start = {}
         if recipe.reward_model:
-            trained = step(c.reward_model, "reward-model", model=sft, pairs=pairs)
+            trained = step(c.reward_model, "reward-model", model=start, pairs=pairs)
             value_start = {"reward_model": out(trained)}
         if recipe.rlvr:
-            policy = models.get("dpo", sft)
+            policy = models.get("dpo", start)
             trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **value_start)
             models["rlvr"] = out(trained)
 
-        step(
-            c.report,
-            "report",
-            nodes=evaluations(recipe),
-            evaluations=evaluate(run=run, **models).output,
-            card=data.card,
-            evidence=data.evidence,
-            mix=data.mix_report,
-        )
+        if evaluate:
+            step(
+                c.report,
+                "report",
+                nodes=evaluated,
+                evaluations=evaluate(run=run, **models).output,
+                card=data.card,
+                evidence=data.evidence,
+                mix=data.mix_report,
+            )
 
     return pipeline
 
@@ -153,13 +160,15 @@ def _prepare(recipe: Recipe, step: Step) -> Prepared:
         c.decontaminate, "decontaminate", curated=curated.outputs["dataset"], **synthesized
     )
     dataset = clean.outputs["dataset"]
-    mixed = step(c.mix, "mix", dataset=dataset)
-    mix, prompts = mixed.outputs["dataset"], ""
+    mix = report = prompts = ""
+    if recipe.sft:
+        mixed = step(c.mix, "mix", dataset=dataset).outputs
+        mix, report = mixed["dataset"], mixed["report"]
     if recipe.respond:
         prompts = out(step(c.sample_prompts, "sample-prompts", dataset=dataset, mix=mix))
     return Prepared(
         dataset=dataset, card=curated.outputs["card"], evidence=clean.outputs["evidence"],
-        mix=mix, mix_report=mixed.outputs["report"], prompts=prompts,
+        mix=mix, mix_report=report, prompts=prompts,
     )  # fmt: skip
 
 
@@ -196,7 +205,7 @@ def _answer_with(
     name: str, members: list[str], nodes: dict[str, Node], where: Placement
 ) -> BaseComponent:
     @dsl.pipeline(name=name)
-    def respond(run: str, prompts: str, base: str, sft: str) -> list[str]:
+    def respond(run: str, prompts: str, base: str, sft: str = "") -> list[str]:
         with dsl.ParallelFor(members, parallelism=where.at_once or None) as member:
             task = c.respond(run=run, member=member, prompts=prompts, base=base, sft=sft)
             where.place(task, [nodes[f"respond-{name}"] for name in members])
@@ -207,7 +216,7 @@ def _answer_with(
 
 def _evaluate_models(names: list[str], nodes: dict[str, Node], where: Placement) -> BaseComponent:
     @dsl.pipeline(name="evaluate")
-    def evaluate(run: str, base: str, sft: str, dpo: str = "", rlvr: str = "") -> list[str]:
+    def evaluate(run: str, base: str, sft: str = "", dpo: str = "", rlvr: str = "") -> list[str]:
         with dsl.ParallelFor(names, parallelism=where.at_once or None) as node:
             task = c.evaluate(run=run, node=node, base=base, sft=sft, dpo=dpo, rlvr=rlvr)
             where.place(task, [nodes[name] for name in names])

@@ -34,7 +34,7 @@ def prompt_lengths(
             yield not leaves_room(encode_prompt(tokenizer, prompt), positions)
 
     said = []
-    for task in recipe.evaluate.tasks:
+    for task in recipe.tasks:
         instances = load_instances(task, recipe.seed, recipe_dir)
         if count := sum(too_long(instance.messages for instance in instances)):
             said.append(
@@ -61,7 +61,7 @@ def verifiable_prompts(recipe: Recipe, verifiable: Counter[str]) -> str:
     assert recipe.rlvr is not None
     skills = recipe.rlvr.skills
     count = sum(n for skill, n in verifiable.items() if not skills or skill in skills)
-    later = [s.name for s in recipe.curate.sources if isinstance(s.origin, HubSource)]
+    later = [s.name for s in recipe.sources if isinstance(s.origin, HubSource)]
     if recipe.synthesize is not None:
         later += [task.name for task in recipe.synthesize.tasks if task.verifier]
     if not count and not later:

@@ -20,19 +20,21 @@ RATE = ("judge", "pair")
 
 @dataclass(frozen=True)
 class Prepared:
-    """References that the data stages return."""
+    """References that the data stages return; those of stages that the recipe leaves out are
+    empty."""
 
-    dataset: str
-    card: str
-    evidence: str
-    mix: str
-    mix_report: str
+    dataset: str = ""
+    card: str = ""
+    evidence: str = ""
+    mix: str = ""
+    mix_report: str = ""
     prompts: str = ""
-    """Empty for a recipe without preference data."""
 
 
 def fits_one_pod(nodes: Sequence[Node]) -> bool:
-    """Whether one pod suits all `nodes`."""
+    """Whether one pod suits all `nodes`; if there are none, none does."""
+    if not nodes:
+        return False
     resources = [node.resources for node in nodes]
     alike = all(each == resources[0] for each in resources)
     return alike and not resources[0].gpus and resources[0].nodes == 1
@@ -54,14 +56,15 @@ def prepare(run: str, summary: Markdown) -> Prepared:
     curated = step("curate")
     synthesized = {"synthesized": step("synthesize")["dataset"]} if recipe.synthesize else {}
     clean = step("decontaminate", curated=curated["dataset"], **synthesized)
-    mixed = step("mix", dataset=clean["dataset"])
-    prompts = ""
+    mix = report = prompts = ""
+    if recipe.sft:
+        mixed = step("mix", dataset=clean["dataset"])
+        mix, report = mixed["dataset"], mixed["report"]
     if recipe.respond:
-        drawn = step("sample-prompts", dataset=clean["dataset"], mix=mixed["dataset"])
-        prompts = drawn["prompts"]
+        prompts = step("sample-prompts", dataset=clean["dataset"], mix=mix)["prompts"]
     return Prepared(
         dataset=clean["dataset"], card=curated["card"], evidence=clean["evidence"],
-        mix=mixed["dataset"], mix_report=mixed["report"], prompts=prompts,
+        mix=mix, mix_report=report, prompts=prompts,
     )  # fmt: skip
 
 

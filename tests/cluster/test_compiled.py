@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 import kubernetes_validate
@@ -16,6 +17,8 @@ from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
 from caravan_pipelines.graph import stage_graph
+from caravan_pipelines.together import PREPARE, RATE
+from parts import PARTS, part
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))}
@@ -91,6 +94,31 @@ def test_every_stage_of_a_recipe_runs_once(shipped):
 
     assert in_loops == len(fanned)
     assert len(set(names)) == len(names)
+
+
+MODEL_INPUTS = {
+    "sft": "model", "reference": "model", "dpo": "model", "reward-model": "model", "rlvr": "policy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_recipe_of_some_stages_runs_each_once_and_starts_from_its_base(name, tmp_path):
+    sections, nodes = PARTS[name]
+    recorder = recorded(part(sections), ClusterProfile(), tmp_path)
+
+    def step(node: str) -> str:
+        for pod, chain in (("prepare", PREPARE), ("rate", RATE if "judge" in nodes else ())):
+            if node in chain:
+                return pod
+        return node if node in MODEL_INPUTS else node.partition("-")[0]
+
+    expected = [name for name, _ in groupby(["base", *map(step, nodes)])]
+    if "evaluate-dpo" in nodes or "evaluate-rlvr" in nodes:
+        expected.insert(expected.index("evaluate"), "evaluate")  # of the base model
+    assert [each.name.partition(".")[0] for each in recorder.steps] == expected
+    for node in nodes:
+        if node in MODEL_INPUTS:
+            assert recorder.inputs(node)[MODEL_INPUTS[node]] == "base/Output"
 
 
 def test_a_stage_gets_what_its_recipe_asks_for(big):

@@ -16,6 +16,7 @@ from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.graph import find_node, stage_graph
 from caravan_pipelines.pipeline import build_pipeline
+from parts import PARTS, part
 
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
 FULL_GRAPH = [
@@ -108,6 +109,15 @@ def test_stages_that_a_recipe_leaves_out_are_not_in_its_pipeline(tmp_path):
         "base", "curate", "decontaminate", "mix", "sft", "evaluate-base", "evaluate-sft", "report",
     ]  # fmt: skip
     compiler.Compiler().compile(build_pipeline(sft_only), str(tmp_path / "pipeline.yaml"))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_recipe_of_some_stages_has_the_steps_that_they_need(name, tmp_path):
+    sections, nodes = PARTS[name]
+    recipe = part(sections)
+
+    assert [node.name for node in stage_graph(recipe)] == ["base", *nodes]
+    compiler.Compiler().compile(build_pipeline(recipe), str(tmp_path / "pipeline.yaml"))
 
 
 def test_an_unknown_stage_is_named():

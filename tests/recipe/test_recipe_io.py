@@ -102,7 +102,7 @@ def test_max_seq_length_is_max_length() -> None:
         ("dpo.beta=.inf", "dpo.beta: expected a finite number; got inf"),
         ("sft.bf16=7", "sft.bf16: expected true or false; got 7 (a number)"),
         ("name=5", "name: expected text; got 5 (a number); put it in quotes"),
-        ("sft=", "sft: expected a mapping; got nothing"),
+        ("base_model=", "base_model: expected a mapping; got nothing"),
         ("sft.warmup_ratio=2", "expected less than or equal to 1; got 2 (a number)"),
         ("evaluate.tasks=[]", "evaluate.tasks: expected at least one item; got [] (a list)"),
         ("engines.teacher.kind=vlm", "unknown kind 'vlm'; did you mean 'vllm'?"),
@@ -243,6 +243,33 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_a_contradiction_between_sections_is_refused(added: str, message: str) -> None:
     assert message in refusal(SMALL + added)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "added", "message"),
+    [
+        ("curate", "", "sft: needs the rows of sources; add curate, or leave sft out"),
+        (
+            "sft",
+            PREFERENCES,
+            "respond.pool[0].artifact: the recipe has no sft; take artifact: base",
+        ),
+        ("sft", PREFERENCES, "sample_prompts: the recipe has no sft, so no prompt is used in it"),
+    ],
+)
+def test_a_section_that_another_one_needs_cannot_be_left_out(
+    left_out: str, added: str, message: str
+) -> None:
+    assert message in refusal(SMALL + added, f"{left_out}=null")
+
+
+def test_rows_that_nothing_reads_are_not_made_and_that_is_told(tmp_path: Path, caplog) -> None:
+    recipe = parse_recipe(SMALL, ["sft=null"])
+    assert recipe.sources == ()
+    (tmp_path / "r.yaml").write_text(SMALL)
+    with caplog.at_level("WARNING"):
+        load_recipe(tmp_path / "r.yaml", ["sft=null"])
+    assert "curate: no stage reads its rows" in caplog.text
 
 
 PROGRAM = "  robot: {kind: program, program: carefull}\n"

@@ -83,7 +83,7 @@ def show_recipe(recipe: Recipe, unfit_tasks: str) -> None:
     nodes = stage_graph(recipe)
     ui.show(facts([
         ("name", recipe.name), ("seed", recipe.seed), ("stages", len(nodes)),
-        ("sources", len(recipe.curate.sources)), ("tasks", len(recipe.evaluate.tasks)),
+        ("sources", len(recipe.sources)), ("tasks", len(recipe.tasks)),
     ]))  # fmt: skip
     if recipe.description:
         ui.show(tag("p", recipe.description))

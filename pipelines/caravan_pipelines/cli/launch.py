@@ -91,8 +91,8 @@ def finish(run: RunRow, registry: Registry, settings: Settings, console: Console
         )  # fmt: skip
         sys.exit(1)
     print_results(console, registry.scores(run.id), registry.stage_runs(run.id))
-    report = export_report(run.id, registry, settings)
-    console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
+    if report := export_report(run.id, registry, settings):
+        console.print(f"report:    {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def logs(run: RunRow, stage: str | None, settings: Settings, *, follow: bool) -> None:

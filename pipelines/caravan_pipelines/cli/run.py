@@ -175,8 +175,9 @@ def _finish(
     scores = patiently(lambda: registry.scores(run_id), settings.patience_seconds)
     print_results(console, scores, stage_runs)
     report = patiently(lambda: export_report(run_id, registry, settings), settings.patience_seconds)
+    told = f"report:    {report}\n" if report else ""
     console.print(
-        f"report:    {report}\ndashboard: caravan dashboard   (http://localhost:8501)",
+        f"{told}dashboard: caravan dashboard   (http://localhost:8501)",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -189,10 +190,13 @@ def _end(run_id: str, registry: Registry) -> tuple[RunRow, list[StageRunRow]]:
     return registry.get_run(run_id), registry.stage_runs(run_id)
 
 
-def export_report(run_id: str, registry: Registry, settings: Settings) -> Path:
-    """Copy the report of a finished run beside its log; returns the page."""
-    digest = next(s for s in registry.stage_runs(run_id) if s.node == "report").outputs["report"]
+def export_report(run_id: str, registry: Registry, settings: Settings) -> Path | None:
+    """Copy the report of a finished run beside its log; returns the page, None where the recipe
+    evaluates nothing."""
+    stage = next((s for s in registry.stage_runs(run_id) if s.node == "report"), None)
+    if stage is None:
+        return None
     store = open_store(settings.resolved_store_url, settings)
     target = local.run_dir(settings, run_id) / "report"
-    copy_out(store.fetch(digest), target)
+    copy_out(store.fetch(stage.outputs["report"]), target)
     return target / "report.html"

@@ -69,7 +69,8 @@ def print_results(
     """Print what a run came to: scores, comparisons, and rows that it did not find."""
     if scores:
         print_table(console, scores_table(scores))
-        print_table(console, comparisons_table(scores))
+        if any(score.stage == "report" for score in scores):  # one model has none beside it
+            print_table(console, comparisons_table(scores))
     for shortfall in shortfalls(stage_runs):
         console.print(Text(shortfall, style="yellow"), soft_wrap=True)
 

@@ -137,11 +137,11 @@ class _Side:
 def flow_of(recipe: Recipe, recipe_dir: Path) -> Flow:
     """What flows through `recipe`; nothing is downloaded."""
     reader = _Reader(recipe, recipe_dir)
-    samples = {source.name: reader.sample(source) for source in recipe.curate.sources}
+    samples = {source.name: reader.sample(source) for source in recipe.sources}
     count = token_counter(recipe, recipe_dir, [r for rows in samples.values() for r in rows])
     sources: dict[str, Stream] = {}
     unread = 0
-    for source in recipe.curate.sources:
+    for source in recipe.sources:
         rows = reader.rows(source)
         if samples[source.name]:
             sources[source.name] = _measured(rows, samples[source.name], count)
@@ -154,12 +154,12 @@ def flow_of(recipe: Recipe, recipe_dir: Path) -> Flow:
             f"{ASSUMED_REPLY_TOKENS:g} tokens per row assumed"
         )
     read = [s for s in sources.values() if s.rows]
-    for task in recipe.synthesize.tasks if recipe.synthesize else ():
+    for task in recipe.synthesize.tasks if recipe.synthesize and recipe.reads_rows else ():
         sources[task.name] = _mean(read, task.count)
-    mix = _mixed(recipe, sources)
+    mix = _mixed(recipe, sources) if sources else Stream(0)
     prompts = _own_pairs(reader, count) or _sampled(recipe, mix)
     instances = {}
-    for task_ in recipe.evaluate.tasks:
+    for task_ in recipe.tasks:
         instances[task_.name], known = _instances(task_)
         if not known:
             reader.notes.append(f"task {task_.name}: {ASSUMED_INSTANCES:,} questions assumed")
@@ -181,6 +181,8 @@ def token_counter(
         tokenizer = Tokenizer.from_file(str(file))
     else:
         assert isinstance(base, PretrainedBase)
+        if not rows:
+            return lambda text: len(text) / CHARACTERS_PER_TOKEN
         try:
             from caravan.training.bpe import train_tokenizer
         except ImportError:  # where the recipe is launched, but not run
@@ -244,7 +246,7 @@ def _sampled(recipe: Recipe, mix: Stream) -> Stream:
 def _own_pairs(reader: _Reader, count: Callable[[str], float]) -> Stream | None:
     """The pairs that a recipe names, by the means of their sides; None where it names none."""
     streams = []
-    for source in reader.recipe.pair.sources if reader.recipe.pair else ():
+    for source in reader.recipe.pair_sources:
         number, pairs = reader.pairs(source)
         sides = [
             _Side((*pair.prompt, Message(role="assistant", content=text)))

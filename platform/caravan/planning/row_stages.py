@@ -5,6 +5,7 @@ from __future__ import annotations
 from caravan.planning.devices import Placement
 from caravan.planning.plan import StagePlan
 from caravan.planning.planned import Node, PlannedRecipe
+from caravan.recipe import CurateConfig
 
 ROW_SECONDS = {
     "curate": 1.1e-4, "synthesize": 2e-4, "decontaminate": 9e-5, "mix": 2e-5,
@@ -25,8 +26,7 @@ def rows_stage(
     if rows is None:
         rows = _row_count(planned, node.stage)
     each = ROW_SECONDS.get(node.stage, 1e-4)
-    near = planned.recipe.curate.near_duplicate_threshold is not None
-    if node.stage == "curate" and near:
+    if isinstance(node.config, CurateConfig) and node.config.near_duplicate_threshold is not None:
         each += NEAR_DUPLICATE_SECONDS
     return StagePlan(
         node.name, node.stage, placement.device.name, placement.count, rows, 0.0, 0.0,
@@ -37,7 +37,7 @@ def rows_stage(
 def _row_count(planned: PlannedRecipe, stage: str) -> float:
     flow = planned.flow
     counts = {
-        "curate": sum(flow.sources[s.name].rows for s in planned.recipe.curate.sources),
+        "curate": sum(flow.sources[s.name].rows for s in planned.recipe.sources),
         "decontaminate": flow.curated_rows,
         "mix": flow.curated_rows,
         "sample_prompts": flow.curated_rows,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from caravan.errors import RecipeError
 
 if TYPE_CHECKING:
-    from caravan.recipe import CurateConfig, Recipe
+    from caravan.recipe import CurateConfig, Recipe, Source
 
 PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
 """Each of them reads what the one before writes; together they make the pairs."""
@@ -64,7 +64,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _unknown_engines(recipe)
     yield from _unknown_sources(recipe)
     yield from _unknown_names(recipe)
-    yield from refused_licenses(recipe.curate)
+    if recipe.curate is not None:
+        yield from refused_licenses(recipe.curate)
     yield from _refused_licenses_of_pairs(recipe)
     yield from _missing_stages(recipe)
 
@@ -74,7 +75,11 @@ def doubts(recipe: Recipe) -> Iterator[str]:
     yield from (f"{told}; the recipe can be planned, not run" for told in _unfit_tasks(recipe))
     if recipe.dpo is not None:
         yield from (f"dpo.{doubt}" for doubt in recipe.dpo.loss.doubts())
-    rows = [("sft.sequences_per_step", recipe.sft.sequences_per_step, recipe.sft.resources)]
+    if recipe.curate is not None and not recipe.reads_rows:
+        yield "curate: no stage reads its rows (sft, sample_prompts, rlvr), so it is left out"
+    rows = []
+    if (sft := recipe.sft) is not None:
+        rows.append(("sft.sequences_per_step", sft.sequences_per_step, sft.resources))
     for name, stage in (("dpo", recipe.dpo), ("reward_model", recipe.reward_model)):
         if stage is not None:
             rows.append((f"{name}.pairs_per_step", stage.pairs_per_step, stage.resources))
@@ -90,14 +95,14 @@ def doubts(recipe: Recipe) -> Iterator[str]:
 
 
 def _duplicates(recipe: Recipe) -> Iterator[str]:
-    sources = [source.name for source in recipe.curate.sources]
+    sources = [source.name for source in _sources(recipe)]
     synthesised = [task.name for task in recipe.synthesize.tasks] if recipe.synthesize else []
     named: dict[str, Sequence[str]] = {
         "curate.sources": sources,
         "synthesize.tasks": synthesised,
-        "evaluate.tasks": [task.name for task in recipe.evaluate.tasks],
+        "evaluate.tasks": [task.name for task in recipe.tasks],
         "respond.pool": [member.name for member in recipe.respond.pool] if recipe.respond else [],
-        "pair.sources": [source.name for source in recipe.pair.sources] if recipe.pair else [],
+        "pair.sources": [source.name for source in recipe.pair_sources],
         "mix.dataset_mixer_list": [c.source for c in recipe.mix.dataset_mixer_list],
     }
     for path, names in named.items():
@@ -121,10 +126,11 @@ def _unknown_engines(recipe: Recipe) -> Iterator[str]:
             used.append((f"respond.pool[{i}].engine", member.engine))
     if recipe.judge is not None and recipe.judge.judge.kind == "llm":
         used.append(("judge.judge.engine", recipe.judge.judge.engine))
-    if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "llm":
-        used.append(("evaluate.judge.engine", recipe.evaluate.judge.engine))
-    if recipe.evaluate.safety_judge is not None:
-        used.append(("evaluate.safety_judge.engine", recipe.evaluate.safety_judge.engine))
+    if (suite := recipe.evaluate) is not None:
+        if suite.judge is not None and suite.judge.kind == "llm":
+            used.append(("evaluate.judge.engine", suite.judge.engine))
+        if suite.safety_judge is not None:
+            used.append(("evaluate.safety_judge.engine", suite.safety_judge.engine))
     for path, engine in used:
         if engine is not None and engine not in recipe.engines:
             yield f"{path}: {engine!r} is not in engines{suggest(engine, recipe.engines)}"
@@ -132,8 +138,8 @@ def _unknown_engines(recipe: Recipe) -> Iterator[str]:
 
 def _unknown_sources(recipe: Recipe) -> Iterator[str]:
     tasks = recipe.synthesize.tasks if recipe.synthesize is not None else ()
-    sources = [s.name for s in recipe.curate.sources] + [t.name for t in tasks]
-    skills = sorted({s.skill for s in recipe.curate.sources} | {t.skill for t in tasks})
+    sources = [s.name for s in _sources(recipe)] + [t.name for t in tasks]
+    skills = sorted({s.skill for s in _sources(recipe)} | {t.skill for t in tasks})
     used = [
         (f"mix.dataset_mixer_list[{i}].source", component.source)
         for i, component in enumerate(recipe.mix.dataset_mixer_list)
@@ -168,7 +174,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
     for name, engine in recipe.engines.items():
         if engine.kind == "program":
             used.append((f"engines.{name}.program", "program", engine.program, PROGRAMS))
-    for i, source in enumerate(recipe.curate.sources):
+    for i, source in enumerate(_sources(recipe)):
         path = f"curate.sources[{i}]"
         if source.origin.kind == "generated":
             generator = source.origin.generator
@@ -178,7 +184,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
     for i, task in enumerate(recipe.synthesize.tasks if recipe.synthesize is not None else ()):
         if task.verifier is not None:
             used.append((f"synthesize.tasks[{i}].verifier", "verifier", task.verifier, VERIFIERS))
-    for i, asked in enumerate(recipe.evaluate.tasks):
+    for i, asked in enumerate(recipe.tasks):
         path = f"evaluate.tasks[{i}].verifier"
         if asked.verifier is not None:
             used.append((path, "verifier", asked.verifier, VERIFIERS))
@@ -213,7 +219,8 @@ def check_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> None:
 def _unfit_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> Iterator[str]:
     from caravan.evals.tasks import TASKS, FromFiles, suggest_task
 
-    suite = recipe.evaluate
+    if (suite := recipe.evaluate) is None:
+        return
     for i, task in enumerate(suite.tasks):
         place, definition = f"evaluate.tasks[{i}]", TASKS.get(task.task)
         if definition is None:
@@ -255,8 +262,8 @@ def refused_licenses(curate: CurateConfig) -> Iterator[str]:
 
 
 def _refused_licenses_of_pairs(recipe: Recipe) -> Iterator[str]:
-    allowed = recipe.curate.allowed_licenses
-    for i, source in enumerate(recipe.pair.sources if recipe.pair is not None else ()):
+    allowed = recipe.curate.allowed_licenses if recipe.curate is not None else ()
+    for i, source in enumerate(recipe.pair_sources):
         if allowed and source.license not in allowed:
             yield (
                 f"pair.sources[{i}].license: source {source.name} has the licence "
@@ -266,9 +273,14 @@ def _refused_licenses_of_pairs(recipe: Recipe) -> Iterator[str]:
 
 
 def _missing_stages(recipe: Recipe) -> Iterator[str]:
+    for name in ("synthesize", "sft", "sample_prompts", "rlvr"):
+        if recipe.curate is None and getattr(recipe, name) is not None:
+            yield f"{name}: needs the rows of sources; add curate, or leave {name} out"
+    if recipe.sft is None:
+        yield from _needs_sft(recipe)
     present = [stage for stage in PREFERENCE_STAGES if getattr(recipe, stage) is not None]
     missing = [stage for stage in PREFERENCE_STAGES if stage not in present]
-    if recipe.pair is not None and recipe.pair.sources:
+    if recipe.pair_sources:
         if idle := present[:-1]:
             yield (
                 f"pair.sources: the pairs are there already, so {_listed(idle)} would make others; "
@@ -292,6 +304,27 @@ def _missing_stages(recipe: Recipe) -> Iterator[str]:
             "rlvr.algorithm: ppo starts its value model from the reward model; "
             "add reward_model, or choose kind: grpo"
         )
+
+
+def _needs_sft(recipe: Recipe) -> Iterator[str]:
+    for i, member in enumerate(recipe.respond.pool if recipe.respond is not None else ()):
+        if member.artifact == "sft":
+            yield (
+                f"respond.pool[{i}].artifact: the recipe has no sft; take artifact: base, which "
+                "the other stages start from then too"
+            )
+    if (drawing := recipe.sample_prompts) is not None:
+        used = [c.name for c in drawing.components if c.drawn_from == "used_in_sft"]
+        if drawing.used_in_sft or used:
+            yield (
+                "sample_prompts: the recipe has no sft, so no prompt is used in it; draw from "
+                "those unused_in_sft, or from any"
+            )
+
+
+def _sources(recipe: Recipe) -> Sequence[Source]:
+    """Those that the recipe writes down, read or not."""
+    return recipe.curate.sources if recipe.curate is not None else ()
 
 
 def _listed(names: Sequence[str]) -> str:

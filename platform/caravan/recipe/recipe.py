@@ -12,24 +12,33 @@ from caravan.recipe.checks import problems
 from caravan.recipe.common import Name
 from caravan.recipe.data import DecontaminateConfig, MixConfig, SynthesizeConfig
 from caravan.recipe.engines import EngineConfig
-from caravan.recipe.evaluation import EvaluateConfig, ReportConfig
-from caravan.recipe.preferences import JudgeConfig, PairConfig, RespondConfig, SamplePromptsConfig
+from caravan.recipe.evaluation import EvalTask, EvaluateConfig, ReportConfig
+from caravan.recipe.preferences import (
+    JudgeConfig,
+    PairConfig,
+    PairSource,
+    RespondConfig,
+    SamplePromptsConfig,
+)
 from caravan.recipe.rlvr import RLVRConfig
-from caravan.recipe.sources import CurateConfig
+from caravan.recipe.sources import CurateConfig, Source
 from caravan.recipe.training import DPOConfig, RewardModelConfig, SFTConfig
 
 
 class Recipe(Config):
+    """A stage that is left out is not run; the next one starts from the model before it, down to
+    the base model."""
+
     name: Name
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     base_model: BaseModelConfig
     engines: dict[Name, EngineConfig] = {}  # noqa: RUF012
-    curate: CurateConfig
+    curate: CurateConfig | None = None
     synthesize: SynthesizeConfig | None = None
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     mix: MixConfig = MixConfig()
-    sft: SFTConfig
+    sft: SFTConfig | None = None
     sample_prompts: SamplePromptsConfig | None = None
     respond: RespondConfig | None = None
     judge: JudgeConfig | None = None
@@ -37,8 +46,26 @@ class Recipe(Config):
     dpo: DPOConfig | None = None
     reward_model: RewardModelConfig | None = None
     rlvr: RLVRConfig | None = None
-    evaluate: EvaluateConfig
+    evaluate: EvaluateConfig | None = None
     report: ReportConfig = ReportConfig()
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a stage takes the rows of curate: only then are they made."""
+        return any(stage is not None for stage in (self.sft, self.sample_prompts, self.rlvr))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of curate, where its rows are made."""
+        return self.curate.sources if self.curate is not None and self.reads_rows else ()
+
+    @property
+    def pair_sources(self) -> tuple[PairSource, ...]:
+        return self.pair.sources if self.pair is not None else ()
+
+    @property
+    def tasks(self) -> tuple[EvalTask, ...]:
+        return self.evaluate.tasks if self.evaluate is not None else ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -51,7 +51,7 @@ def run(config: ReportConfig, inputs: Mapping[str, Path], context: StageContext)
         (changes(a, b, samples, seed), average_change(a, b, samples, seed)) for a, b in pairs
     ]
     steps = [step for step in steps if step[0]]
-    rates = [rate for a, b in pairs if a.stage != "base" for rate in win_rates(a, b, samples, seed)]
+    rates = [rate for a, b in pairs if b.stage != "sft" for rate in win_rates(a, b, samples, seed)]
     tasks = list(dict.fromkeys(name for e in evaluations for name in e.scores))
     shown = pick_samples(evaluations, tasks)
     data = read_data(inputs)

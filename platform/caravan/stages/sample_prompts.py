@@ -2,6 +2,8 @@
 
 Within one origin every source is drawn from in proportion to its rows; no prompt is drawn twice.
 
+Inputs: `dataset`, and `mix` where there is SFT.
+
 Output:
     prompts: conversations that end with a user's turn, with their verifier and ground truth.
 """
@@ -26,7 +28,8 @@ VERSION = 1
 def run(
     config: SamplePromptsConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
-    used = {original_id(row.id) for row in read_rows(inputs["mix"], Conversation)}
+    mix = read_rows(inputs["mix"], Conversation) if "mix" in inputs else ()
+    used = {original_id(row.id) for row in mix}
     prompts = distinct_prompts(read_rows(inputs["dataset"], Conversation), used)
     drawn: list[Conversation] = []
     metrics: dict[str, float] = {}

@@ -104,7 +104,7 @@ def check_import(source: Path, *, will_be_tuned: bool = True) -> Importable:
             check_template(source)
         notes.append(
             f"it has a chat template of its own ({str(recorded_hash(source))[:SHOWN]}); it is "
-            f"given ours ({TEMPLATE_HASH[:SHOWN]}), which SFT teaches it"
+            f"given ours ({TEMPLATE_HASH[:SHOWN]}), which it knows once SFT has taught it"
         )
     return Importable(tokenizer, tuple(notes))
 

@@ -1,0 +1,113 @@
+"""Recipes of some stages only: a model is evaluated, or tuned, as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from caravan.training.bpe import train_tokenizer
+from caravan.training.models import prepare_torch, save_model
+from caravan.training.pretrain import new_llama
+from tiny import SHAPE, TEXTS, conversations, pairs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+POSITIONS = 512
+SAMPLING = {"temperature": 0.0, "max_completion_length": 8}
+LOOK = {
+    "name": "look",
+    "base_model": {"kind": "imported", "model_name_or_path": "model"},
+    "evaluate": {
+        "tasks": [{"name": "lists", "task": "pocket-constraints", "limit": 4, "sampling": SAMPLING}]
+    },
+}
+TEACH = {
+    "name": "teach",
+    "base_model": LOOK["base_model"],
+    "curate": {
+        "sources": [
+            {"name": "rows", "origin": {"kind": "files", "paths": ["rows.jsonl"]},
+             "license": "MIT", "skill": "s"}
+        ]
+    },
+    "sft": {"max_length": 64, "sequences_per_step": 8, "max_steps": 2},
+}  # fmt: skip
+
+
+TRAINING = {"max_length": 64, "pairs_per_step": 8, "max_steps": 2}
+PREFER = LOOK | {
+    "name": "prefer",
+    "pair": {
+        "sources": [
+            {"name": "mine", "origin": {"kind": "files", "paths": ["prefs.json"]},
+             "license": "MIT", "skill": "s"}
+        ]
+    },
+    "dpo": TRAINING,
+    "reward_model": TRAINING,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(caravan, tmp_path: Path):
+    """Runs a recipe beside a tiny model, rows and pairs; gives what `show` says of it."""
+    prepare_torch(cpus=1, seed=3)
+    tokenizer = train_tokenizer(TEXTS, vocab_size=SHAPE.vocab_size, model_max_length=POSITIONS)
+    shape = SHAPE.derive(max_position_embeddings=POSITIONS)
+    save_model(new_llama(shape, tokenizer), tokenizer, tmp_path / "model")
+    rows = [{"messages": [m.model_dump() for m in c.messages]} for c in conversations()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        {"prompt": p.prompt[-1].content, "chosen": p.chosen, "rejected": p.rejected}
+        for p in pairs()
+    ]
+    (tmp_path / "prefs.json").write_text(json.dumps(own))
+
+    def run(recipe: dict[str, Any]) -> dict[str, Any]:
+        path = tmp_path / f"{recipe['name']}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        caravan("run", str(path), "--dry-run")
+        caravan("run", str(path))
+        return caravan.show()
+
+    return run
+
+
+def scored(shown: dict[str, Any]) -> list[str]:
+    return sorted({score["stage"] for score in shown["scores"] if score["task"] == "lists"})
+
+
+def test_a_model_is_evaluated_and_then_tuned_on_pairs_of_a_file(run, caravan):
+    shown = run(LOOK)
+    assert [stage["name"] for stage in shown["stages"]] == ["base", "evaluate-base", "report"]
+    assert scored(shown) == ["base"]
+    (page,) = caravan.directory.glob(".caravan/runs/look-*/report/report.html")
+    assert "lists" in page.read_text()
+
+    shown = run(PREFER)
+    stages = {stage["name"]: stage for stage in shown["stages"]}
+    assert set(stages) == {
+        "base", "pair", "reference", "dpo", "reward-model", "evaluate-base", "evaluate-dpo",
+        "report",
+    }  # fmt: skip
+    assert stages["base"]["reused"]
+    assert stages["evaluate-base"]["reused"]
+    assert stages["pair"]["metrics"]["pairs/mine"] == 20
+    assert scored(shown) == ["base", "dpo"]
+    card = caravan("model", "card", "latest:dpo/model").stdout
+    assert "base → dpo" in card
+    assert "20 preference pairs" in card
+    assert caravan("model", "export", "latest:dpo/model", "out").returncode == 0
+
+
+def test_a_recipe_may_train_and_evaluate_nothing(run, caravan):
+    shown = run(TEACH)
+    assert [stage["name"] for stage in shown["stages"] if stage["state"] != "succeeded"] == []
+    assert {stage["name"] for stage in shown["stages"]} == {
+        "base", "curate", "decontaminate", "mix", "sft",
+    }  # fmt: skip
+    assert caravan("model", "export", "latest:sft/model", "out").returncode == 0
