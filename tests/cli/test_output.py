@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,15 @@ def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, m
     assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
     (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
     assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
+
+
+@pytest.mark.parametrize("group", [(), ("recipe",), ("artifact",), ("model",), ("data",)])
+def test_help_cuts_no_command_off(command, group):
+    assert "..." not in command(*group, "--help").partition("Commands:")[2]
+
+
+def test_the_version_names_the_commit_of_a_checkout(command):
+    assert re.fullmatch(r"caravan \d+\.\d+\.\d+(\+[0-9a-f]+(-dirty)?)?\n", command("--version"))
 
 
 def test_names_of_metrics_go_on_in_the_next_line(capsys):
