@@ -88,8 +88,9 @@ def test_show_has_the_last_numbers_of_a_stage_that_trains(registry, settings, mi
     registry.heartbeat(stage.id, (2, 18))
     for step, loss in ((1, 3.0), (2, 2.5)):
         registry.log_metrics(stage.id, step, {"loss": loss, "grad_norm": 1.0})
+    registry.log_metrics(stage.id, 1, {"validation/loss": 3.25})
 
-    assert "sft: step 2 of 18  loss 2.5" in command("show", run_id)
+    assert "sft: step 2 of 18  loss 2.5  held-out loss 3.25" in command("show", run_id)
     (shown,) = json.loads(command("show", run_id, "--json"))["stages"]
     assert shown["metrics"] == {"loss": 2.5, "grad_norm": 1.0}
     assert (shown["done"], shown["total"]) == (2, 18)
