@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,8 +88,9 @@ def test_show_has_the_last_numbers_of_a_stage_that_trains(registry, settings, mi
     registry.heartbeat(stage.id, (2, 18))
     for step, loss in ((1, 3.0), (2, 2.5)):
         registry.log_metrics(stage.id, step, {"loss": loss, "grad_norm": 1.0})
+    registry.log_metrics(stage.id, 1, {"validation/loss": 3.25})
 
-    assert "sft: step 2 of 18  loss 2.5" in command("show", run_id)
+    assert "sft: step 2 of 18  loss 2.5  held-out loss 3.25" in command("show", run_id)
     (shown,) = json.loads(command("show", run_id, "--json"))["stages"]
     assert shown["metrics"] == {"loss": 2.5, "grad_norm": 1.0}
     assert (shown["done"], shown["total"]) == (2, 18)
@@ -153,6 +155,15 @@ def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, m
     assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
     (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
     assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
+
+
+@pytest.mark.parametrize("group", [(), ("recipe",), ("artifact",), ("model",), ("data",)])
+def test_help_cuts_no_command_off(command, group):
+    assert "..." not in command(*group, "--help").partition("Commands:")[2]
+
+
+def test_the_version_names_the_commit_of_a_checkout(command):
+    assert re.fullmatch(r"caravan \d+\.\d+\.\d+(\+[0-9a-f]+(-dirty)?)?\n", command("--version"))
 
 
 def test_names_of_metrics_go_on_in_the_next_line(capsys):

@@ -32,14 +32,41 @@ app.add_typer(registry, name="registry")
 app.add_typer(metrics, name="metrics")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from caravan.version import caravan_version
+
+        print(f"caravan {caravan_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 class Backend(StrEnum):
     kubeflow = "kubeflow"
     local = "local"
 
 
-Changes = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a field.")]
+Changes = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=VALUE",
+        help="Change a field; may be given more than once. Values are YAML: "
+        "--set dpo.beta=2 --set 'rlvr.skills=[math, chat]'; an item of a list is named: "
+        "--set evaluate.tasks.math.limit=100",
+    ),
+]  # fmt: skip
 Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
-Tags = Annotated[list[str], typer.Option(help="Tag the run.")]
+Tags = Annotated[
+    list[str], typer.Option(metavar="TAG", help="Tag the run: --tag nightly --tag beta-2")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 
@@ -320,6 +347,19 @@ def doctor(
     from caravan_pipelines.cli import doctor as command
 
     command.doctor(as_json=json)
+
+
+def _list_whole(group: typer.Typer) -> None:
+    """Let lists of commands show what each does in full: its example would be cut off."""
+    for command in group.registered_commands:
+        said = command.callback and command.callback.__doc__
+        command.short_help = said.partition("\n\n")[0] if said else None
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _list_whole(inner.typer_instance)
+
+
+_list_whole(app)
 
 
 def main() -> None:

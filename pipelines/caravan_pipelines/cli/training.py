@@ -21,6 +21,8 @@ NUMBERS = {
     "objective/kl": "KL {:.3g}",
 }
 """Metrics that say how training goes, by name, in the order in which they are shown."""
+HELD_OUT = "validation/loss"
+"""Measured now and then: its last value may be of an earlier step."""
 SPEED = "perf/tokens_per_second"
 RECENT_STEPS = 20
 """Steps whose mean is the speed."""
@@ -35,6 +37,8 @@ def training(stage: StageRunRow, registry: Registry) -> str:
     last = {point.name: point.value for point in points if point.step == step}
     words = [f"step {step:,} of {total:,}" if total else f"step {step:,}"]
     words += [text.format(last[name]) for name, text in NUMBERS.items() if name in last]
+    if held_out := registry.metrics(stage.id, names=(HELD_OUT,), last_steps=1):
+        words.append(f"held-out loss {held_out[-1].value:.4g}")
     if speeds := [point.value for point in points if point.name == SPEED]:
         words.append(f"{fmean(speeds):,.0f} tokens/s")
     if stage.attempt > 1 and stage.started_at and not stage.reused_from:
