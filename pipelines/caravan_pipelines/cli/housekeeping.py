@@ -31,7 +31,7 @@ def delete(names: list[str], *, sure: bool) -> None:
         runs = list({run.id: run for run in map(registry.get_run, names)}.values())
         freed = freed_bytes(registry, (run.id for run in runs))
         if not sure:
-            print_table(Console(), runs_table(runs))
+            print_table(Console(), runs_table(runs, registry.scores(*(run.id for run in runs))))
             print(f"{size(freed)} of artifacts are of no other run.")
             typer.confirm("Delete, for good?", abort=True)
         directories = [run_dir(settings, run.id) for run in runs]
