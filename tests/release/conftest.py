@@ -25,7 +25,7 @@ from caravan_command import MINI, command_here
 TEXTS = [f"The camel carries {i} bags of salt to the town of Orsa." for i in range(40)]
 SHAPE = PretrainedBase(
     vocab_size=320, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=2, max_position_embeddings=64,
+    num_attention_heads=2, max_position_embeddings=128,
 )  # fmt: skip
 SCORE = Score("math", "accuracy", 0.645, 0.612, 0.678, 1500)
 

@@ -153,7 +153,7 @@ def sweep(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Digest of a model; with --stop, a server.")],
+    model: Annotated[str, typer.Argument(help="Digest or RUN:STAGE/model; with --stop, a server.")],
     args: Annotated[
         list[str] | None, typer.Argument(help="Arguments for vLLM, after `--`.", show_default=False)
     ] = None,
@@ -172,7 +172,7 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects only.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the server called MODEL.")] = False,
 ) -> None:
-    """Serve a model of the store on the cluster, OpenAI-compatible: caravan serve 3f2a9c"""
+    """Serve a model on the cluster, OpenAI-compatible: caravan serve latest:dpo/model"""
     from caravan.recipe import Resources
     from caravan_pipelines.cli import serve as command
 
@@ -184,6 +184,25 @@ def serve(
         replicas=replicas, max_replicas=max_replicas, api_key_secret=api_key_secret,
         max_model_len=max_tokens, args=tuple(args or ()), dry_run=dry_run,
     )  # fmt: skip
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Digest, RUN:STAGE/model, or a directory.")],
+    prompt: Annotated[
+        str, typer.Option(help="Reply to this and end; or to what is piped in.")
+    ] = "",
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply.")] = 512,
+    seed: Annotated[int, typer.Option(help="Same seed, same replies.")] = 0,
+) -> None:
+    """Talk with a model on this machine: caravan chat latest:dpo/model"""
+    from caravan_pipelines.cli import chat as command
+
+    command.chat(
+        model, prompt, system=system, temperature=temperature, max_tokens=max_tokens, seed=seed
+    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caravan.errors import CaravanError
-from caravan.registry import Registry, open_registry
+from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.release.export import Dtype, card_of, export_model, template_of
 from caravan.release.facts import model_facts
 from caravan.settings import load_settings
@@ -103,6 +103,31 @@ def _merge_to_artifact(names: list[str], weights: list[float], registry: Registr
     node = f"merge-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
     outputs = execute(node, "merge", MergeConfig(weights=tuple(weights)), inputs, run_id, settings)
     print(f"{run_id}:{node}/model {outputs['model']}")
+
+
+def model_path(reference: str) -> Path:
+    """Where the model of a reference lies, or the directory of that name.
+
+    Raises:
+        CaravanError: there is neither, or it is no model.
+    """
+    if Path(reference).is_dir():
+        return Path(reference)
+    settings = load_settings()
+    with open_registry(settings) as registry:
+        digest = find_model(reference, registry).digest
+    return open_store(settings.resolved_store_url, settings).fetch(digest)
+
+
+def find_model(reference: str, registry: Registry) -> ArtifactRow:
+    """
+    Raises:
+        CaravanError: there is no such artifact, or it is no model.
+    """
+    artifact = find(reference, registry)
+    if artifact.kind != "model":
+        raise CaravanError(f"artifact {artifact.digest[:12]} is a {artifact.kind}, not a model")
+    return artifact
 
 
 def run_of(reference: str, registry: Registry) -> str:

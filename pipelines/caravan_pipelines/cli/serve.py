@@ -13,6 +13,7 @@ from caravan.errors import CaravanError
 from caravan.recipe import Resources
 from caravan.registry import open_registry
 from caravan.settings import load_settings
+from caravan_pipelines.cli.models import find_model
 
 GIB = 2**30
 
@@ -31,9 +32,7 @@ def serve(
 ) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
-        artifact = registry.artifact(model)
-    if artifact.kind != "model":
-        raise CaravanError(f"artifact {artifact.digest[:12]} is a {artifact.kind}, not a model")
+        artifact = find_model(model, registry)
     profile = load_profile(settings)
     server = Server(
         name=check_name(name or f"model-{artifact.digest[:12]}"),
@@ -50,7 +49,13 @@ def serve(
     if dry_run:
         print(yaml.safe_dump_all(objects, sort_keys=False), end="")
         return
-    apply(_api(), objects)
+    apply(
+        _api(
+            f"; on this machine: caravan chat {model}, "
+            f"or caravan model export {model} DIRECTORY && vllm serve DIRECTORY"
+        ),
+        objects,
+    )
     print(
         f"{server.name} serves {artifact.digest[:12]} at {server.base_url(profile.namespace)}\n"
         f"stop it with: caravan serve --stop {server.name}"
@@ -75,8 +80,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def _api() -> object:
+def _api(instead: str = "") -> object:
     api = kubernetes_api()
     if api is None:
-        raise CaravanError("no cluster: KUBECONFIG names none, and this is no pod of one")
+        raise CaravanError(f"no cluster: KUBECONFIG names none, and this is no pod of one{instead}")
     return api

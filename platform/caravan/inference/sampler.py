@@ -64,6 +64,7 @@ def generate_tokens(
     uniforms: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
 ) -> list[list[TokenSequence]]:
     """`n` continuations of each prompt, in the order of the prompts.
 
@@ -75,6 +76,7 @@ def generate_tokens(
         batch_size: Rows decoded at once, None for all; fewer where a GPU has no room for their keys
             and values. Prompts of similar length share a batch.
         progress: Called with continuations done and in all, after each batch.
+        on_tokens: Called with the next token of each row that has not ended, as it is drawn.
 
     Raises:
         ValueError: a prompt is empty, or fills the model. One that leaves room for less than
@@ -108,6 +110,7 @@ def generate_tokens(
                 top_p=top_p,
                 ends=ends,
                 pad_token_id=pad_token_id,
+                on_tokens=on_tokens,
             )
             for k, i in enumerate(batch):
                 results[i] = rows[k * n : (k + 1) * n]
@@ -348,6 +351,7 @@ def _decode(
     top_p: float,
     ends: Tensor,
     pad_token_id: int,
+    on_tokens: Callable[[list[int]], None] | None,
 ) -> list[TokenSequence]:
     """The rows of one batch, `n` in a row for each prompt; `uniforms` is [max_new_tokens, R]."""
     context = _Context(model, prompts, pad_token_id)
@@ -368,6 +372,8 @@ def _decode(
         drawn, drawn_logprobs = _draw(logits, uniforms[step, rows], temperature, top_p)
         tokens[step, rows] = drawn
         logprobs[step, rows] = drawn_logprobs
+        if on_tokens is not None:
+            on_tokens(drawn[~ended[rows]].tolist())
         newly = torch.isin(drawn, ends) & ~ended[rows]
         lengths[rows[newly]] = step + 1
         stopped[rows[newly]] = True

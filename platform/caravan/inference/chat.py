@@ -1,0 +1,124 @@
+"""A conversation with a model in memory, whose replies are told while they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from caravan.data.records import Message
+from caravan.data.template import chat_template, encode_prompt
+from caravan.errors import DataError
+from caravan.inference.engine import EngineError
+from caravan.inference.sampler import TokenSequence, generate_tokens
+from caravan.inference.transformers_engine import TransformersEngine, decode_reply
+from caravan.recipe import Sampling
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What a character decodes to of which not all tokens are there."""
+
+
+@dataclass
+class Chat:
+    engine: TransformersEngine
+    sampling: Sampling
+    seed: int = 0
+    system: str = ""
+    history: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.engine.tokenizer.chat_template is None:
+            raise DataError("the model has no chat template, so nothing can talk to it")
+        self._generator = torch.Generator(self.engine.model.device).manual_seed(self.seed)
+
+    @classmethod
+    def open(cls, model: Path, sampling: Sampling, *, seed: int = 0, system: str = "") -> Chat:
+        return cls(TransformersEngine.from_pretrained(model), sampling, seed, system)
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget what was said; with `system`, under another system message."""
+        self.history.clear()
+        self.system = self.system if system is None else system
+
+    def say(self, text: str, write: Callable[[str], None]) -> bool:
+        """Let the model reply, piece by piece to `write`. A reply that is interrupted
+        (KeyboardInterrupt) ends where it is.
+
+        Returns:
+            Whether the reply came to its end.
+
+        Raises:
+            EngineError: the conversation fills the model; it stays as it was.
+        """
+        asked = [*self.history, Message(role="user", content=text)]
+        prompt = self._encoded(asked)
+        model, tokenizer = self.engine.model, self.engine.tokenizer
+        room = getattr(model.config, "max_position_embeddings", None)
+        if room is not None and len(prompt) >= room:
+            raise EngineError(
+                f"the conversation has {len(prompt)} tokens, and prompt and reply together have "
+                f"room for {room}; begin a new one, or say less"
+            )
+        reply = _Reply(tokenizer, write)
+        ends = _end_tokens(self.engine)
+        try:
+            ((made,),) = generate_tokens(
+                model,
+                [prompt],
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                max_new_tokens=self.sampling.max_completion_length,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                generator=self._generator,
+                on_tokens=reply.add,
+            )
+        except KeyboardInterrupt:
+            made = TokenSequence(tuple(reply.token_ids), (), "length")
+        reply.finish()
+        self.history = [*asked, Message(role="assistant", content=reply.text)]
+        return made.finish_reason == "stop"
+
+    def _encoded(self, messages: Sequence[Message]) -> list[int]:
+        if self.system:
+            messages = [Message(role="system", content=self.system), *messages]
+        tokenizer = self.engine.tokenizer
+        if tokenizer.chat_template == chat_template(tokenizer):
+            return encode_prompt(tokenizer, messages)
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        encoded = tokenizer.apply_chat_template(plain, add_generation_prompt=True)
+        return list(encoded["input_ids"])
+
+
+@dataclass
+class _Reply:
+    tokenizer: PreTrainedTokenizerBase
+    write: Callable[[str], None]
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    """What has been written."""
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        self.token_ids += token_ids
+        text = decode_reply(self.tokenizer, self.token_ids)
+        if not text.endswith(UNFINISHED):
+            self._write(text)
+
+    def finish(self) -> None:
+        self._write(decode_reply(self.tokenizer, self.token_ids))
+
+    def _write(self, text: str) -> None:
+        piece, self.text = text[len(self.text) :], text
+        if piece:
+            self.write(piece)
+
+
+def _end_tokens(engine: TransformersEngine) -> list[int]:
+    """The tokenizer's, and those that a model of another origin ends its turns with."""
+    named = getattr(engine.model.generation_config, "eos_token_id", None)
+    others = named if isinstance(named, list) else [named]
+    own = engine.tokenizer.eos_token_id
+    return list(dict.fromkeys(t for t in (own, *others) if t is not None))
