@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.text import Text
@@ -172,9 +173,20 @@ def _store(settings: Settings) -> str:
 
 
 def _has_key(engine: OpenAIEngineConfig) -> str:
-    if not os.environ.get(engine.api_key_env):
-        raise RecipeError(f"the environment variable {engine.api_key_env} is not set")
-    return f"{engine.model} at {engine.base_url}, key in {engine.api_key_env}"
+    """An endpoint without a key is asked without one: only a key that is known to be needed is
+    missed."""
+    variable = engine.api_key_env
+    where = f"{engine.model} at {engine.base_url}"
+    if os.environ.get(variable):
+        return f"{where}, key in {variable}"
+    if urlsplit(engine.base_url).hostname == "api.openai.com":
+        raise RecipeError(f"the environment variable {variable} is not set, and it asks for a key")
+    if "api_key_env" in engine.model_fields_set:
+        raise RecipeError(
+            f"the environment variable {variable}, which the recipe names, is not set; set it, or "
+            "leave api_key_env out where the endpoint needs no key"
+        )
+    return f"{where}, without a key: {variable} is not set"
 
 
 def _has_vllm() -> str:
@@ -369,7 +381,9 @@ def _two_steps(
     from caravan.training.dry_run import two_steps
 
     steps = two_steps(kind, config, rows=rows or None)  # type: ignore[arg-type]
-    return "losses " + ", ".join(f"{step.values['loss']:.3f}" for step in steps)
+    losses = ", ".join(f"{step.values['loss']:.3f}" for step in steps)
+    what = "rows and settings train" if rows else "the settings train"
+    return f"{what} a small random model, which says nothing of yours: losses {losses}"
 
 
 def _tokenizer(recipe: Recipe, recipe_dir: Path, texts: Iterable[str]) -> Any:

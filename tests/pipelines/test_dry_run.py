@@ -282,3 +282,32 @@ def test_rlvr_without_a_verifiable_prompt_of_its_skills_is_found(
     output, content = check(found, tmp_path)
     assert content, output
     assert "ok      rlvr: 3 prompts with a verifier\n" in output
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ({"base_url": "http://localhost:8000/v1"}, "ok      engine e: m at http://localhost:8000"),
+        ({"base_url": "https://api.openai.com/v1"}, "failed  engine e: the environment variable"),
+        (
+            {"base_url": "http://localhost:8000/v1", "api_key_env": "THEIR_KEY"},
+            "THEIR_KEY, which the recipe names, is not set; set it, or leave api_key_env out",
+        ),
+    ],
+)
+def test_only_a_key_that_is_needed_is_missed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    endpoint: dict[str, str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    engines = {"e": {"kind": "openai", "model": "m", **endpoint}}
+    output, content = check(recipe(tmp_path, engines=engines), tmp_path)
+    assert said in output
+    assert content == said.startswith("ok")
+
+
+def test_the_steps_of_a_dry_run_are_said_not_to_be_those_of_the_model(
+    model: Path, tmp_path: Path
+) -> None:
+    output, _ = check(recipe(tmp_path), tmp_path)
+    assert "two steps of sft: rows and settings train a small random model, which says" in output
