@@ -21,7 +21,14 @@ from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import doubts
 from caravan.recipe.problems import Problem, misread_booleans, problems_of
-from caravan.recipe.yaml import Document, apply_override, parse_document, read_document
+from caravan.recipe.verifiers import unfit
+from caravan.recipe.yaml import (
+    Document,
+    apply_override,
+    dotted,
+    parse_document,
+    read_document,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is not a valid recipe; the message names file, line, field and value.
     """
-    recipe = _validated(read_document(Path(path)), overrides)
+    recipe = _validated(read_document(Path(path)), overrides, code_in=Path(path).parent)
     for doubt in doubts(recipe):
         logger.warning("%s: %s", path, doubt)
     return recipe
@@ -65,16 +72,23 @@ def recipe_from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     return _validated(Document(dict(data)), overrides)
 
 
-def _validated(document: Document, overrides: Sequence[str]) -> Recipe:
+def _validated(document: Document, overrides: Sequence[str], code_in: Path | None = None) -> Recipe:
+    """Args:
+    code_in: Where verifiers of one's own are looked for; None does not look for them.
+    """
     for override in overrides:
         document = apply_override(document, override)
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         raise InvalidRecipeError(problems_of(error, document)) from error
-    misread = list(misread_booleans(document.data, recipe, document))
-    if misread:
-        raise InvalidRecipeError(misread)
+    found = list(misread_booleans(document.data, recipe, document))
+    if code_in is not None:
+        for name, told in unfit(recipe.verifiers, code_in):
+            path = ("verifiers", name)
+            found.append(Problem(document.place(path), dotted(path), told))
+    if found:
+        raise InvalidRecipeError(found)
     return recipe
 
 

@@ -23,6 +23,7 @@ from caravan.recipe.preferences import (
 from caravan.recipe.rlvr import RLVRConfig
 from caravan.recipe.sources import CurateConfig, Source
 from caravan.recipe.training import DPOConfig, RewardModelConfig, SFTConfig
+from caravan.recipe.verifiers import VerifierFunction
 
 
 class Recipe(Config):
@@ -34,6 +35,10 @@ class Recipe(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
     base_model: BaseModelConfig
     engines: dict[Name, EngineConfig] = {}  # noqa: RUF012
+    verifiers: dict[Name, VerifierFunction] = {}  # noqa: RUF012
+    """Verifiers of your own: `polite: polite.py:is_polite` names the file, relative to the recipe's
+    directory, and its function `(completion, ground_truth)`, which is `verify` where none is named.
+    The run executes that file."""
     curate: CurateConfig | None = None
     synthesize: SynthesizeConfig | None = None
     decontaminate: DecontaminateConfig = DecontaminateConfig()
