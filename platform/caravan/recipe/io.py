@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +158,7 @@ def json_schema() -> dict[str, Any]:
     """
     whole = Recipe.model_json_schema(ref_template="#/$defs/{model}")
     definitions = whole.pop("$defs")
+    _add_names(definitions)
     changes = _without_required({**whole, "title": "Changes to a recipe"})
     changes["properties"] = {
         "extends": {"type": "string", "description": "The recipe file that this one changes."},
@@ -171,6 +172,26 @@ def json_schema() -> dict[str, Any]:
         "else": whole,
         "$defs": definitions | partial,
     }
+
+
+def _add_names(definitions: dict[str, Any]) -> None:
+    """Give the fields that name something of this project what there is to name, as examples: a
+    name that is not here may be one of the recipe's own, or of a task that can only be planned."""
+    from caravan.evals.tasks import TASKS
+    from caravan.pocket.sources import GENERATORS
+    from caravan.pocket.teacher import PROGRAMS
+    from caravan.verifiers import VERIFIERS
+
+    named: tuple[tuple[str, str, Iterable[str]], ...] = (
+        ("EvalTask", "task", TASKS),
+        ("EvalTask", "verifier", VERIFIERS),
+        ("Source", "verifier", VERIFIERS),
+        ("SynthesisTask", "verifier", VERIFIERS),
+        ("GeneratedSource", "generator", GENERATORS),
+        ("ProgramEngineConfig", "program", PROGRAMS),
+    )
+    for owner, field, names in named:
+        definitions[owner]["properties"][field]["examples"] = list(names)
 
 
 _CHANGES = "-changes"
