@@ -370,7 +370,7 @@ def test_a_task_that_there_is_not_is_told_when_the_recipe_is_read_and_refused_to
     from caravan_pipelines.launch.local import create_run
 
     path = tmp_path / "r.yaml"
-    path.write_text(SMALL.replace("task: gsm8k", "task: gsm9k"))
+    path.write_text(SMALL.replace("task: gsm8k", "task: gsm9k, verifier: math"))
     said = "evaluate.tasks[0].task: there is no evaluation task 'gsm9k'; did you mean 'gsm8k'?"
     recipe = load_recipe(path)
 

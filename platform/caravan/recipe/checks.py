@@ -166,6 +166,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
     """Names of what this project brings: a run would meet them after hours of other work."""
     # These know recipes, so a recipe can know them only when it is checked. None is heavy.
     from caravan.data.formats import VERIFIER_NAMES
+    from caravan.evals.tasks import TASKS
     from caravan.pocket.sources import GENERATORS
     from caravan.pocket.teacher import PROGRAMS
     from caravan.recipe.evaluation import VERIFY
@@ -193,7 +194,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
         path = f"evaluate.tasks[{i}].verifier"
         if asked.verifier is not None:
             used.append((path, "verifier", asked.verifier, verifiers))
-            if asked.task != VERIFY:
+            if asked.task != VERIFY and asked.task in TASKS:  # of another, its name is the matter
                 yield (
                     f"{path}: task {asked.task!r} has its own way to score; leave the verifier "
                     f"out, or take `task: {VERIFY}` for questions of your own"
