@@ -13,6 +13,7 @@ from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import ABSENT, Difference, InvalidRecipeError, diff, parse_recipe
 from caravan.recipe.problems import Problem
+from caravan_pipelines.actions import refuse_code
 from caravan_pipelines.graph import Node
 
 FILE = "line"
@@ -26,7 +27,8 @@ class Draft:
     recipe: Recipe | None
     problems: tuple[Problem, ...] = ()
     unfit_tasks: str = ""
-    """Why a valid recipe can be planned and not run: tasks that are not here, or lack something."""
+    """Why a valid recipe can be planned and not launched: tasks that are not here, or lack
+    something, or code of its own."""
 
 
 def shipped(directory: Path) -> dict[str, Path]:
@@ -49,6 +51,7 @@ def check(text: str, directory: Path) -> Draft:
             return Draft(None, (Problem(place, "", message),))
         return Draft(None, (Problem("", "", str(error)),))
     try:
+        refuse_code(recipe)
         check_tasks(recipe)
     except RecipeError as error:
         return Draft(recipe, unfit_tasks=str(error))

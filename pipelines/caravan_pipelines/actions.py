@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from caravan.access import Role, User, require, require_own
+from caravan.errors import RecipeError
 from caravan.operations.costs import PROJECT_TAG
 from caravan.recipe import Recipe
 from caravan.registry import Registry
@@ -23,11 +24,28 @@ def launch(user: User, recipe: Recipe, settings: Settings, *, recipe_dir: Path) 
 
     Raises:
         AccessError: the user is no launcher.
+        RecipeError: the recipe names code of its own.
         CaravanError: the run cannot be started here.
     """
     require(user, Role.LAUNCHER, "launch a run")
+    refuse_code(recipe)
     owned = settings.model_copy(update={"owner": user.name})
     return backend.launch(recipe, owned, recipe_dir=recipe_dir)
+
+
+def refuse_code(recipe: Recipe) -> None:
+    """Refuse a recipe with verifiers of its own: its stages run that code with their credentials,
+    which a launcher need not hold.
+
+    Raises:
+        RecipeError: it has some.
+    """
+    if recipe.verifiers:
+        raise RecipeError(
+            f"verifiers: {', '.join(recipe.verifiers)} would run code of the recipe's own, which "
+            "is not taken from here; start it with `caravan run` or `caravan launch`, beside the "
+            "files"
+        )
 
 
 def resume(user: User, run_id: str, registry: Registry, settings: Settings) -> None:

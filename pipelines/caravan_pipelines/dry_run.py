@@ -104,6 +104,8 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
             yield f"engine {name}", lambda engine=engine: _has_key(engine)  # type: ignore[misc]
         if isinstance(engine, VLLMEngineConfig):
             yield f"engine {name}", _has_vllm
+    if recipe.verifiers:
+        yield "verifiers", lambda: _verifiers(recipe, recipe_dir)
     if recipe.sources or recipe.pair_sources:
         yield "licences", lambda: _licences(recipe)
     if recipe.curate:
@@ -195,6 +197,13 @@ def _has_vllm() -> str:
     return "vllm is installed"
 
 
+def _verifiers(recipe: Recipe, recipe_dir: Path) -> str:
+    from caravan.verifiers import own_verifiers
+
+    with own_verifiers(recipe.verifiers, recipe_dir) as started:
+        return f"{', '.join(started)} can be imported"
+
+
 def _trained(recipe: Recipe) -> dict[str, TrainingConfig]:
     """The stages that train the base model or one made from it, in their order."""
     names = ("sft", "dpo", "reward_model", "rlvr")
@@ -230,7 +239,7 @@ def _source(
 
     card = SourceCard(source)
     on_hub = isinstance(source.origin, HubSource)
-    rows = load(source, recipe.seed, recipe_dir, unread=card.unread)
+    rows = load(source, recipe.seed, recipe_dir, recipe.verifiers, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
         if row.verifier is not None and row.ground_truth is not None:

@@ -13,12 +13,14 @@ from caravan.errors import RecipeError
 from caravan.evals.models import EVALUATE, MODELS
 from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
+    CurateStageConfig,
     DecontaminateStageConfig,
     EvaluateStageConfig,
     JudgeStageConfig,
     ReadPairsStageConfig,
     ReferenceStageConfig,
     RespondStageConfig,
+    RLVRStageConfig,
     SynthesizeStageConfig,
 )
 
@@ -59,14 +61,16 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     if recipe.reward_model:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
     if recipe.rlvr:
-        nodes.append(Node("rlvr", "rlvr", recipe.rlvr))
+        rewarding = RLVRStageConfig(**recipe.rlvr.model_dump(), verifiers=recipe.verifiers)
+        nodes.append(Node("rlvr", "rlvr", rewarding))
     return (*nodes, *_evaluation_nodes(recipe))
 
 
 def _data_nodes(recipe: Recipe) -> list[Node]:
     if not recipe.curate or not recipe.reads_rows:
         return []
-    nodes = [Node("curate", "curate", recipe.curate)]
+    curate = CurateStageConfig(**recipe.curate.model_dump(), own_verifiers=tuple(recipe.verifiers))
+    nodes = [Node("curate", "curate", curate)]
     if recipe.synthesize:
         engines = [t.prompt_engine for t in recipe.synthesize.tasks]
         engines += [t.response_engine for t in recipe.synthesize.tasks]
@@ -121,7 +125,11 @@ def _evaluation_nodes(recipe: Recipe) -> list[Node]:
     classifier = _engine(recipe, safety.engine) if safety else None
     for i, name in enumerate(evaluations(recipe)):
         suite = recipe.evaluate.shard(i % recipe.evaluate.shards)
-        asking = EvaluateStageConfig(evaluate=suite, engine=engine, safety_engine=classifier)
+        own = {t.verifier: recipe.verifiers[t.verifier] for t in suite.tasks
+               if t.verifier in recipe.verifiers}  # fmt: skip
+        asking = EvaluateStageConfig(
+            evaluate=suite, engine=engine, safety_engine=classifier, verifiers=own
+        )
         nodes.append(Node(name, "evaluate", asking))
     return [*nodes, Node("report", "report", recipe.report)]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from inspect import cleandoc
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 LARGEST = 2**63
 """Whole numbers of databases are below it."""
@@ -25,6 +28,30 @@ class Config(BaseModel):
         if isinstance(value, int) and abs(value) >= LARGEST:
             raise ValueError("a number as large as this cannot be stored; give a smaller one")
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        described = handler(schema)
+        properties = handler.resolve_ref_schema(described).get("properties", {})
+        for name, shown in properties.items():
+            if "description" not in shown and (text := cls._describe(name)):
+                shown["description"] = text
+        return described
+
+    @classmethod
+    def _describe(cls, name: str) -> str:
+        """What a field without a docstring is: as in the parent whose default it changes, or as the
+        section that it holds says."""
+        for parent in cls.__mro__:
+            known = parent.model_fields.get(name) if issubclass(parent, BaseModel) else None
+            if known is not None and known.description:
+                return known.description
+        annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
+        alternatives = (annotation, *get_args(annotation))
+        held = [t for t in alternatives if isinstance(t, type) and issubclass(t, Config)]
+        return cleandoc(held[0].__doc__ or "") if len(held) == 1 else ""
 
     def derive(self, **changes: object) -> Self:
         """A validated copy with `changes` (`model_copy` would not validate them)."""

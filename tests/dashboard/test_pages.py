@@ -409,6 +409,14 @@ def test_a_shipped_recipe_can_be_launched(open_page, nothing):
     assert not app.button[0].disabled
 
 
+def test_code_of_a_recipes_own_is_not_taken_from_the_page(open_page, nothing):
+    app = open_page("launch", recipe="pocket")
+    app.text_area[0].set_value(f"verifiers: {{polite: polite.py}}\n{app.text_area[0].value}").run()
+
+    assert "polite would run code of the recipe's own, which is not taken from here" in plain(app)
+    assert app.button[0].disabled
+
+
 def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
     app = open_page("launch", recipe="tulu3-8b")
     assert "The recipe is valid." in plain(app)

@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 
 from caravan.access import Role, User
-from caravan.errors import AccessError, SettingsError
+from caravan.errors import AccessError, RecipeError, SettingsError
 from caravan.identity import load_identity
 from caravan.recipe.io import parse_recipe
 from caravan.registry import State
@@ -179,6 +179,12 @@ def test_the_library_refuses_what_a_page_should_not_have_offered(home, run_ids, 
     ):
         with pytest.raises(AccessError):
             attempt()
+
+    code = parse_recipe(
+        f"verifiers: {{own: own.py}}\n{(RECIPES / 'pocket.yaml').read_text('utf-8')}"
+    )
+    with pytest.raises(RecipeError, match="own would run code of the recipe's own"):
+        actions.launch(User("cat", Role.ADMIN), code, settings, recipe_dir=home)
 
     assert registry.get_run(run_id).state is not State.CANCELLED
     assert registry.get_run(run_id).tags == ()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
+from caravan.stages.execute import stage_key
 from caravan_pipelines.graph import find_node, stage_graph
+from caravan_pipelines.launch.files import recipe_files
 from caravan_pipelines.pipeline import build_pipeline
 from parts import PARTS, part
 
@@ -59,6 +62,33 @@ def test_a_stage_sees_only_its_own_part_of_the_recipe():
     before = {node.name: node.config for node in stage_graph(recipe)}
     after = {node.name: node.config for node in stage_graph(changed)}
     assert [name for name in before if before[name] != after[name]] == ["rlvr"]
+
+
+def test_a_changed_verifier_of_ones_own_is_a_new_stage_where_it_decides(tmp_path):
+    (tmp_path / "own.py").write_text("def verify(completion, ground_truth): return True\n")
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "1?", "ground_truth": "1"}\n')
+    own = "{name: own, task: verify, path: qa.jsonl, verifier: kind}"
+    pocket = (RECIPES / "pocket.yaml").read_text()
+    changed = pocket.replace("  tasks:\n    - {name: math,", f"  shards: 2\n  tasks:\n    - {own}\n"
+                             "    - {name: math,")  # fmt: skip
+    (tmp_path / "r.yaml").write_text("verifiers: {kind: own.py}\n" + changed)
+    recipe = load_recipe(tmp_path / "r.yaml")
+
+    def keys():
+        modules = {n.stage: import_module(f"caravan.stages.{n.stage}") for n in stage_graph(recipe)}
+        return {
+            n.name: stage_key(modules[n.stage], n.config, {}, 1, recipe_dir=tmp_path)
+            for n in stage_graph(recipe)
+        }
+
+    before = keys()
+    (tmp_path / "own.py").write_text("def verify(completion, ground_truth): return False\n")
+    after = keys()
+    assert [name for name in before if before[name] != after[name]] == [
+        "rlvr", "evaluate-base-1", "evaluate-sft-1", "evaluate-dpo-1", "evaluate-rlvr-1"
+    ]  # fmt: skip
+    packed = {path.name for path in recipe_files(recipe, tmp_path)}
+    assert packed == {"own.py", "qa.jsonl"}
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])

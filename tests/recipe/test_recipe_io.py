@@ -300,6 +300,44 @@ def test_a_name_that_nothing_has_is_refused_before_anything_runs(old, new, messa
     assert message in refusal(SMALL.replace(old, new))
 
 
+def test_a_verifier_of_ones_own_is_named_like_those_that_are_here(tmp_path: Path) -> None:
+    own = "verifiers: {polite: 'own.py:is_polite', kind: own.py}\n"
+    asked = "{name: qa, task: verify, path: qa.jsonl, verifier: kind}"
+    text = own + SMALL.replace("skill: math", "skill: math\n      verifier: polite")
+    path = tmp_path / "r.yaml"
+    path.write_text(text.replace("{name: gsm8k, task: gsm8k}", asked))
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path)
+    assert str(refused.value).splitlines() == [
+        f"{path}:1: verifiers.{name}: cannot read {tmp_path / 'own.py'}: No such file or "
+        "directory; correct the path or the file"
+        for name in ("polite", "kind")
+    ]
+    (tmp_path / "own.py").write_text("def is_polite(completion, ground_truth): ...\n")
+    with pytest.raises(
+        RecipeError, match=r"verifiers\.kind: .*has no function 'verify', but is_po"
+    ):
+        load_recipe(path)
+    (tmp_path / "own.py").write_text("def is_polite(c, g): ...\ndef verify(c, g): ...\n")
+    assert load_recipe(path).curate.sources[0].verifier == "polite"
+
+
+@pytest.mark.parametrize(
+    ("verifiers", "message"),
+    [
+        ("{math: own.py}", "verifiers.math: Caravan brings a verifier of this name"),
+        ("{polite: own}", "verifiers.polite: expected a Python file, and where it is not 'verify' "
+         "its function: polite.py or polite.py:is_polite; got 'own'"),
+        ("{polite: 'own.py:is polite'}", "verifiers.polite: expected a Python file"),
+        ("{polite: own.py}\nsynthesize: {tasks: [{name: t, kind: math, skill: math, count: 1, "
+         "prompt_engine: teacher, response_engine: teacher, verifier: polite}]}",
+         "synthesize.tasks[0].verifier: there is no verifier 'polite'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_verifier_of_ones_own_is_refused(verifiers: str, message: str) -> None:
+    assert message in refusal(f"verifiers: {verifiers}\n{SMALL}")
+
+
 PRETRAINED = "{kind: pretrained, hidden_size: 64, num_attention_heads: 4, vocab_size: 258}"
 
 
@@ -332,7 +370,7 @@ def test_a_task_that_there_is_not_is_told_when_the_recipe_is_read_and_refused_to
     from caravan_pipelines.launch.local import create_run
 
     path = tmp_path / "r.yaml"
-    path.write_text(SMALL.replace("task: gsm8k", "task: gsm9k"))
+    path.write_text(SMALL.replace("task: gsm8k", "task: gsm9k, verifier: math"))
     said = "evaluate.tasks[0].task: there is no evaluation task 'gsm9k'; did you mean 'gsm8k'?"
     recipe = load_recipe(path)
 
@@ -536,6 +574,42 @@ def test_the_schema_says_no_to_what_the_recipe_refuses() -> None:
     assert not validator.is_valid({"name": "x"})
     assert validator.is_valid({"extends": "base.yaml", "name": "x", "sft": {"max_length": 9}})
     assert not validator.is_valid({"extends": "base.yaml", "sft": {"max_lenth": 9}})
+
+
+FIRST = (
+    "ImportedBase", "CurateConfig", "Source", "FileSource", "HubSource", "MixConfig", "SFTConfig",
+    "DPOConfig", "RewardModelConfig", "RLVRConfig", "GRPOConfig", "PPOConfig", "EvaluateConfig",
+    "EvalTask", "Sampling", "Resources",
+)  # fmt: skip
+
+
+def test_every_field_of_a_first_recipe_is_described_in_the_schema() -> None:
+    definitions = json_schema()["$defs"]
+    bare = [
+        f"{name}.{field}"
+        for name in FIRST
+        for field, shown in definitions[name]["properties"].items()
+        if field != "kind" and not shown.get("description")
+    ]
+    assert not bare
+
+
+def test_a_field_with_another_default_is_described_as_in_its_parent() -> None:
+    definitions = json_schema()["$defs"]
+    described = {
+        definitions[name]["properties"]["learning_rate"]["description"]
+        for name in ("SFTConfig", "DPOConfig", "RewardModelConfig", "RLVRConfig")
+    }
+    assert described == {"Of AdamW, at its highest."}
+    assert definitions["SFTConfig"]["properties"]["learning_rate"]["default"] == 5e-6
+
+
+def test_the_schema_has_the_names_that_there_are() -> None:
+    definitions = json_schema()["$defs"]
+    task = definitions["EvalTask"]["properties"]
+    assert {"gsm8k", "verify", "pocket-math"} <= set(task["task"]["examples"])
+    assert {"gsm8k", "code"} <= set(task["verifier"]["examples"])
+    assert {"gsm8k", "code"} <= set(definitions["Source"]["properties"]["verifier"]["examples"])
 
 
 def test_every_documented_field_is_described_in_the_schema() -> None:

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from caravan.data.io import read_rows, write_rows
 from caravan.data.records import RolloutGroup
 from caravan.errors import CaravanError, DataError, StageError
-from caravan.recipe import GRPOConfig, PPOConfig, Resources, RLVRConfig, Sampling
+from caravan.recipe import GRPOConfig, PPOConfig, Resources, Sampling
 from caravan.stages import rlvr
+from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.so_far import FILE
 from caravan.training import models
 from caravan.training.optim import NonFiniteError
@@ -40,7 +41,7 @@ def config(algorithm=GRPO, **changes):
         "bf16": False,
         "resources": Resources(cpus=1),
     }
-    return RLVRConfig.model_validate(values | changes)
+    return RLVRStageConfig.model_validate(values | changes)
 
 
 @pytest.fixture
@@ -253,20 +254,79 @@ def test_a_verifier_that_always_fails_stops_the_run(inputs, context, monkeypatch
         rlvr.run(config(), inputs | {"dataset": tmp_path}, context("run"))
 
 
+SHARE_OF_VOWELS = """\
+def verify(completion, ground_truth):
+    if completion < "h":
+        raise ValueError("cannot tell")
+    return sum(letter in ground_truth for letter in completion) / len(completion)
+"""
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+def test_a_verifier_of_ones_own_rewards_by_its_score(inputs, context, tmp_path, algorithm, caplog):
+    there = context("run")
+    there.root.mkdir()
+    (there.root / "own.py").write_text(SHARE_OF_VOWELS)
+    rows = [row(i, verifier="share", ground_truth="aeiou") for i in range(20)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    settings = config(
+        algorithm,
+        max_steps=2,
+        verification_reward=10.0,
+        verifiers={"share": "own.py"},
+        resources=Resources(cpus=2),
+    )
+    rlvr.run(settings, inputs | {"dataset": tmp_path}, there)
+
+    failed, rewards = 0, set()
+    for group in read_rows(there.root / "out" / "rollouts", RolloutGroup):
+        for text, reward, outcome in zip(
+            group.completions, group.rewards, group.outcomes, strict=True
+        ):
+            if text < "h":
+                failed += 1
+                assert (reward, outcome) == (None, "failed")
+                assert f"verifier share failed on a completion of {group.prompt_id}" in caplog.text
+            else:
+                share = sum(letter in "aeiou" for letter in text) / len(text)
+                assert reward == pytest.approx(10 * share)
+                assert outcome == ("verified" if share == 1 else "not_verified")
+                rewards.add(reward)
+    assert failed
+    assert any(0 < reward < 10 for reward in rewards)
+    assert "own.py: verify: ValueError: cannot tell (line 3)" in caplog.text
+    assert list(rlvr.external_files(settings, there.root)) == [there.root / "own.py"]
+
+
+def test_a_verifier_that_gives_a_part_is_rewarded_for_the_whole_alone():
+    """As in Tülu 3: of two constraints of ifeval that one kept is worth nothing."""
+    no_comma = {"id": "punctuation:no_comma", "kwargs": {}}
+    fox = {"id": "keywords:existence", "kwargs": {"keywords": ["fox"]}}
+    constrained = row(0, verifier="ifeval", ground_truth=[no_comma, fox])
+    verifier = VERIFIERS["ifeval"]
+    assert verifier("a fox, a dog", constrained.ground_truth).score == 0.5
+    assert rollout.judge(verifier, constrained, "a fox, a dog") == ("not_verified", 0.0)
+    assert rollout.judge(verifier, constrained, "a fox") == ("verified", 1.0)
+
+
 @pytest.mark.parametrize(
-    ("outcome", "ended", "expected"),
+    ("outcome", "share", "ended", "expected"),
     [
-        ("verified", True, 10.0),
-        ("verified", False, -10.0),  # right but unterminated: replaced, as in Tülu 3's code
-        ("not_verified", True, 0.0),
-        ("not_verified", False, -10.0),
-        ("failed", True, None),
-        ("failed", False, None),
+        ("verified", 1.0, True, 10.0),
+        ("verified", 1.0, False, -10.0),  # right but unterminated: replaced, as in Tülu 3's code
+        ("not_verified", 0.0, True, 0.0),
+        ("not_verified", 0.0, False, -10.0),
+        ("not_verified", 0.25, True, 2.5),
+        ("failed", 0.0, True, None),
+        ("failed", 0.0, False, None),
     ],
 )
-def test_the_reward_of_an_outcome(outcome, ended, expected):
+def test_the_reward_of_an_outcome(outcome, share, ended, expected):
     actual = rollout.reward_of(
-        rollout.Outcome(outcome), ended=ended, verification_reward=10.0, missing_eos_reward=-10.0
+        rollout.Judgement(rollout.Outcome(outcome), share),
+        ended=ended,
+        verification_reward=10.0,
+        missing_eos_reward=-10.0,
     )
     assert actual == expected
 
@@ -282,7 +342,9 @@ def test_a_row_that_its_verifier_refuses_is_named(inputs, context, tmp_path):
 
 def test_an_unknown_verifier_is_refused_before_anything_runs(inputs, context, tmp_path):
     write_rows(tmp_path / "rows.jsonl", [row(7, verifier="gsm9k")])
-    with pytest.raises(DataError, match="row 'toy/7': unknown verifier 'gsm9k'; there are"):
+    with pytest.raises(
+        DataError, match="row 'toy/7': unknown verifier 'gsm9k'; did you mean 'gsm8k'"
+    ):
         rlvr.run(config(), inputs | {"dataset": tmp_path}, context("run"))
 
 

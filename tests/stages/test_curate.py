@@ -6,8 +6,9 @@ import pytest
 from caravan.data.io import read_rows
 from caravan.data.records import Conversation
 from caravan.errors import DataError, RecipeError
-from caravan.recipe import CurateConfig, FileSource, GeneratedSource, Source
+from caravan.recipe import FileSource, GeneratedSource, Source
 from caravan.stages import curate
+from caravan.stages.configs import CurateStageConfig as CurateConfig
 
 TEXT = "please tell me everything you know about the long history of the old stone bridge"
 
@@ -235,5 +236,7 @@ def test_verifier_that_only_its_authors_know(tmp_path: Path, make_context):
     (tmp_path / "a.jsonl").write_text(json.dumps(row | {"dataset": "gsm8l"}) + "\n")
     with pytest.raises(DataError, match="row 1: unknown verifier 'gsm8l'; did you mean 'gsm8k'"):
         list(curate.load(source("a", "a.jsonl"), 1, tmp_path))
+    (made,) = curate.load(source("a", "a.jsonl"), 1, tmp_path, ("gsm8l",))
+    assert made.verifier == "gsm8l"
     (made,) = curate.load(source("a", "a.jsonl", verifier="math"), 1, tmp_path)
     assert made.verifier == "math"

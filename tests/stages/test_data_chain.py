@@ -6,7 +6,6 @@ from caravan.data.io import read_rows
 from caravan.data.mixing import original_id
 from caravan.data.records import Conversation
 from caravan.recipe import (
-    CurateConfig,
     DecontaminateConfig,
     EvalTask,
     MixConfig,
@@ -15,7 +14,11 @@ from caravan.recipe import (
     SynthesizeConfig,
 )
 from caravan.stages import curate, decontaminate, mix, sample_prompts, synthesize
-from caravan.stages.configs import DecontaminateStageConfig, SynthesizeStageConfig
+from caravan.stages.configs import (
+    CurateStageConfig,
+    DecontaminateStageConfig,
+    SynthesizeStageConfig,
+)
 
 NAMES = ("math-book", "notes", "leaky", "chat-crowd")
 SOURCES = [
@@ -54,7 +57,7 @@ def run_chain(make_context, root: str) -> dict[str, Path]:
     synthesis = SynthesizeConfig.model_validate({"tasks": [TASK]})
     tasks = (EvalTask(name="math", task="pocket-math"),)
     components = [{"source": name, "weight": 0.5} for name in (*NAMES, "personas")]
-    run(curate, CurateConfig.model_validate({"sources": SOURCES}))
+    run(curate, CurateStageConfig.model_validate({"sources": SOURCES}))
     run(synthesize, SynthesizeStageConfig(synthesize=synthesis, engines=ENGINES))
     run(
         decontaminate,

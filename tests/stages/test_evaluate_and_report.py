@@ -155,6 +155,34 @@ def test_questions_of_ones_own_are_scored_by_the_verifier_that_the_task_names(
         assert row.score == verify("f1", row.completion, "the a").score
 
 
+def test_a_verifier_of_ones_own_scores_and_leaves_undecided_what_it_fails_on(
+    make_context: Callable[..., Any], model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = make_context("own")
+    directory = Path(context.recipe_dir)
+    (directory / "own.py").write_text(
+        "def long(completion, ground_truth):\n"
+        "    return min(1, len(completion) / {'ten': 10, 'two': 2}[ground_truth])\n"
+    )
+    rows = [{"prompt": f"{word}?", "ground_truth": word} for word in ("ten", "two", "six")]
+    (directory / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = EvalTask(name="own", task="verify", verifier="long", path="own.jsonl", sampling=SHORT)
+    settings = config(task).derive(verifiers={"long": "own.py:long"})
+    result = evaluate.run(settings, {"model": model_dir}, context)
+
+    kept = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    assert [row.score for row in kept] == [
+        len(kept[0].completion) / 10,
+        min(1, len(kept[1].completion) / 2),
+        None,
+    ]
+    assert 0 < kept[0].score < 1
+    assert result.scores[0].n == 2
+    assert result.metrics["own/undecided"] == 1
+    assert "own/2 has no score: own.py: long: KeyError: 'six' (line 2)" in caplog.text
+    assert directory / "own.py" in evaluate.external_files(settings, directory)
+
+
 def test_a_model_is_divided_over_the_gpus_of_its_evaluation(
     make_context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

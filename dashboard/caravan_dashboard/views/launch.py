@@ -45,7 +45,7 @@ def main() -> None:
 def launch_button(draft: Draft, directory: Path) -> None:
     obstacle = None if draft.recipe else "The recipe has to be valid first"
     if draft.unfit_tasks:
-        obstacle = "An evaluation task cannot be asked"
+        obstacle = "The recipe can be planned, not launched from here"
     if not signin.may(Role.LAUNCHER):
         obstacle = f"Launching takes the role {Role.LAUNCHER}"
     started = st.button(

@@ -54,10 +54,15 @@ def create_run(
     """Register a run of `recipe`; nothing is started.
 
     Raises:
-        CaravanError: the recipe names a task that there is not, the home, the registry or the
+        CaravanError: the recipe names a task that there is not, a verifier of its own cannot be
+            imported, the home, the registry or the
             store cannot be used, or the project's budget is spent.
     """
+    from caravan.verifiers import own_verifiers
+
     check_tasks(recipe, recipe_dir)
+    with own_verifiers(recipe.verifiers, recipe_dir):
+        pass  # each can be imported
     _make_directory(settings.home / "runs")
     check_writable(open_store(settings.resolved_store_url, settings))
     with Registry(settings.resolved_registry_url) as registry:

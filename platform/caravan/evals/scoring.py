@@ -9,6 +9,7 @@ One line of `instances.jsonl`, the file behind every score:
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,9 @@ from caravan.evals.tasks import Metric, TaskDefinition
 from caravan.inference import TOO_LONG, Engine, Generation
 from caravan.recipe import EvalTask, Sampling
 from caravan.stages.context import Score
-from caravan.verifiers import Verdict, VerifierError, verify
+from caravan.verifiers import VERIFIERS, Verdict, Verifier, VerifierError, waits
+
+logger = logging.getLogger(__name__)
 
 WORST_RATING = 1.0
 _ATTEMPTS = 2
@@ -74,13 +77,14 @@ def verified(
     instances: Sequence[EvalInstance],
     replies: Sequence[Sequence[Generation]],
     threads: int,
+    verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> list[ScoredCompletion]:
     """Every reply with the verdicts of the task's verifiers."""
     work = _each(instances, replies)
 
     def score(part: tuple[EvalInstance, int, Generation]) -> ScoredCompletion:
         instance, index, reply = part
-        verdicts = {m: _verdict(m, reply.text, instance.ground_truth) for m in metrics}
+        verdicts = {m: _verdict(verifiers[m.verifier], instance, reply.text) for m in metrics}
         values = {
             m.name: float(verdict.correct) if m.count == "correct" else verdict.score
             for m, verdict in verdicts.items()
@@ -97,7 +101,7 @@ def verified(
             metrics=values,
         )
 
-    if metrics[0].verifier == "code":  # each waits for a process of its own
+    if waits(verifiers[metrics[0].verifier]):
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(score, work))
     return [score(part) for part in work]
@@ -114,13 +118,13 @@ def _each(
     ]
 
 
-def _verdict(metric: Metric, text: str, ground_truth: Any) -> Verdict | None:
+def _verdict(verifier: Verifier, instance: EvalInstance, text: str) -> Verdict | None:
     for attempt in range(_ATTEMPTS):
         try:
-            return verify(metric.verifier, text, ground_truth)
-        except VerifierError:
+            return verifier(text, instance.ground_truth)
+        except VerifierError as error:
             if attempt + 1 == _ATTEMPTS:
-                return None
+                logger.warning("%s has no score: %s", instance.id, error)
     return None
 
 

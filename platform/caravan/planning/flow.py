@@ -92,7 +92,9 @@ class _Reader:
         if isinstance(source.origin, HubSource):
             return []
         try:
-            return list(islice(load(source, self.recipe.seed, self.recipe_dir), SAMPLED_ROWS))
+            recipe = self.recipe
+            rows = load(source, recipe.seed, self.recipe_dir, recipe.verifiers)
+            return list(islice(rows, SAMPLED_ROWS))
         except CaravanError as error:
             self.notes.append(f"source {source.name} cannot be read: {error}")
             return []
@@ -106,7 +108,9 @@ class _Reader:
             from caravan.stages.curate import load
 
             try:
-                return sum(1 for _ in load(source, self.recipe.seed, self.recipe_dir))
+                recipe = self.recipe
+                rows = load(source, recipe.seed, self.recipe_dir, recipe.verifiers)
+                return sum(1 for _ in rows)
             except CaravanError:
                 pass  # told by `sample`
         self.notes.append(f"source {source.name}: {ASSUMED_ROWS:,} rows assumed")

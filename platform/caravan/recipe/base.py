@@ -15,7 +15,9 @@ class ImportedBase(Config):
 
     kind: Literal["imported"] = "imported"
     model_name_or_path: str
+    """A directory, relative to the recipe's (`~` is your home directory), or a name on the hub."""
     revision: str | None = None
+    """Branch, tag or commit on the hub; None takes the newest."""
     resources: Resources = Resources()
 
 
@@ -37,8 +39,11 @@ class PretrainedBase(Config):
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary position embedding; short windows need no long wavelengths."""
     documents: PositiveInt = 60_000
+    """Texts that are generated to learn from."""
     max_steps: PositiveInt = 800
+    """Optimiser steps."""
     tokens_per_step: PositiveInt = 4096
+    """Tokens of text per optimiser step."""
     learning_rate: LearningRate = 2e-3
     warmup_ratio: Fraction = 0.03
     weight_decay: NonNegativeFloat = 0.1

@@ -165,11 +165,17 @@ def _unknown_sources(recipe: Recipe) -> Iterator[str]:
 def _unknown_names(recipe: Recipe) -> Iterator[str]:
     """Names of what this project brings: a run would meet them after hours of other work."""
     # These know recipes, so a recipe can know them only when it is checked. None is heavy.
+    from caravan.data.formats import VERIFIER_NAMES
+    from caravan.evals.tasks import TASKS
     from caravan.pocket.sources import GENERATORS
     from caravan.pocket.teacher import PROGRAMS
     from caravan.recipe.evaluation import VERIFY
     from caravan.verifiers import VERIFIERS
 
+    for name in recipe.verifiers:
+        if name in VERIFIERS or name in VERIFIER_NAMES:
+            yield f"verifiers.{name}: Caravan brings a verifier of this name; choose another"
+    verifiers = (*recipe.verifiers, *VERIFIERS)
     used: list[tuple[str, str, str, Iterable[str]]] = []
     for name, engine in recipe.engines.items():
         if engine.kind == "program":
@@ -180,21 +186,21 @@ def _unknown_names(recipe: Recipe) -> Iterator[str]:
             generator = source.origin.generator
             used.append((f"{path}.origin.generator", "generator", generator, GENERATORS))
         if source.verifier is not None:
-            used.append((f"{path}.verifier", "verifier", source.verifier, VERIFIERS))
+            used.append((f"{path}.verifier", "verifier", source.verifier, verifiers))
     for i, task in enumerate(recipe.synthesize.tasks if recipe.synthesize is not None else ()):
         if task.verifier is not None:
             used.append((f"synthesize.tasks[{i}].verifier", "verifier", task.verifier, VERIFIERS))
     for i, asked in enumerate(recipe.tasks):
         path = f"evaluate.tasks[{i}].verifier"
         if asked.verifier is not None:
-            used.append((path, "verifier", asked.verifier, VERIFIERS))
-            if asked.task != VERIFY:
+            used.append((path, "verifier", asked.verifier, verifiers))
+            if asked.task != VERIFY and asked.task in TASKS:  # of another, its name is the matter
                 yield (
                     f"{path}: task {asked.task!r} has its own way to score; leave the verifier "
                     f"out, or take `task: {VERIFY}` for questions of your own"
                 )
         elif asked.task == VERIFY:
-            yield f"{path}: `verify` scores with a verifier; name one{suggest('', VERIFIERS)}"
+            yield f"{path}: `verify` scores with a verifier; name one{suggest('', verifiers)}"
     for path, what, name, known in used:
         if name not in known:
             yield f"{path}: there is no {what} {name!r}{suggest(name, known)}"

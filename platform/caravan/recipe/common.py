@@ -30,11 +30,13 @@ class Resources(Config):
     cpus: PositiveInt = 2
     """CPU cores; also the number of threads, which fixes the order of floating-point sums."""
     memory_gib: PositiveFloat = 4.0
+    """Memory of each node."""
     gpus: NonNegativeInt = 0
     """GPUs on each node."""
     gpu_type: str = ""
     """Node label value of the GPU, such as `h100`; empty for any."""
     nodes: PositiveInt = 1
+    """Machines that train together, on a cluster."""
     processes: PositiveInt = 1
     """Training processes on each node that has no GPU; with GPUs there is one for each."""
     disk_gib: PositiveFloat | None = None
@@ -62,5 +64,6 @@ class Sampling(Config):
     temperature: NonNegativeFloat = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the probability that is drawn from, likeliest tokens first; 1 takes all."""
     max_completion_length: PositiveInt = 1024
     """In tokens."""

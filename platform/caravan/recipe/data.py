@@ -21,11 +21,14 @@ class SynthesisTask(Config):
     response_engine: Name
     license: str = "Apache-2.0"
     verifier: str | None = None
+    """What checks the responses, of those that Caravan brings; None checks their form alone."""
     sampling: Sampling | None = None
     """None takes that of the stage."""
 
 
 class SynthesizeConfig(Config):
+    """Prompts and replies that teachers write."""
+
     tasks: Annotated[tuple[SynthesisTask, ...], Field(min_length=1)]
     personas: str = "pocket"
     """`pocket` (written for this project), or a JSONL file with a `persona` field."""
@@ -52,7 +55,9 @@ class MixComponent(Config):
     """How much of one source goes into the mix: a count, a weight of the source's rows, or all."""
 
     source: Name
+    """Name of a source or of a synthesis task."""
     count: PositiveInt | None = None
+    """Rows, drawn by the seed."""
     weight: PositiveFloat | None = None
     """Multiple of the source's rows; above 1 repeats rows."""
 
@@ -64,6 +69,8 @@ class MixComponent(Config):
 
 
 class MixConfig(Config):
+    """How much of each source SFT trains on."""
+
     dataset_mixer_list: tuple[MixComponent, ...] = ()
     """Empty takes every row of every source. The flat list of open-instruct, `[source, 1.0, other,
     500]`, is understood too: a whole number is a count, one with a point a weight."""

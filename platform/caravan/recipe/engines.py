@@ -44,7 +44,7 @@ class ProgramEngineConfig(Config):
 
     kind: Literal["program"] = "program"
     program: Name
-    """A name in `caravan.pocket.teacher.PROGRAMS`."""
+    """A responder of the pocket recipe."""
 
 
 EngineConfig = Annotated[

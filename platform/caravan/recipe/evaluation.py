@@ -25,16 +25,20 @@ class EvalTask(Config):
     verifier: Name | None = None
     """Of `verify` alone: what decides whether a reply is right."""
     suite: Literal["dev", "unseen"] = "dev"
+    """`dev` for tasks that recipes are chosen by, `unseen` for those that they are not."""
     limit: PositiveInt | None = None
     """Instances to take; None takes all."""
     group: Name | None = None
     """Tasks of one group count as one row of the suite's average: by their mean."""
     num_fewshot: NonNegativeInt = 0
+    """Worked examples before each question, of tasks that have some."""
     path: str | None = None
-    """File with the instances, for tasks that read one."""
+    """File or folder with the questions, relative to the recipe's directory; docs/evaluation.md has
+    the columns of each task."""
     num_generations: PositiveInt = 1
     """Completions per instance; pass@k of code tasks needs more than one."""
     sampling: Sampling = Sampling(temperature=0.0, max_completion_length=1024)
+    """How replies are drawn; greedy where nothing is said."""
 
 
 class SafetyJudge(Config):
@@ -45,12 +49,16 @@ class SafetyJudge(Config):
 
 
 class EvaluateConfig(Config):
+    """What every model of the run is asked, and who decides."""
+
     tasks: Annotated[tuple[EvalTask, ...], Field(min_length=1)]
+    """Benchmarks, and questions of your own."""
     judge: JudgeEngine | None = None
     """Rates the replies of tasks without a verifier."""
     safety_judge: SafetyJudge | None = None
     """Classifier of the safety tasks' replies, which need one."""
     engine: Literal["transformers", "vllm"] = "transformers"
+    """What the models run on."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once."""
     shards: PositiveInt = 1
@@ -74,6 +82,8 @@ class EvaluateConfig(Config):
 
 
 class ReportConfig(Config):
+    """The comparison of the models, stage by stage."""
+
     bootstrap_samples: PositiveInt = 2000
     """Paired bootstrap resamples behind every stage-to-stage difference."""
     resources: Resources = Resources()

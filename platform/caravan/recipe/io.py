@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,14 @@ from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import doubts
 from caravan.recipe.problems import Problem, misread_booleans, problems_of
-from caravan.recipe.yaml import Document, apply_override, parse_document, read_document
+from caravan.recipe.verifiers import unfit
+from caravan.recipe.yaml import (
+    Document,
+    apply_override,
+    dotted,
+    parse_document,
+    read_document,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is not a valid recipe; the message names file, line, field and value.
     """
-    recipe = _validated(read_document(Path(path)), overrides)
+    recipe = _validated(read_document(Path(path)), overrides, code_in=Path(path).parent)
     for doubt in doubts(recipe):
         logger.warning("%s: %s", path, doubt)
     return recipe
@@ -65,16 +72,23 @@ def recipe_from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     return _validated(Document(dict(data)), overrides)
 
 
-def _validated(document: Document, overrides: Sequence[str]) -> Recipe:
+def _validated(document: Document, overrides: Sequence[str], code_in: Path | None = None) -> Recipe:
+    """Args:
+    code_in: Where verifiers of one's own are looked for; None does not look for them.
+    """
     for override in overrides:
         document = apply_override(document, override)
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         raise InvalidRecipeError(problems_of(error, document)) from error
-    misread = list(misread_booleans(document.data, recipe, document))
-    if misread:
-        raise InvalidRecipeError(misread)
+    found = list(misread_booleans(document.data, recipe, document))
+    if code_in is not None:
+        for name, told in unfit(recipe.verifiers, code_in):
+            path = ("verifiers", name)
+            found.append(Problem(document.place(path), dotted(path), told))
+    if found:
+        raise InvalidRecipeError(found)
     return recipe
 
 
@@ -144,6 +158,7 @@ def json_schema() -> dict[str, Any]:
     """
     whole = Recipe.model_json_schema(ref_template="#/$defs/{model}")
     definitions = whole.pop("$defs")
+    _add_names(definitions)
     changes = _without_required({**whole, "title": "Changes to a recipe"})
     changes["properties"] = {
         "extends": {"type": "string", "description": "The recipe file that this one changes."},
@@ -157,6 +172,26 @@ def json_schema() -> dict[str, Any]:
         "else": whole,
         "$defs": definitions | partial,
     }
+
+
+def _add_names(definitions: dict[str, Any]) -> None:
+    """Give the fields that name something of this project what there is to name, as examples: a
+    name that is not here may be one of the recipe's own, or of a task that can only be planned."""
+    from caravan.evals.tasks import TASKS
+    from caravan.pocket.sources import GENERATORS
+    from caravan.pocket.teacher import PROGRAMS
+    from caravan.verifiers import VERIFIERS
+
+    named: tuple[tuple[str, str, Iterable[str]], ...] = (
+        ("EvalTask", "task", TASKS),
+        ("EvalTask", "verifier", VERIFIERS),
+        ("Source", "verifier", VERIFIERS),
+        ("SynthesisTask", "verifier", VERIFIERS),
+        ("GeneratedSource", "generator", GENERATORS),
+        ("ProgramEngineConfig", "program", PROGRAMS),
+    )
+    for owner, field, names in named:
+        definitions[owner]["properties"][field]["examples"] = list(names)
 
 
 _CHANGES = "-changes"

@@ -23,6 +23,7 @@ from caravan.recipe.preferences import (
 from caravan.recipe.rlvr import RLVRConfig
 from caravan.recipe.sources import CurateConfig, Source
 from caravan.recipe.training import DPOConfig, RewardModelConfig, SFTConfig
+from caravan.recipe.verifiers import VerifierFunction
 
 
 class Recipe(Config):
@@ -30,10 +31,19 @@ class Recipe(Config):
     the base model."""
 
     name: Name
+    """Of the recipe, and of the runs that are made with it."""
     description: str = ""
+    """A sentence for those who look at the runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 17
+    """All that is random in a run comes from it."""
     base_model: BaseModelConfig
+    """The model that the run starts from."""
     engines: dict[Name, EngineConfig] = {}  # noqa: RUF012
+    """Models beside those of the run, by a name of yours: teachers, members of the pool, judges."""
+    verifiers: dict[Name, VerifierFunction] = {}  # noqa: RUF012
+    """Verifiers of your own: `polite: polite.py:is_polite` names the file, relative to the recipe's
+    directory, and its function `(completion, ground_truth)`, which is `verify` where none is named.
+    The run executes that file."""
     curate: CurateConfig | None = None
     synthesize: SynthesizeConfig | None = None
     decontaminate: DecontaminateConfig = DecontaminateConfig()

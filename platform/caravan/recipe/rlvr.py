@@ -23,12 +23,15 @@ class PPOConfig(Config):
 
     kind: Literal["ppo"] = "ppo"
     gamma: Fraction = 1.0
+    """Discount of later rewards (arXiv:1506.02438)."""
     gae_lambda: Fraction = 0.95
+    """Of generalised advantage estimation (arXiv:1506.02438)."""
     epsilon: PositiveFloat = 0.2
     """Clip range of the policy ratio."""
     value_epsilon: PositiveFloat = 0.2
     """Clip range of the value."""
     value_coefficient: NonNegativeFloat = 0.1
+    """Weight of the value model's loss."""
     value_learning_rate: LearningRate | None = None
     """Of the value model; None takes the policy's."""
     num_generations: PositiveInt = 1
@@ -40,6 +43,7 @@ class GRPOConfig(Config):
 
     kind: Literal["grpo"] = "grpo"
     epsilon: PositiveFloat = 0.2
+    """Clip range of the policy ratio."""
     epsilon_high: PositiveFloat | None = None
     """Upper clip range (DAPO, arXiv:2503.14476); None takes `epsilon`."""
     num_generations: Annotated[int, Field(ge=2)] = 16
@@ -49,9 +53,12 @@ class GRPOConfig(Config):
 
 
 class RLVRConfig(TrainingConfig):
+    """Reinforcement learning with verifiable rewards, on the prompts that have a verifier."""
+
     learning_rate: LearningRate = 3e-7
     adam_epsilon: PositiveFloat = 1e-5
     algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
+    """`{kind: ppo}`, which starts from a reward model, or `{kind: grpo}`, which needs none."""
     max_length: PositiveInt = Field(
         default=4096, validation_alias=AliasChoices("max_length", "max_seq_length")
     )
@@ -59,9 +66,11 @@ class RLVRConfig(TrainingConfig):
     max_steps: PositiveInt = 400
     """Rollout batches; each gives `num_epochs` x `num_mini_batches` optimiser steps."""
     prompts_per_step: PositiveInt = 224
+    """Prompts of a rollout batch, each with `num_generations` completions."""
     num_epochs: PositiveInt = 1
     """Passes over one rollout batch (K in the paper)."""
     num_mini_batches: PositiveInt = 1
+    """Parts of a rollout batch; each is an optimiser step."""
     beta: NonNegativeFloat = 0.05
     """KL penalty towards the reference policy."""
     verification_reward: PositiveFloat = 10.0
@@ -69,6 +78,7 @@ class RLVRConfig(TrainingConfig):
     missing_eos_reward: float | None = -10.0
     """Replaces the reward of a completion without an end token; None leaves it."""
     sampling: Sampling = Sampling(temperature=1.0, max_completion_length=2048)
+    """How completions are drawn; `top_p` must stay at 1."""
     skills: tuple[Name, ...] = ()
     """Skills whose verifiable prompts are trained on; empty takes all."""
 

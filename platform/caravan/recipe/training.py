@@ -35,9 +35,11 @@ class LoRAConfig(Config):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), merged into the weights at the end."""
 
     rank: PositiveInt = 16
+    """Of the two factors of each update."""
     alpha: PositiveFloat = 32.0
     """The update is scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Of what the adapters are given."""
     target_modules: tuple[str, ...] = ()
     """Last parts of the names of linear layers, such as `q_proj`; empty takes all but the head."""
 
@@ -46,12 +48,19 @@ class TrainingConfig(Config):
     """What every training stage has. Defaults are Tülu 3's where it has one."""
 
     learning_rate: LearningRate
+    """Of AdamW, at its highest."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after the warm-up: down to 0, or as it is."""
     warmup_ratio: Fraction = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
     weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
     adam_epsilon: PositiveFloat = 1e-8
+    """Of AdamW, added to the denominator."""
     max_grad_norm: PositiveFloat = 1.0
+    """Norm above which a gradient is scaled down to it."""
     num_train_epochs: Epochs = 1.0
+    """Passes over the data; may be a part of one."""
     max_steps: PositiveInt | None = None
     """Overrides `num_train_epochs`."""
     max_length: PositiveInt = Field(
@@ -64,6 +73,7 @@ class TrainingConfig(Config):
     bf16: bool = True
     """Autocast to bfloat16; the weights and the optimiser stay in float32."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     save_steps: PositiveInt = 200
     """Optimiser steps between checkpoints."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -106,6 +116,8 @@ class TrainingConfig(Config):
 
 
 class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on the mix; the loss falls on the assistant's turns."""
+
     learning_rate: LearningRate = 5e-6
     warmup_ratio: Fraction = 0.03
     num_train_epochs: Epochs = 2.0
@@ -169,7 +181,7 @@ class DPOConfig(TrainingConfig):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        described = handler(schema)
+        described = super().__get_pydantic_json_schema__(schema, handler)
         flatten_schema(handler.resolve_ref_schema(described), DPOLoss)
         return described
 
@@ -179,6 +191,7 @@ class RewardModelConfig(TrainingConfig):
 
     learning_rate: LearningRate = 3e-6
     pairs_per_step: PositiveInt = 256
+    """Preference pairs per optimiser step, over all ranks."""
     center_rewards_coefficient: NonNegativeFloat = 0.0
     """Weight of a term that draws the mean reward to 0, which the preferences leave free."""
     rating_margin: NonNegativeFloat = 0.0

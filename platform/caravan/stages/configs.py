@@ -10,19 +10,27 @@ from typing import Self
 
 from caravan.recipe import (
     Config,
+    CurateConfig,
     DecontaminateConfig,
     DPOConfig,
     EngineConfig,
     EvalTask,
     EvaluateConfig,
     JudgeConfig,
+    Name,
     PairConfig,
     PassTokens,
     PoolMember,
     Resources,
+    RLVRConfig,
     Sampling,
     SynthesizeConfig,
 )
+
+
+class CurateStageConfig(CurateConfig):
+    own_verifiers: tuple[Name, ...] = ()
+    """Names that rows may have for a verifier, beside those that Caravan brings."""
 
 
 class SynthesizeStageConfig(Config):
@@ -112,12 +120,19 @@ class ReferenceStageConfig(Config):
         )
 
 
+class RLVRStageConfig(RLVRConfig):
+    verifiers: dict[Name, str] = {}  # noqa: RUF012
+    """The recipe's own, by name; rows say which they mean."""
+
+
 class EvaluateStageConfig(Config):
     evaluate: EvaluateConfig
     engine: EngineConfig | None = None
     """The engine of an LLM judge; None where a program judges, or nobody does."""
     safety_engine: EngineConfig | None = None
     """The engine of the safety judge."""
+    verifiers: dict[Name, str] = {}  # noqa: RUF012
+    """The recipe's own that the tasks name."""
 
     @property
     def resources(self) -> Resources:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import count
 from os.path import expanduser
@@ -26,6 +26,7 @@ from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
 from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source
 from caravan.recipe.checks import refused_licenses, suggest
+from caravan.stages.configs import CurateStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.verifiers import VERIFIERS
 
@@ -52,7 +53,9 @@ class DuplicateRow(Record):
     similarity: float
 
 
-def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def run(
+    config: CurateStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
     check_licenses(config)
     cards: list[SourceCard] = []
     duplicates: list[DuplicateRow] = []
@@ -63,7 +66,13 @@ def run(config: CurateConfig, inputs: Mapping[str, Path], context: StageContext)
             context.progress(number, len(config.sources))
             card = SourceCard(source)
             cards.append(card)
-            loaded = load(source, context.seed, context.recipe_dir, unread=card.unread)
+            loaded = load(
+                source,
+                context.seed,
+                context.recipe_dir,
+                config.own_verifiers,
+                unread=card.unread,
+            )
             yield from curate(loaded, card, filters)
             _check_count(card)
             _warn(f"source {source.name}", card.available, card.dropped, card.remarks())
@@ -153,21 +162,28 @@ class Filters:
 
 
 def load(
-    source: Source, seed: int, recipe_dir: Path, *, unread: set[str] | None = None
+    source: Source,
+    seed: int,
+    recipe_dir: Path,
+    own_verifiers: Collection[str] = (),
+    *,
+    unread: set[str] | None = None,
 ) -> Iterator[Conversation]:
     """The rows of one source as conversations with the ids `source/0`, `source/1`, ...
 
     Args:
+        own_verifiers: names that rows may have for a verifier, beside those of `VERIFIERS`.
         unread: gets the names of the columns that nothing reads.
 
     Raises:
         DataError: a file or a row is not what it should be; names the file, the row and the field.
     """
     labels = Labels(source.name, source.skill, source.license, source.verifier)
+    verifiers = (*own_verifiers, *VERIFIERS)
     origin = source.origin
     if isinstance(origin, GeneratedSource):
         for generated in _generated(origin, labels, seed):
-            yield _with_known_verifier(generated, source)
+            yield _with_known_verifier(generated, source, verifiers)
         return
     numbers = count()
     for where, rows in tables(origin, recipe_dir):
@@ -177,18 +193,20 @@ def load(
                 made = to_conversation(asked, f"{source.name}/{next(numbers)}", labels)
                 if unread is not None:
                     unread.update(asked.unread())
-                yield _with_known_verifier(made, source)
+                yield _with_known_verifier(made, source, verifiers)
             except DataError as error:
                 raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
 
 
-def _with_known_verifier(row: Conversation, source: Source) -> Conversation:
+def _with_known_verifier(
+    row: Conversation, source: Source, verifiers: Collection[str]
+) -> Conversation:
     """The row, with the source's verifier where its own is a name that only its authors know."""
-    if row.verifier is None or row.verifier in VERIFIERS:
+    if row.verifier is None or row.verifier in verifiers:
         return row
-    if source.verifier not in VERIFIERS:
+    if source.verifier not in verifiers:
         raise DataError(
-            f"unknown verifier {row.verifier!r}{suggest(row.verifier, VERIFIERS)}; "
+            f"unknown verifier {row.verifier!r}{suggest(row.verifier, verifiers)}; "
             f"or set `verifier` of the source"
         )
     return row.model_copy(update={"verifier": source.verifier})

@@ -37,8 +37,10 @@ from caravan.inference import (
     without_reply,
 )
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
+from caravan.recipe.verifiers import verifier_files
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
+from caravan.verifiers import VERIFIERS, Verifier, own_verifiers
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,9 @@ Answered = Sequence[tuple[EvalTask, list[EvalInstance], Replies]]
 
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
-    """The files of the tasks, whose content the scores depend on."""
-    return task_files(config.evaluate.tasks, recipe_dir)
+    """The files of the tasks and of the recipe's own verifiers, on which the scores depend."""
+    yield from task_files(config.evaluate.tasks, recipe_dir)
+    yield from verifier_files(config.verifiers, recipe_dir)
 
 
 def run(
@@ -64,9 +67,10 @@ def run(
     suite = config.evaluate
     _check_judges(config)
     loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
-    replies = _ask(loaded, inputs["model"], suite, context)
-    answered, silent = _divided(loaded, replies)
-    found = _score(answered, config, context)
+    with own_verifiers(config.verifiers, context.recipe_dir) as of_recipe:
+        replies = _ask(loaded, inputs["model"], suite, context)
+        answered, silent = _divided(loaded, replies)
+        found = _score(answered, config, context, VERIFIERS | of_recipe)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     metrics: dict[str, float] = {}
@@ -159,6 +163,7 @@ def _score(
     answered: Answered,
     config: EvaluateStageConfig,
     context: StageContext,
+    verifiers: Mapping[str, Verifier],
 ) -> dict[str, list[ScoredCompletion]]:
     """Every reply with its score, by task. Of the models that judge, one is loaded at a time."""
     suite, seed = config.evaluate, context.seed
@@ -172,7 +177,9 @@ def _score(
             of_classifier.append((task, instances, own))
         else:
             threads = suite.resources.cpus
-            found[task.name] = verified(task, definition.metrics, instances, own, threads)
+            found[task.name] = verified(
+                task, definition.metrics, instances, own, threads, verifiers
+            )
     if of_judge:
         with _loaded(config.engine, context) as engine:
             for task, instances, own in of_judge:

@@ -11,11 +11,12 @@ are reshuffled each pass. A stopped run goes on from its last checkpoint through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from caravan.recipe import RLVRConfig
+from caravan.recipe.verifiers import verifier_files
+from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.ranks.launch import on_ranks
 
@@ -23,16 +24,25 @@ NAME = "rlvr"
 VERSION = 1
 
 
-def run(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def external_files(config: RLVRStageConfig, recipe_dir: Path) -> Iterable[Path]:
+    """The files of the recipe's own verifiers, on which rewards depend."""
+    return verifier_files(config.verifiers, recipe_dir)
+
+
+def run(config: RLVRStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     return on_ranks(train, config, inputs, context)
 
 
-def train(config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def train(
+    config: RLVRStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.training.rl.session import train_rlvr
+    from caravan.verifiers import VERIFIERS, own_verifiers
 
     config = with_pass_tokens(config, inputs["policy"], config.max_length)
-    result = train_rlvr(config, inputs, context)
+    with own_verifiers(config.verifiers, context.recipe_dir) as own:
+        result = train_rlvr(config, inputs, context, VERIFIERS | own)
     return replace(result, metrics={"tokens_per_pass": config.pass_tokens, **result.metrics})

@@ -6,7 +6,7 @@
 Every verifier is a function `(completion, ground_truth) -> Verdict`, pure and deterministic. The
 ones that reinforcement learning calls in its inner loop (gsm8k, ifeval, exact_match, contains)
 import nothing heavy; `math` imports math-verify, and the language constraints of `ifeval` import
-langdetect, on first use.
+langdetect, on first use. A recipe may name functions of its own: `caravan.verifiers.own`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from caravan.errors import DataError
 from caravan.verifiers import code, expression, gsm8k, ifeval, match, math
+from caravan.verifiers.own import OwnVerifier, own_verifiers
 from caravan.verifiers.verdict import Verdict, Verifier, VerifierError
 
 VERIFIERS: dict[str, Verifier] = {
@@ -46,4 +47,18 @@ def verify(name: str, completion: str, ground_truth: Any) -> Verdict:
     return verifier(completion, ground_truth)
 
 
-__all__ = ["VERIFIERS", "Verdict", "Verifier", "VerifierError", "verify"]
+def waits(verifier: Verifier) -> bool:
+    """Whether it waits for another process, so that threads help."""
+    return verifier is code.verify or isinstance(verifier, OwnVerifier)
+
+
+__all__ = [
+    "VERIFIERS",
+    "OwnVerifier",
+    "Verdict",
+    "Verifier",
+    "VerifierError",
+    "own_verifiers",
+    "verify",
+    "waits",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +12,9 @@ from caravan.data.records import Conversation
 from caravan.data.template import encode_prompt
 from caravan.errors import DataError
 from caravan.recipe import RLVRConfig
+from caravan.recipe.checks import suggest
 from caravan.training.rl.rollout import RLPrompt
-from caravan.verifiers import VERIFIERS
+from caravan.verifiers import Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def select_prompts(
     rows: Iterable[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     config: RLVRConfig,
+    verifiers: Mapping[str, Verifier],
     *,
     positions: int,
 ) -> RLPrompts:
@@ -52,10 +54,10 @@ def select_prompts(
     for row in rows:
         if row.verifier is None:
             continue
-        if row.verifier not in VERIFIERS:
+        if row.verifier not in verifiers:
             raise DataError(
-                f"row {row.id!r}: unknown verifier {row.verifier!r}; there are "
-                f"{', '.join(sorted(VERIFIERS))}"
+                f"row {row.id!r}: unknown verifier {row.verifier!r}"
+                f"{suggest(row.verifier, verifiers)}"
             )
         skills.add(row.skill)
         if config.skills and row.skill not in config.skills:

@@ -9,12 +9,13 @@ Shapes: N completions, R tokens of the longest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +28,9 @@ from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import Sampling
 from caravan.training.batching import TokenRow
 from caravan.training.parallel.ranks import current
-from caravan.verifiers import verify
+from caravan.verifiers import OwnVerifier, Verifier, waits
 
 logger = logging.getLogger(__name__)
-
-_STARTS_PROCESSES = frozenset({"code"})
-"""Verifiers that wait for another process, so that threads help."""
 
 
 class Outcome(StrEnum):
@@ -40,6 +38,14 @@ class Outcome(StrEnum):
     NOT_VERIFIED = "not_verified"
     FAILED = "failed"
     """The verifier raised or ran out of time: nothing is known about the completion."""
+
+
+class Judgement(NamedTuple):
+    """What a verifier says about one completion."""
+
+    outcome: Outcome
+    share: float
+    """Of the verification reward: 1 or 0, and of a verifier of one's own its score."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ def collect(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[RLPrompt],
+    verifiers: Mapping[str, Verifier],
     *,
     num_generations: int,
     sampling: Sampling,
@@ -155,26 +162,27 @@ def collect(
     )
     drawn = [(prompt, s) for prompt, group in zip(own, groups, strict=True) for s in group]
     texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
-    jobs = [(prompt.row, text) for (prompt, _), text in zip(drawn, texts, strict=True)]
-    if workers > 1 and any(row.verifier in _STARTS_PROCESSES for row, _ in jobs):
+    rows = [prompt.row for prompt, _ in drawn]
+    asked = [verifiers[row.verifier or ""] for row in rows]
+    if workers > 1 and any(map(waits, asked)):
         with ThreadPoolExecutor(workers) as pool:
-            outcomes = list(pool.map(judge_outcome, *zip(*jobs, strict=True)))
+            judgements = list(pool.map(judge, asked, rows, texts))
     else:
-        outcomes = [judge_outcome(row, text) for row, text in jobs]
+        judgements = list(map(judge, asked, rows, texts))
     rollouts = [
         Rollout(
             prompt,
             sequence,
             text,
-            outcome,
+            judgement.outcome,
             reward_of(
-                outcome,
+                judgement,
                 ended=sequence.finish_reason == "stop",
                 verification_reward=verification_reward,
                 missing_eos_reward=missing_eos_reward,
             ),
         )
-        for (prompt, sequence), text, outcome in zip(drawn, texts, outcomes, strict=True)
+        for (prompt, sequence), text, judgement in zip(drawn, texts, judgements, strict=True)
     ]
     found = ranks.collect(
         [
@@ -186,15 +194,14 @@ def collect(
     return RolloutBatch(tuple(r for _, group in in_order for r in group), num_generations)
 
 
-def judge_outcome(row: Conversation, text: str) -> Outcome:
+def judge(verifier: Verifier, row: Conversation, text: str) -> Judgement:
     """What the row's verifier says about a completion.
 
     Raises:
         DataError: the row is at fault; names it.
     """
-    assert row.verifier is not None
     try:
-        correct = verify(row.verifier, text, row.ground_truth).correct
+        verdict = verifier(text, row.ground_truth)
     except DataError as error:
         raise DataError(f"row {row.id!r}: {error}") from error
     except Exception:
@@ -202,20 +209,26 @@ def judge_outcome(row: Conversation, text: str) -> Outcome:
         logger.warning(
             "verifier %s failed on a completion of %s", row.verifier, row.id, exc_info=True
         )
-        return Outcome.FAILED
-    return Outcome.VERIFIED if correct else Outcome.NOT_VERIFIED
+        return Judgement(Outcome.FAILED, 0.0)
+    outcome = Outcome.VERIFIED if verdict.correct else Outcome.NOT_VERIFIED
+    own = isinstance(verifier, OwnVerifier)
+    return Judgement(outcome, verdict.score if own else float(verdict.correct))
 
 
 def reward_of(
-    outcome: Outcome, *, ended: bool, verification_reward: float, missing_eos_reward: float | None
+    judgement: Judgement,
+    *,
+    ended: bool,
+    verification_reward: float,
+    missing_eos_reward: float | None,
 ) -> float | None:
     """The reward of one completion; None where it is not known.
 
     A missing end token replaces the reward: a right answer that does not end is punished too
     (Tülu 3's code; the paper's table 21).
     """
-    if outcome is Outcome.FAILED:
+    if judgement.outcome is Outcome.FAILED:
         return None
     if not ended and missing_eos_reward is not None:
         return missing_eos_reward
-    return verification_reward if outcome is Outcome.VERIFIED else 0.0
+    return verification_reward * judgement.share

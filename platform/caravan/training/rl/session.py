@@ -37,6 +37,7 @@ from caravan.training.parallel.ranks import current, reads_weights, spreads_weig
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
+from caravan.verifiers import Verifier
 
 STEPS_KEPT = 25
 """Steps whose rollouts are kept, evenly over the run, the first and the last among them."""
@@ -46,7 +47,10 @@ logger = logging.getLogger(__name__)
 
 
 def train_rlvr(
-    config: RLVRConfig, inputs: Mapping[str, Path], context: StageContext
+    config: RLVRConfig,
+    inputs: Mapping[str, Path],
+    context: StageContext,
+    verifiers: Mapping[str, Verifier],
 ) -> StageResult:
     """On every rank."""
     device, ranks = prepare_torch(config.resources.cpus, context.seed), current()
@@ -54,9 +58,8 @@ def train_rlvr(
     policy, tokenizer = load_policy(inputs["policy"], weights=weights)
     collect_as_usual()
     positions = positions_of(policy.config)
-    prompts = select_prompts(
-        read_rows(inputs["dataset"], Conversation), tokenizer, config, positions=positions
-    )
+    rows = read_rows(inputs["dataset"], Conversation)
+    prompts = select_prompts(rows, tokenizer, config, verifiers, positions=positions)
     ppo = isinstance(config.algorithm, PPOConfig)
     value = _value_model(inputs, weights=weights) if ppo else None
     policy = _trained(policy, config, device)
@@ -69,6 +72,7 @@ def train_rlvr(
             value=None if value is None else _trained(value, config, device),
         ),
         config,
+        verifiers,
         context.seed,
         device,
         cpus=config.resources.cpus,

@@ -51,6 +51,7 @@ from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_
 from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
 from caravan.training.rl.rollout import RLPrompt, RolloutBatch, collect
 from caravan.training.seeds import derived_seed
+from caravan.verifiers import Verifier
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class _Measured(NamedTuple):
 class RLTrainer:
     models: RLModels
     config: RLVRConfig
+    verifiers: Mapping[str, Verifier]
     seed: int
     device: torch.device
     """Where passes are computed."""
@@ -157,6 +159,7 @@ class RLTrainer:
             self.models.sampler,
             self.models.tokenizer,
             prompts,
+            self.verifiers,
             num_generations=self.config.algorithm.num_generations,
             sampling=self.config.sampling,
             verification_reward=self.config.verification_reward,

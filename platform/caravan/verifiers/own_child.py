@@ -1,0 +1,72 @@
+"""The process of a verifier of one's own: imports its file, then answers one request a line.
+
+Started by `caravan.verifiers.own` as a script, with nothing of caravan around it.
+stdin: lines {"completion": ..., "ground_truth": ...}. stdout: a line {} once the function is
+there, then {"result": score} for each request; {"error": ...} in place of either. What the
+function prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def main(path: str, name: str, import_seconds: str, call_seconds: str) -> None:
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+
+    def attempt(seconds: str, act: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """The alarm ends this process: a call may hang where nothing can interrupt it."""
+        signal.setitimer(signal.ITIMER_REAL, float(seconds))
+        try:
+            return {"result": act(*arguments)}
+        except Exception as error:
+            return {"error": describe(error, path)}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def tell(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    loaded = attempt(import_seconds, load, path, name)
+    function = loaded.pop("result", None)
+    tell(loaded)
+    for line in requests:
+        given = json.loads(line)
+        tell(attempt(call_seconds, score, function, given["completion"], given["ground_truth"]))
+
+
+def load(path: str, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location("own_verifier", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def score(function: Callable[[str, Any], Any], completion: str, ground_truth: Any) -> float:
+    said = function(completion, ground_truth)
+    if not hasattr(said, "__float__") or not 0 <= float(said) <= 1:
+        raise ValueError(f"returned {said!r:.200}, not True, False or a score from 0 to 1")
+    return float(said)
+
+
+def describe(error: Exception, path: str) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
