@@ -263,6 +263,13 @@ def test_a_section_that_another_one_needs_cannot_be_left_out(
     assert message in refusal(SMALL + added, f"{left_out}=null")
 
 
+def test_a_source_of_pairs_may_lose_contaminated_rows_only() -> None:
+    pairs = f"pair: {{sources: [{OWN_PAIRS}]}}\n"
+    assert parse_recipe(f"{SMALL}{pairs}decontaminate: {{keep_sources: [mine]}}")
+    refused = refusal(f"{SMALL}{pairs}decontaminate: {{keep_sources: [min]}}")
+    assert "'min' is no source, no synthesis task and no source of pairs; did you mean" in refused
+
+
 def test_rows_that_nothing_reads_are_not_made_and_that_is_told(tmp_path: Path, caplog) -> None:
     recipe = parse_recipe(SMALL, ["sft=null"])
     assert recipe.sources == ()

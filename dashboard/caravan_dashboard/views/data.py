@@ -40,7 +40,7 @@ def main() -> None:
     overlap = document(stages, "decontaminate", "evidence", "overlap.json")
     mixed = document(stages, "mix", "report", "mix.json")
     if not (card or overlap or mixed):
-        ui.empty("This run has no data yet. It shows here as soon as curation is done.")
+        ui.empty("This run has no data: its recipe reads none, or has not come to it.")
         return
     view = st.segmented_control(
         "View", VIEWS, default=VIEWS[0], key="view", bind="query-params", required=True,

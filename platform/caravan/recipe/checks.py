@@ -144,10 +144,6 @@ def _unknown_sources(recipe: Recipe) -> Iterator[str]:
         (f"mix.dataset_mixer_list[{i}].source", component.source)
         for i, component in enumerate(recipe.mix.dataset_mixer_list)
     ]
-    used += [
-        (f"decontaminate.keep_sources[{i}]", name)
-        for i, name in enumerate(recipe.decontaminate.keep_sources)
-    ]
     if recipe.sample_prompts is not None:
         used += [
             (f"sample_prompts.components[{i}].sources[{j}]", name)
@@ -157,6 +153,13 @@ def _unknown_sources(recipe: Recipe) -> Iterator[str]:
     for path, name in used:
         if name not in sources:
             yield f"{path}: {name!r} is no source and no synthesis task{suggest(name, sources)}"
+    of_data = [*sources, *(source.name for source in recipe.pair_sources)]
+    for i, name in enumerate(recipe.decontaminate.keep_sources):
+        if name not in of_data:
+            yield (
+                f"decontaminate.keep_sources[{i}]: {name!r} is no source, no synthesis task and "
+                f"no source of pairs{suggest(name, of_data)}"
+            )
     for i, skill in enumerate(recipe.rlvr.skills if recipe.rlvr is not None else ()):
         if skill not in skills:
             yield f"rlvr.skills[{i}]: no source has the skill {skill!r}{suggest(skill, skills)}"

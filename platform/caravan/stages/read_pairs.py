@@ -67,7 +67,10 @@ def run(
     taken = at_most(clean, config.pair.max_pairs, context.seed)
     if not taken:
         said = ", ".join(f"{n} {name}" for name, n in counts.items())
-        raise DataError(f"no preference pair is left of those in pair.sources: {said}")
+        raise DataError(
+            f"no preference pair is left of those in pair.sources: {said}; where they are "
+            "contaminated, look at decontaminate.max_source_overlap and keep_sources"
+        )
     write_rows(context.output("pairs", "pairs") / ROWS, taken)
     leaks.write(context.output("evidence", "report"), Counter(pair.source for pair in clean))
     by_source = Counter(f"pairs/{pair.source}" for pair in taken)
