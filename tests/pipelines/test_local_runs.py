@@ -139,6 +139,22 @@ def test_training_is_told_of_as_it_goes(run_id, settings, mini, monkeypatch):
         assert piped.file.getvalue().rstrip().endswith(words)
 
 
+def test_what_goes_on_is_seen_in_a_terminal_too_low_for_all_stages(run_id, settings, mini):
+    with Registry(settings.resolved_registry_url) as registry:
+        for node in ("curate", "synthesize", "decontaminate", "mix", "base"):
+            stage = registry.open_stage_run(run_id, node, node, node)
+            registry.start_stage_run(stage.id)
+            registry.heartbeat(stage.id, None, (2, f"{node} has something to say. " * 9))
+            registry.succeed_stage_run(stage.id, {})
+        stage = registry.open_stage_run(run_id, "sft", "sft", "sft")
+        registry.start_stage_run(stage.id)
+        low = Console(file=io.StringIO(), force_terminal=True, width=80, height=8)
+        ended = iter([False, True])
+        follow(load_recipe(mini), run_id, registry, lambda: next(ended), low, 20, NOW)
+    shown = low.file.getvalue()
+    assert ("sft" in shown, "running" in shown, "mix" in shown) == (True, True, False)
+
+
 def test_the_slower_of_two_starts_leaves_the_run_of_the_faster_alone(run_id, settings, hold):
     directory = local.run_dir(settings, run_id)
     directory.mkdir()

@@ -298,6 +298,20 @@ def test_metrics_delivered_twice_are_there_once(registry, new_run):
     assert [r.step for r in registry.metrics(opened.id, names=["loss"], after_step=1)] == [2]
 
 
+def test_the_last_steps_and_the_first_of_an_attempt_are_found(registry, new_run):
+    opened = registry.open_stage_run(new_run(), "sft", "sft", "k" * 64)
+    assert registry.metrics(opened.id, last_steps=2) == []
+    began = registry.get_run("latest").created_at
+    for step, minute in ((1, 0), (2, 1), (3, 5), (4, 6)):
+        at = began + timedelta(minutes=minute)
+        registry.log_points(opened.id, [(step, "loss", 1.0, at), (step, "lr", 1e-5, at)])
+
+    last = registry.metrics(opened.id, names=["loss"], last_steps=2)
+    assert [(r.step, r.name) for r in last] == [(3, "loss"), (4, "loss")]
+    assert registry.first_step(opened.id, ["loss"], began + timedelta(minutes=2)) == 3
+    assert registry.first_step(opened.id, ["loss"], began + timedelta(minutes=9)) is None
+
+
 def test_many_metrics_are_recorded_fast(registry, new_run):
     opened = registry.open_stage_run(new_run(), "sft", "sft", "k" * 64)
     at = registry.get_run("latest").created_at

@@ -27,6 +27,9 @@ POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0
 """Between two lines of one stage, at least; of long ones a twentieth of what they have taken."""
 LONGEST_LINE_SECONDS = 600.0
+INDENT = (0, 0, 0, 4)
+SPARE_ROWS = 2
+"""For numbers of training that take a second row."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def follow(
         nodes = [node.name for node in stage_graph(recipe)]
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while not has_ended():
-                live.update(_picture(nodes, known.now()))
+                live.update(_picture(nodes, known.now(), console.height))
                 time.sleep(POLL_SECONDS)
         return
     lines = Lines(console)
@@ -149,18 +152,25 @@ def look(
     ]
 
 
-def _picture(nodes: list[str], seen: Iterable[Seen]) -> RenderableType:
+def _picture(nodes: list[str], seen: Iterable[Seen], height: int) -> RenderableType:
+    """All stages; where the terminal is too low for them, those that ended first are left out."""
     by_node = {one.stage.node: one for one in seen}
     width = max(len(node) for node in nodes)
     rows: list[RenderableType] = []
+    ended: list[int] = []
+    """Rows of what has ended."""
     for node in nodes:
-        one = by_node.get(node)
+        one, above = by_node.get(node), len(rows)
         rows.append(_row(node, one.stage if one else None, width))
         if one and one.training and one.stage.state is State.RUNNING:
-            rows.append(Padding(Text(one.training), (0, 0, 0, 4)))
-        if one and one.stage.warned:
-            rows.append(Padding(Text(one.stage.warned, style="yellow"), (0, 0, 0, 4)))
-    return Group(*rows)
+            rows.append(Padding(Text(one.training), INDENT))
+        if one and one.stage.warned:  # on one line; `caravan show` has the whole of it
+            warned = Text(one.stage.warned, "yellow", no_wrap=True, overflow="ellipsis")
+            rows.append(Padding(warned, INDENT))
+        if one and one.stage.state.finished:
+            ended += range(above, len(rows))
+    left_out = ended[: max(0, len(rows) + SPARE_ROWS - height)]
+    return Group(*(row for number, row in enumerate(rows) if number not in left_out))
 
 
 def _row(node: str, stage: StageRunRow | None, width: int) -> Table:
