@@ -127,6 +127,8 @@ def test_files_that_a_recipe_names_go_along(new_stand_in, tmp_path):
 
     with Registry(settings.resolved_registry_url) as registry:
         packed = registry.get_run(run_id).recipe_dir
+        (kept,) = registry.references()
+        assert packed == f"artifact:{registry.artifact(kept).digest}"
     there = unpack_files(packed, settings)
     assert (there / "own" / "rows.jsonl").read_text() == rows.read_text()
     rows.unlink()
