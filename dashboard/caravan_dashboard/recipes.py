@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
+from glob import glob
 from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import ABSENT, Difference, InvalidRecipeError, diff, parse_recipe
+from caravan.recipe.paths import is_hub_name, model_directory
 from caravan.recipe.problems import Problem
 from caravan_pipelines.actions import refuse_code
 from caravan_pipelines.graph import Node
@@ -29,6 +33,8 @@ class Draft:
     unfit_tasks: str = ""
     """Why a valid recipe can be planned and not launched: tasks that are not here, or lack
     something, or code of its own."""
+    absent: tuple[tuple[str, str], ...] = ()
+    """Field and value of the paths that lead nowhere from here."""
 
 
 def shipped(directory: Path) -> dict[str, Path]:
@@ -37,8 +43,12 @@ def shipped(directory: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def check(text: str, directory: Path) -> Draft:
-    """The recipe that `text` says, or everything that is wrong with it."""
+def check(text: str, directory: Path, *, in_pods: bool = False) -> Draft:
+    """The recipe that `text` says, or everything that is wrong with it.
+
+    Args:
+        in_pods: Its stages do not run on this machine.
+    """
     if not text.strip():
         return Draft(None, (Problem("", "", "nothing here yet: pick a recipe or paste one"),))
     try:
@@ -50,12 +60,47 @@ def check(text: str, directory: Path) -> Draft:
         if found and place.startswith(f"{FILE}:"):
             return Draft(None, (Problem(place, "", message),))
         return Draft(None, (Problem("", "", str(error)),))
+    absent = tuple(absent_paths(recipe, directory, in_pods=in_pods))
     try:
         refuse_code(recipe)
         check_tasks(recipe)
     except RecipeError as error:
-        return Draft(recipe, unfit_tasks=str(error))
-    return Draft(recipe)
+        return Draft(recipe, unfit_tasks=str(error), absent=absent)
+    return Draft(recipe, absent=absent)
+
+
+def absent_paths(
+    recipe: Recipe, directory: Path, *, in_pods: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Files and model directories that the recipe names, with their fields, and that a run from
+    `directory` would not find: pods get the files below it, and have the models' volume."""
+    for field, value in _texts(recipe.model_dump(mode="json"), ""):
+        name = re.sub(r"\[\d+\]$", "", field).rpartition(".")[2]
+        if name == "model_name_or_path":
+            found = model_directory(value, directory).is_dir()
+            is_here = in_pods or found or is_hub_name(value)
+        elif name in ("path", "paths") or (name == "personas" and value != "pocket"):
+            path = os.path.expanduser(value)
+            matches = glob(path, root_dir=directory, recursive=True)
+            found = bool(matches) or (directory / path).exists()
+            below = os.path.normpath(directory / path).startswith(f"{directory}{os.sep}")
+            is_here = found and (below or not in_pods)
+        else:
+            continue
+        if not is_here:
+            yield field, value
+
+
+def _texts(value: object, field: str) -> Iterator[tuple[str, str]]:
+    """Every text in a document, with the field that it stands in."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _texts(part, f"{field}.{name}" if field else name)
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _texts(part, f"{field}[{number}]")
 
 
 def line_of(problem: Problem) -> str:

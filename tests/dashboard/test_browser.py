@@ -42,7 +42,7 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
     page.get_by_role("link", name="Preference pairs").click()
     expect(page.locator("mark.cv-rejected").first).to_be_visible()
 
-    page.goto(f"{address}/launch?recipe=tulu3-8b")
+    page.goto(f"{address}/launch?recipe=pocket")
     editor = page.get_by_role("textbox", name="Recipe", exact=True)
     expect(page.get_by_text("The recipe is valid.")).to_be_visible()
     expect(editor).to_have_value(re.compile(r"\ndpo:\n"))

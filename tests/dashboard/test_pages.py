@@ -417,9 +417,39 @@ def test_code_of_a_recipes_own_is_not_taken_from_the_page(open_page, nothing):
     assert app.button[0].disabled
 
 
+def test_a_pasted_recipe_whose_paths_lead_nowhere_is_not_called_valid(open_page, nothing, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("")
+    text = f"""
+name: mine
+base_model: {{kind: imported, model_name_or_path: ../base}}
+curate:
+  sources:
+    - {{name: a, license: MIT, skill: s, origin: {{kind: files, paths: [../a.jsonl, {rows}]}}}}
+sft: {{}}
+evaluate: {{tasks: [{{name: gsm, task: gsm8k, path: ../gsm.jsonl}}]}}
+"""
+    app = open_page("launch", recipe="Paste a recipe")
+    app.text_area[0].set_value(text).run()
+
+    assert "cannot be launched from here" in plain(checked(app))
+    assert "The recipe is valid." not in plain(app)
+    assert "caravan run RECIPE.yaml" in plain(app)
+    assert app.button[0].disabled
+    for field in ("base_model.model_name_or_path", "origin.paths[0]", "evaluate.tasks[0].path"):
+        assert f"{field}: ../" in plain(app)
+    assert "origin.paths[1]" not in plain(app)
+
+    model = tmp_path / "base"
+    model.mkdir()
+    here = text.replace("../a.jsonl, ", "").replace("../gsm.jsonl", str(rows))
+    app.text_area[0].set_value(here.replace("../base", str(model))).run()
+    assert "The recipe is valid." in plain(checked(app))
+    assert not app.button[0].disabled
+
+
 def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
     app = open_page("launch", recipe="tulu3-8b")
-    assert "The recipe is valid." in plain(app)
 
     text = app.text_area[0].value
     text = text.replace("task: gpqa,", "task: gpqa_extended,")

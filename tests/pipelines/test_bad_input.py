@@ -62,6 +62,12 @@ def test_a_broken_row_is_named_with_its_file_and_field(caravan, mini, command):
         log = caravan("logs").stdout
         assert "robot" in log
         assert not re.search(r"KFP Executor|executor_input|RuntimeWarning|outputs:|uri=", log)
+        (whole,) = (text.read_text() for text in (caravan.home / "runs").glob("*/log.txt"))
+        assert "pipeline_orchestrator.py" not in whole
+        assert "\x1b" not in whole
+        assert re.search(
+            r"\nrun \S+ failed: Pipeline '\S+' finished with status FAILURE.*\n$", whole
+        )
 
 
 def test_a_registry_that_cannot_be_reached_is_named_without_its_password(tmp_path, mini, command):

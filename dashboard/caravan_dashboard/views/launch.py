@@ -32,12 +32,13 @@ def main() -> None:
                 help="YAML. It is checked when you leave the field or press Ctrl+Enter.",
             )  # fmt: skip
     with right:
-        draft = recipes.check(text or "", directory)
+        in_pods = bool(library.settings().kfp_url)
+        draft = recipes.check(text or "", directory, in_pods=in_pods)
         launch_button(draft, directory)
         if draft.recipe is None:
             show_problems(draft)
         else:
-            show_recipe(draft.recipe, draft.unfit_tasks)
+            show_recipe(draft.recipe, draft, directory)
     if name in known and text != original:
         show_changes(name, original, text or "", directory, draft)
 
@@ -46,6 +47,8 @@ def launch_button(draft: Draft, directory: Path) -> None:
     obstacle = None if draft.recipe else "The recipe has to be valid first"
     if draft.unfit_tasks:
         obstacle = "The recipe can be planned, not launched from here"
+    elif draft.absent:
+        obstacle = "What the recipe names is not here"
     if not signin.may(Role.LAUNCHER):
         obstacle = f"Launching takes the role {Role.LAUNCHER}"
     started = st.button(
@@ -74,11 +77,13 @@ def show_problems(draft: Draft) -> None:
     ], "n"))  # fmt: skip
 
 
-def show_recipe(recipe: Recipe, unfit_tasks: str) -> None:
-    if unfit_tasks:
+def show_recipe(recipe: Recipe, draft: Draft, directory: Path) -> None:
+    if draft.unfit_tasks:
         st.warning("The recipe can be planned, not run.", icon=":material/warning:")
-        st.code(unfit_tasks, language=None, wrap_lines=True)
-    else:
+        st.code(draft.unfit_tasks, language=None, wrap_lines=True)
+    if draft.absent:
+        show_absent(draft, directory)
+    if not draft.unfit_tasks and not draft.absent:
         st.success("The recipe is valid.", icon=":material/check_circle:")
     nodes = stage_graph(recipe)
     ui.show(facts([
@@ -92,6 +97,20 @@ def show_recipe(recipe: Recipe, unfit_tasks: str) -> None:
                          for name in recipes.summary(nodes)), style="line-height:2"))  # fmt: skip
     where = "on Kubeflow Pipelines" if library.settings().kfp_url else "on this machine"
     st.caption(f"It runs {where}, in processes of its own: closing this page does not end it.")
+
+
+def show_absent(draft: Draft, directory: Path) -> None:
+    st.warning("The recipe cannot be launched from here: paths lead nowhere.",
+               icon=":material/warning:")  # fmt: skip
+    lines = [f"{field}: {path} is not there" for field, path in draft.absent]
+    st.code("\n".join(lines), language=None, wrap_lines=True)
+    in_pods = bool(library.settings().kfp_url)
+    st.text(
+        f"Relative paths are meant from {directory} on this page. Put there what is missing, "
+        + ("" if in_pods else "give absolute paths, ")
+        + "or start the recipe where its files are:"
+    )
+    st.code(f"caravan {'launch' if in_pods else 'run'} RECIPE.yaml", language=None)
 
 
 def show_changes(name: str, original: str, text: str, directory: Path, draft: Draft) -> None:

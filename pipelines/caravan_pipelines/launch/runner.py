@@ -16,8 +16,6 @@ import time
 import traceback
 from types import FrameType
 
-from rich.text import Text
-
 from caravan.operations.traces import run_span
 from caravan.recipe import Recipe
 from caravan.registry import Registry
@@ -55,11 +53,15 @@ def execute_run(run_id: str, settings: Settings) -> State:
             with run_span(run_id, {"caravan.recipe": recipe.name}):
                 _run_pipeline(recipe, run_id, settings)
             state = State.SUCCEEDED
-        except Exception as failure:  # a step failed: its own traceback is in the registry
-            traceback.print_exc()
+        except Exception as failure:
             state, error = (State.CANCELLED, None) if stopped.is_set() else (State.FAILED, failure)
-        # KFP writes the names of steps in colours.
-        reason = Text.from_ansi(str(error)).plain if error else None
+            # Where a step failed or was stopped, it has said why: KFP's traceback is only that of
+            # its waiting for it.
+            if not error or patiently(lambda: _has_told(run_id, registry), patience):
+                print(f"run {run_id} {state}" + (f": {error}" if error else ""))
+            else:
+                traceback.print_exc()
+        reason = str(error) if error else None
         patiently(lambda: _close(run_id, registry, state), patience)
         patiently(lambda: registry.update_run_state(run_id, state, error=reason), patience)
     return state
@@ -68,19 +70,26 @@ def execute_run(run_id: str, settings: Settings) -> State:
 def _close(run_id: str, registry: Registry, state: State) -> None:
     """End the stages that are still open. Where a run failed and none says that it did, they are
     those whose process is gone."""
-    told = any(stage.state is State.FAILED for stage in registry.stage_runs(run_id))
-    if state is State.FAILED and not told:
+    if state is State.FAILED and not _has_told(run_id, registry):
         close_open_stages(run_id, registry, State.FAILED, LOST)
     close_open_stages(run_id, registry, State.CANCELLED)
 
 
+def _has_told(run_id: str, registry: Registry) -> bool:
+    """Whether a stage has said that it failed."""
+    return any(stage.state is State.FAILED for stage in registry.stage_runs(run_id))
+
+
 def _run_pipeline(recipe: Recipe, run_id: str, settings: Settings) -> None:
     from kfp import local
+    from kfp.local.logging_utils import Color
 
     from caravan_pipelines.pipeline import build_pipeline
 
     root = run_dir(settings, run_id) / "kfp"
     shutil.rmtree(root, ignore_errors=True)
+    for colour in [name for name in vars(Color) if name.isupper()]:
+        setattr(Color, colour, "")  # the log is a file
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
     build_pipeline(recipe)(run=run_id)
 

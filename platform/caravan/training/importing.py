@@ -14,7 +14,7 @@ from caravan.data.template import TEMPLATE_HASH, chat_template
 from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
 from caravan.errors import DataError, require
 from caravan.recipe import ImportedBase
-from caravan.recipe.paths import model_directory
+from caravan.recipe.paths import is_hub_name, model_directory
 from caravan.training.bpe import PAD
 from caravan.training.models import check_model_directory, read_weights, save_model
 
@@ -36,7 +36,7 @@ def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
     directory = model_directory(name, recipe_dir)
     if directory.is_dir():
         return directory
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_name(name):
         raise DataError(f"{directory}: no such directory; set base_model.model_name_or_path")
     hub = require("huggingface_hub", extra="train", feature=f"downloading {name}")
     try:
