@@ -247,7 +247,7 @@ def test_ranks_of_zero_3_but_the_first_read_no_weights_and_take_no_memory_for_th
     (tmp_path / "model.safetensors").write_bytes(b"nobody reads this")
     monkeypatch.setattr(ranks, "_current", ranks.Ranks(rank=1, count=2))
     before = resident_bytes()
-    model, _ = load_base(tmp_path, SFTConfig(zero_stage=3))
+    model, _ = load_base(tmp_path, SFTConfig(zero_stage=3), torch.device("cpu"))
     taken = resident_bytes() - before
     reward_model, _ = new_reward_model(tmp_path, weights=ranks.reads_weights(zero_stage=3))
 
@@ -258,7 +258,7 @@ def test_ranks_of_zero_3_but_the_first_read_no_weights_and_take_no_memory_for_th
         assert torch.equal(model.get_buffer(name), value)
     assert reward_model.score.weight.shape == (1, 512)
     with pytest.raises(DataError, match="cannot be loaded"):
-        load_base(tmp_path, SFTConfig(zero_stage=2))
+        load_base(tmp_path, SFTConfig(zero_stage=2), torch.device("cpu"))
 
 
 def test_under_zero_3_kernels_are_those_of_the_gpu_though_the_model_is_on_the_host(
