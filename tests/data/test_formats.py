@@ -55,10 +55,16 @@ QUESTION_AND_ANSWER = [("user", "q"), ("assistant", "a")]
         {"text": "### Human: q### Assistant: a"},
         {"text": "\n\nHuman: q\n\nAssistant: a"},
         {"messages": None, "prompt": "q", "completion": "a"},
+        {"prompt": "q", "response": "", "output": "a"},
     ],
 )
 def test_every_format_gives_the_same_conversation(row):
     assert convert(row) == QUESTION_AND_ANSWER
+
+
+def test_an_empty_reply_is_none_as_in_a_csv_of_prompts_and_truths():
+    row = {"prompt": "5 + 0?", "response": "", "ground_truth": "5"}
+    assert convert(row) == [("user", "5 + 0?")]
 
 
 def test_system_input_and_history_of_alpaca():
@@ -230,6 +236,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str):
 def test_csv_with_newlines_in_cells(tmp_path: Path):
     (tmp_path / "r.csv").write_bytes(b'prompt,completion\r\n"a\r\nb",c\r\n')
     assert list(read_raw(tmp_path / "r.csv")) == [(1, {"prompt": "a\r\nb", "completion": "c"})]
+    (tmp_path / "twice.csv").write_text("prompt,response,prompt\na,b,c\n")
+    with pytest.raises(DataError, match=r"twice.csv: more than one column is called 'prompt'"):
+        list(read_raw(tmp_path / "twice.csv"))
     (tmp_path / "bad.csv").write_text("prompt,completion\na\n")
     with pytest.raises(DataError, match="row 1: more or fewer columns"):
         list(read_raw(tmp_path / "bad.csv"))

@@ -79,7 +79,9 @@ def test_ratings_and_models_are_taken_where_they_are_given(ratings):
         ({"prompt": "q", "chosen": "a"}, "no column 'rejected'"),
         ({"chosen": "a", "rejected": "b"}, "chosen: column 'text' marks no turns"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no column 'prompt'"),
-        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "chosen: column 'completion'"),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is neither text nor messages"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is neither text nor messages"),
+        ({"question": "q", "chosen": "a", "rejected": "b"}, "'question'; rename it to prompt"),
         (
             {"prompt": "q", "chosen": [{"role": "bot", "content": ""}], "rejected": "b"},
             "chosen: .*unknown role 'bot'",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +52,7 @@ def test_a_function_says_whether_or_how_far_a_completion_is_right(verifier: Make
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return {}[truth]", r"own\.py: verify: KeyError: 'a' \(line 3\)"),
+        ("return {}[truth]", r"own\.py: verify: KeyError: 'a' \(line 4\)"),
         ("return 'yes'", "returned 'yes', not True, False or a score from 0 to 1"),
         ("return None", "returned None, not True"),
         ("return 1.5", "returned 1.5, not True"),
@@ -56,6 +60,11 @@ def test_a_function_says_whether_or_how_far_a_completion_is_right(verifier: Make
         ("raise SystemExit(3)", r"its process ended \(exit status 3\)"),
         ("import os; os.abort()", r"its process ended \(exit status -6\)"),
         ("while True: pass", "took more than 0.5 seconds"),
+        # What has its own alarm, and what leaves a process behind that keeps the pipes open.
+        ("import signal; signal.alarm(9); signal.alarm(0); time.sleep(9)", "took more than 0.5"),
+        ("os.fork(); time.sleep(9)", "took more than 0.5 seconds"),
+        ("os.fork() or time.sleep(9); os._exit(5)", "took more than 0.5 seconds"),
+        ("os.write(4, b'{}\\n'); time.sleep(9)", "took more than 0.5|answer that is none"),
     ],
 )
 def test_a_call_that_fails_says_why_and_the_next_one_is_answered(
@@ -63,6 +72,7 @@ def test_a_call_that_fails_says_why_and_the_next_one_is_answered(
 ) -> None:
     monkeypatch.setattr(own, "CALL_SECONDS", 0.5)
     failing = verifier(
+        "import os, time\n"
         "def verify(completion, truth):\n"
         "    if completion == 'fail':\n"
         f"        {body}\n"
@@ -82,6 +92,63 @@ def test_what_a_function_prints_and_reads_does_not_disturb(verifier: Make) -> No
         "    return sys.stdin.read() == '' and completion == truth\n"
     )
     assert chatty("one\nline\u2028more \ud83d", "one\nline\u2028more \ud83d").correct
+
+
+def test_what_a_function_starts_has_no_hold_on_the_stage(
+    verifier: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    starting = verifier(
+        "import os, subprocess, sys\n"
+        "def verify(completion, truth):\n"
+        "    os.write(2, b'caf\\xe9\\n')\n"
+        "    started = subprocess.Popen(['sleep', '60'])\n"
+        "    open(completion, 'w').write(str(started.pid))\n"
+        "    return all(os.readlink(f'/proc/{started.pid}/fd/{n}') != truth for n in (1, 2))\n"
+    )
+    pid = Path(tempfile.mkdtemp()) / "pid"
+    assert starting(str(pid), os.readlink("/proc/self/fd/2")).correct
+    starting.close()
+    for _ in range(100):
+        if not Path(f"/proc/{pid.read_text()}/cmdline").exists():
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the process that it started lives on")
+    assert "caf\\xe9" in capfd.readouterr().err
+
+
+def test_a_call_ends_with_a_stage_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os\n"
+        "def verify(completion, truth):\n"
+        "    open(truth, 'w').write(str(os.getpid()))\n"
+        "    while True: pass\n"
+    )
+    pid = tmp_path / "pid"
+    asking = (
+        "import sys; from pathlib import Path; from caravan.verifiers import OwnVerifier\n"
+        f"OwnVerifier(Path({str(tmp_path / 'own.py')!r}), 'verify')('', {str(pid)!r})"
+    )
+    stage = subprocess.Popen([sys.executable, "-c", asking])
+    until = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    stage.kill()
+    stage.wait()
+    while Path(f"/proc/{pid.read_text()}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_closing_ends_what_is_still_asked(verifier: Make) -> None:
+    slow = verifier("import time\ndef verify(completion, truth):\n    time.sleep(60)\n")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(slow, "", "")
+        time.sleep(0.3)
+        slow.close()
+        with pytest.raises(VerifierError, match="its process ended"):
+            asked.result(5)
 
 
 def test_caravans_credentials_are_not_handed_on(

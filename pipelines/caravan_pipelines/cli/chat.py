@@ -20,7 +20,12 @@ def chat(
     model: str, prompt: str, *, system: str, temperature: float, max_tokens: int, seed: int
 ) -> None:
     if not prompt and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
+        try:
+            prompt = sys.stdin.buffer.read().decode().strip()
+        except UnicodeDecodeError as error:
+            raise CaravanError(
+                f"standard input is not UTF-8: {error.reason}; convert it"
+            ) from error
         if not prompt:
             raise CaravanError("nothing to reply to: give --prompt TEXT, or text on standard input")
     disable_progress_bar()

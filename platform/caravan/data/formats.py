@@ -18,6 +18,7 @@ import json
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -204,7 +205,13 @@ def _row(value: Any, where: str, *, halves: bool) -> RawRow:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, RawRow]]:
     with _open(path, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=1):
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or ()
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(
+                f"{path}: more than one column is called {twice[0]!r}; rename all but one"
+            )
+        for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 raise DataError(
                     f"{path}, row {number}: more or fewer columns than the header; correct it"
@@ -355,7 +362,7 @@ def _exchange(row: RawRow, column: str) -> list[Message]:
         parts = [row[column], *(_optional_text(row, context) for context in CONTEXTS)]
         text = "\n\n".join(part for part in parts if part)
         asked = [*_system(row), *_history(row), Message(role="user", content=text)]
-    reply = next((name for name in REPLIES if row.get(name) is not None), None)
+    reply = next((name for name in REPLIES if row.get(name) not in (None, "")), None)
     return [*asked, *_side(row, reply, "assistant")] if reply else asked
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from caravan.data.formats import Labels, RawRow, to_conversation
+from caravan.data.formats import PROMPTS, Labels, RawRow, to_conversation
 from caravan.data.records import Message, Pair
 from caravan.errors import DataError
 
@@ -57,6 +57,8 @@ def to_pair(row: RawRow, id: str, labels: Labels) -> Pair:
 def _conversation(row: RawRow, side: Side, labels: Labels) -> tuple[Message, ...]:
     """The prompt with the reply of one side."""
     value, prompt = row.get(side), row.get("prompt")
+    if side in row and not isinstance(value, Sequence):
+        raise DataError(f"column {side!r} is neither text nor messages; correct or remove the row")
     if value is None:
         raise DataError(
             f"no column {side!r} (the row has {', '.join(row) or 'none'}); a pair has chosen, "
@@ -66,6 +68,8 @@ def _conversation(row: RawRow, side: Side, labels: Labels) -> tuple[Message, ...
         turns: RawRow = {"messages": value}
     elif prompt is not None:
         turns = {"prompt": prompt, "completion": value}
+    elif other := next((name for name in PROMPTS if row.get(name)), None):
+        raise DataError(f"the prompt is in the column {other!r}; rename it to prompt")
     elif isinstance(value, str):
         turns = {"text": value}
     else:
@@ -74,6 +78,8 @@ def _conversation(row: RawRow, side: Side, labels: Labels) -> tuple[Message, ...
         messages = to_conversation(turns, "", labels).messages
     except DataError as error:
         raise DataError(f"{side}: {error}") from error
+    if value == "":  # where a row is a conversation, that says that it has no reply
+        messages = (*messages, Message(role="assistant", content=""))
     if len(messages) < 2 or (messages[-2].role, messages[-1].role) != ("user", "assistant"):
         raise DataError(
             f"{side} does not end with one reply of the assistant to a user's turn; correct or "

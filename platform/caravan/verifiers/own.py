@@ -4,22 +4,26 @@
         return completion.endswith(ground_truth)      # or a score from 0 to 1
 
 Each runs in processes of its own, which import the file once: an exception, a crash or a call
-that takes too long costs one verdict, not the stage. They have none of Caravan's variables, but
-the rights of the stage; unlike the sandbox, this confines nothing.
+that takes too long costs one verdict, not the stage. The clock is on our side, since a function
+may use its process's alarm, or leave processes behind that keep its pipes open. They have none of
+Caravan's variables, but the rights of the stage; unlike the sandbox, this confines nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import IO, Any
 
 from caravan.errors import RecipeError
 from caravan.recipe.verifiers import file_and_function
@@ -37,12 +41,13 @@ class OwnVerifier:
     def __init__(self, path: Path, function: str) -> None:
         self._path, self._function = path.resolve(), function
         self._idle: list[_Process] = []
+        self._all: list[_Process] = []
 
     def __call__(self, completion: str, ground_truth: Any) -> Verdict:
         try:
             process = self._idle.pop()
         except IndexError:
-            process = _Process(self._path, self._function)
+            process = self._started()
         answer = process.ask({"completion": completion, "ground_truth": ground_truth})
         self._idle.append(process)  # one that has ended raised
         if "error" in answer:
@@ -55,11 +60,18 @@ class OwnVerifier:
         Raises:
             VerifierError: it is not.
         """
-        self._idle.append(_Process(self._path, self._function))
+        self._idle.append(self._started())
 
     def close(self) -> None:
+        for process in self._all:
+            process.kill()  # one that is still asked is closed by who asks
         while self._idle:
             self._idle.pop().close()
+
+    def _started(self) -> _Process:
+        process = _Process(self._path, self._function)
+        self._all.append(process)
+        return process
 
 
 @contextmanager
@@ -87,19 +99,21 @@ class _Process:
 
     def __init__(self, path: Path, function: str) -> None:
         self._name = f"{path.name}: {function}"
-        arguments = [str(path), function, str(IMPORT_SECONDS), str(CALL_SECONDS)]
+        self._read = b""
         home = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(_CHILD), *arguments],
+                [sys.executable, "-I", "-B", str(_CHILD), str(path), function],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 cwd=tempfile.gettempdir(),
                 env={**home, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # all that it starts is ended with it
+                start_new_session=True,  # what it starts is ended with it
             )
         except OSError as error:
             raise VerifierError(f"{self._name}: cannot start its process: {error}") from error
+        Thread(target=_relay, args=(self._process.stderr,), daemon=True).start()
         answer = self._answer(IMPORT_SECONDS)
         if "error" in answer:
             self.close()
@@ -110,26 +124,51 @@ class _Process:
         with suppress(BrokenPipeError):  # it has ended, which its answer says
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        return self._answer(CALL_SECONDS)
+        answer = self._answer(CALL_SECONDS)
+        if not answer.keys() & {"result", "error"}:
+            raise self._ended("gave an answer that is none")
+        return answer
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if line:
+        pipe = self._process.stdout.fileno()
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        until = time.monotonic() + seconds
+        while b"\n" not in self._read:
+            if not ready.poll(max(0.0, until - time.monotonic()) * 1000):
+                raise self._ended(f"took more than {seconds:g} seconds")
+            if not (more := os.read(pipe, 1 << 16)):
+                with suppress(subprocess.TimeoutExpired):  # how it ended is known in a moment
+                    self._process.wait(1.0)
+                status = self._process.returncode
+                raise self._ended(f"its process ended (exit status {status})")
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        try:
             return dict(json.loads(line))
-        with suppress(subprocess.TimeoutExpired):  # how it ended is known in a moment
-            self._process.wait(1.0)
-        status = self._process.returncode
-        self.close()
-        if status == -signal.SIGALRM:
-            raise VerifierError(f"{self._name}: took more than {seconds:g} seconds")
-        raise VerifierError(f"{self._name}: its process ended (exit status {status})")
+        except ValueError as error:
+            raise self._ended("gave an answer that is none") from error
 
-    def close(self) -> None:
+    def _ended(self, why: str) -> VerifierError:
+        self.close()
+        return VerifierError(f"{self._name}: {why}")
+
+    def kill(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _relay(stderr: IO[bytes]) -> None:
+    """Print what a verifier prints. It is not given our own stderr: what it starts might keep that
+    open for ever, and its bytes need not be text."""
+    for line in stderr:
+        print(line.decode(errors="backslashreplace").rstrip("\n"), file=sys.stderr, flush=True)
