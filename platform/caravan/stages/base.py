@@ -13,7 +13,7 @@ from caravan.recipe.paths import model_directory
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "base"
-VERSION = 1
+VERSION = 2
 
 SAVE_STEPS = 100
 WORDINGS = 4000

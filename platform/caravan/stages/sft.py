@@ -21,7 +21,7 @@ from caravan.stages.context import StageContext, StageResult
 from caravan.stages.ranks.launch import on_ranks
 
 NAME = "sft"
-VERSION = 1
+VERSION = 2
 
 
 def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
