@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.text import Text
 
-from caravan.data.records import Conversation, Pair
+from caravan.data.records import Conversation, EvalInstance, Pair
 from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError, below
 from caravan.recipe import (
     BaseModelConfig,
@@ -89,6 +89,8 @@ class Seen:
     """Rows with a verifier and a ground truth, by skill."""
     pairs: list[Pair] = field(default_factory=list)
     """The first ones."""
+    instances: dict[str, list[EvalInstance]] = field(default_factory=dict)
+    """Of each task whose questions could be read."""
 
 
 def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) -> Iterator[Check]:
@@ -125,7 +127,7 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
     if recipe.rlvr:
         yield "rlvr", lambda: verifiable_prompts(recipe, seen.verifiable)
     for task in recipe.tasks:
-        yield f"task {task.name}", lambda task=task: _task(task, recipe_dir)  # type: ignore[misc]
+        yield f"task {task.name}", lambda task=task: _task(task, recipe, recipe_dir, seen)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
         yield "base model", lambda: _model(recipe.base_model, recipe_dir, will_be_tuned=True)
     if recipe.reward_model and recipe.reward_model.model_name_or_path:
@@ -136,7 +138,7 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
     if sft := recipe.sft:
         yield "template and masks", lambda: _masks(sft, recipe, recipe_dir, seen.rows)
     if recipe.tasks or recipe.respond:
-        yield "prompts", lambda: _prompts(recipe, recipe_dir, seen.rows)
+        yield "prompts", lambda: _prompts(recipe, recipe_dir, seen)
     if recipe.pair_sources:
         for name in ("dpo", "reward_model"):
             if stage := getattr(recipe, name):
@@ -287,10 +289,11 @@ def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> st
     return "; ".join(said)
 
 
-def _task(task: EvalTask, recipe_dir: Path) -> str:
+def _task(task: EvalTask, recipe: Recipe, recipe_dir: Path, seen: Seen) -> str:
     from caravan.evals.tasks import load_instances
 
-    return f"{len(load_instances(task, 0, recipe_dir)):,} instances"
+    seen.instances[task.name] = load_instances(task, recipe.seed, recipe_dir)
+    return f"{len(seen.instances[task.name]):,} instances"
 
 
 def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> str:
@@ -329,12 +332,12 @@ def _positions(recipe: Recipe, recipe_dir: Path) -> int:
     return positions_of(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
 
 
-def _prompts(recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:
+def _prompts(recipe: Recipe, recipe_dir: Path, seen: Seen) -> str:
     from caravan_pipelines.prompt_checks import prompt_lengths
 
-    texts = (message.content for row in rows for message in row.messages)
-    tokenizer = _tokenizer(recipe, recipe_dir, texts)
-    return prompt_lengths(recipe, recipe_dir, rows, tokenizer, _positions(recipe, recipe_dir))
+    texts = (message.content for row in seen.rows for message in row.messages)
+    tokenizer, positions = _tokenizer(recipe, recipe_dir, texts), _positions(recipe, recipe_dir)
+    return prompt_lengths(recipe, recipe_dir, seen.rows, tokenizer, positions, seen.instances)
 
 
 def _masks(sft: SFTConfig, recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:

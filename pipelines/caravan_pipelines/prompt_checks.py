@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from caravan.data.records import Conversation, Message
+from caravan.data.records import Conversation, EvalInstance, Message
 from caravan.data.template import encode_prompt
-from caravan.errors import RecipeError
+from caravan.errors import RecipeError, some
 from caravan.evals.tasks import load_instances
-from caravan.inference.engine import leaves_room, some
+from caravan.inference.engine import leaves_room
 from caravan.recipe import HubSource, Recipe
 
 
@@ -22,11 +22,13 @@ def prompt_lengths(
     rows: Iterable[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     positions: int,
+    read: Mapping[str, Sequence[EvalInstance]],
 ) -> str:
     """How many prompts leave the recipe's model no room for a reply; no run fails of them.
 
     Args:
         rows: Of the sources, as far as they are looked at.
+        read: Questions that have been read already, by task.
     """
 
     def too_long(prompts: Iterable[Sequence[Message]]) -> Iterator[bool]:
@@ -35,7 +37,7 @@ def prompt_lengths(
 
     said = []
     for task in recipe.tasks:
-        instances = load_instances(task, recipe.seed, recipe_dir)
+        instances = read.get(task.name) or load_instances(task, recipe.seed, recipe_dir)
         if count := sum(too_long(instance.messages for instance in instances)):
             said.append(
                 f"{count:,} of {len(instances):,} of task {task.name}, which count as not answered"

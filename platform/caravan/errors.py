@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -57,6 +58,12 @@ class MissingExtraError(CaravanError):
 def without_traceback(recorded: str) -> str:
     """The sentence of an error as the registry keeps it: what stands before its traceback."""
     return recorded.strip().split("\n\n", 1)[0]
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def below(title: str, error: CaravanError) -> str:

@@ -7,6 +7,7 @@ import yaml
 
 from caravan.access import Role
 from caravan.errors import CaravanError, without_traceback
+from caravan.evals.headlines import headlines
 from caravan.registry import RunRow, StageRunRow, State
 from caravan_dashboard import charts, launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.live import live
@@ -83,7 +84,7 @@ def header(run: RunRow) -> None:
 
 
 def scores(run: RunRow) -> None:
-    means = runs.headlines(library.registry().scores(run.id)).get(run.id)
+    means = headlines(library.registry().scores(run.id)).get(run.id)
     if not means:
         return
     columns = st.columns(len(means) + 1, vertical_alignment="center")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
+from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard import library, runs, ui
@@ -54,13 +55,13 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
     pages = -(-len(shown) // PAGE_SIZE)
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     page = shown[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    means = runs.headlines(library.registry().scores(*(run.id for run in page)))
+    means = headlines(library.registry().scores(*(run.id for run in page)))
     ui.show(run_table(page, means, datetime.now(UTC)))
     st.caption("Scores are means over the tasks of the evaluation, in percent.")
 
 
 def run_table(
-    page: Sequence[RunRow], means: Mapping[str, Mapping[str, runs.Headline]], now: datetime
+    page: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]], now: datetime
 ) -> Html:
     models = in_order(model for run in page for model in means.get(run.id, {}))
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
@@ -77,7 +78,7 @@ def run_table(
     return table([*headers, *(m.upper() for m in models)], rows, "ooonon" + "n" * len(models))
 
 
-def score_cell(found: runs.Headline | None, model: str) -> object:
+def score_cell(found: Headline | None, model: str) -> object:
     if found is None:
         return DASH
     shown = percent(found.value)

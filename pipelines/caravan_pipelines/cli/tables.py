@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from caravan.evals.caveats import cut_short, without_spread
+from caravan.evals.headlines import headlines
 from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
 
@@ -109,15 +109,10 @@ def runs_table(runs: Sequence[RunRow], scores: Iterable[ScoreRow]) -> Table:
 def main_scores(scores: Iterable[ScoreRow]) -> dict[str, str]:
     """Of each run the last model and, in per cent, the mean over its tasks of the metric that each
     is known by: `dpo 41.2`."""
-    first: dict[tuple[str, str], dict[str, float]] = {}
-    for score in scores:
-        model = model_of(score.node)
-        if model is not None and score.metric != "mean_rating":
-            first.setdefault((score.run_id, model), {}).setdefault(score.task, score.value)
     found = {}
-    for run_id in dict.fromkeys(run_id for run_id, _ in first):
-        last = in_order(model for of, model in first if of == run_id)[-1]
-        found[run_id] = f"{last} {100 * fmean(first[run_id, last].values()):.1f}"
+    for run_id, models in headlines(scores).items():
+        last, headline = list(models.items())[-1]
+        found[run_id] = f"{last} {100 * headline.value:.1f}"
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caravan.data.records import Conversation
+from caravan.errors import some
 from caravan.recipe import Source
 
 SAMPLES = 2
@@ -89,8 +90,7 @@ class SourceCard:
 def not_read(columns: Iterable[str]) -> str:
     """Names the columns, which are text of anyone."""
     names = [name if name.isidentifier() else repr(name) for name in sorted(columns)]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"columns not read: {', '.join(names[:NAMED])}{more}"
+    return f"columns not read: {some(names, NAMED)}"
 
 
 def summary(values: Sequence[int]) -> dict[str, float]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from caravan.data.records import Aspect, Message
-from caravan.errors import RecipeError
+from caravan.errors import RecipeError, some
 from caravan.evals.judge_prompts import (
     UnreadableReplyError,
     judge_messages,
     parse_ratings,
     reminder,
 )
-from caravan.inference import Engine, some, without_reply
+from caravan.inference import Engine, without_reply
 from caravan.recipe import JudgeEngine, LLMJudge, Sampling
 
 MAX_REPLIES = 3

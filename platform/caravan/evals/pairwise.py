@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caravan.data.records import EvalInstance, Message
+from caravan.errors import some
 from caravan.evals.judge_prompts import fence_for
 from caravan.evals.judging import MAX_REPLIES
 from caravan.evals.reading import make_instance, refuse_shots, table
-from caravan.inference import Engine, some, without_reply
+from caravan.inference import Engine, without_reply
 from caravan.recipe import Sampling
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caravan.data.records import EvalInstance, Message
-from caravan.errors import DataError
+from caravan.errors import DataError, some
 from caravan.evals.reading import make_instance, refuse_shots, table
-from caravan.inference import Engine, some, without_reply
+from caravan.inference import Engine, without_reply
 from caravan.recipe import Sampling
 
 logger = logging.getLogger(__name__)

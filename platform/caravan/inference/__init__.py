@@ -5,7 +5,6 @@ from caravan.inference.engine import (
     Engine,
     EngineError,
     Generation,
-    some,
     without_reply,
 )
 from caravan.inference.loading import load_engine, unload
@@ -16,7 +15,6 @@ __all__ = [
     "EngineError",
     "Generation",
     "load_engine",
-    "some",
     "unload",
     "without_reply",
 ]

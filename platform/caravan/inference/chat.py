@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from caravan.data.records import Message
 from caravan.data.template import chat_template, encode_prompt
 from caravan.errors import DataError
-from caravan.inference.engine import EngineError
+from caravan.inference.engine import EngineError, leaves_room, positions_of
 from caravan.inference.sampler import TokenSequence, generate_tokens
 from caravan.inference.transformers_engine import TransformersEngine, decode_reply
 from caravan.recipe import Sampling
@@ -56,8 +56,8 @@ class Chat:
         asked = [*self.history, Message(role="user", content=text)]
         prompt = self._encoded(asked)
         model, tokenizer = self.engine.model, self.engine.tokenizer
-        room = getattr(model.config, "max_position_embeddings", None)
-        if room is not None and len(prompt) >= room:
+        room = positions_of(model.config)
+        if not leaves_room(prompt, room):
             raise EngineError(
                 f"the conversation has {len(prompt)} tokens, and prompt and reply together have "
                 f"room for {room}; begin a new one, or say less"

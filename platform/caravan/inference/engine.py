@@ -12,9 +12,6 @@ from caravan.data.records import FinishReason, Message
 from caravan.errors import CaravanError
 from caravan.recipe import Sampling
 
-_NAMED = 5
-"""Prompts that a warning names."""
-
 
 class EngineError(CaravanError):
     """An engine could not answer. A failed request is never an empty reply."""
@@ -64,12 +61,6 @@ def leaves_room(prompt: Sequence[int], positions: int) -> bool:
 def without_reply(names: Iterable[str], replies: Iterable[Sequence[Generation]]) -> list[str]:
     """The names of the prompts, one for each group of replies, that were too long for one."""
     return [name for name, group in zip(names, replies, strict=True) if TOO_LONG in group]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def reply_seed(seed: int, prompt: Sequence[Message], index: int) -> int:

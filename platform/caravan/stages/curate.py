@@ -16,7 +16,7 @@ from glob import glob
 from itertools import count
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from caravan.data.card import SourceCard, card_json, card_markdown, counted
 from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, text_of
@@ -31,6 +31,8 @@ from caravan.stages.context import StageContext, StageResult
 from caravan.verifiers import VERIFIERS
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 NAME = "curate"
 VERSION = 2
@@ -180,22 +182,43 @@ def load(
     """
     labels = Labels(source.name, source.skill, source.license, source.verifier)
     verifiers = (*own_verifiers, *VERIFIERS)
-    origin = source.origin
-    if isinstance(origin, GeneratedSource):
-        for generated in _generated(origin, labels, seed):
+    if isinstance(source.origin, GeneratedSource):
+        for generated in _generated(source.origin, labels, seed):
             yield _with_known_verifier(generated, source, verifiers)
         return
+
+    def read(row: RawRow, id: str) -> Conversation:
+        return _with_known_verifier(to_conversation(row, id, labels), source, verifiers)
+
+    yield from read_source(source.name, source.origin, recipe_dir, read, unread)
+
+
+def read_source(
+    name: str,
+    origin: FileSource | HubSource,
+    recipe_dir: Path,
+    read: Callable[[RawRow, str], R],
+    unread: set[str] | None,
+) -> Iterator[R]:
+    """What `read` makes of each row of a source and of its id: `name/0`, `name/1`, ...
+
+    Args:
+        unread: gets the names of the columns that nothing reads.
+
+    Raises:
+        DataError: a file or a row is not what it should be; names the file, the row and the field.
+    """
     numbers = count()
-    for where, rows in tables(origin, recipe_dir):
+    for where, rows in _tables(origin, recipe_dir):
         for number, row in rows:
+            asked = AskedRow(row)
             try:
-                asked = AskedRow(row)
-                made = to_conversation(asked, f"{source.name}/{next(numbers)}", labels)
-                if unread is not None:
-                    unread.update(asked.unread())
-                yield _with_known_verifier(made, source, verifiers)
+                made = read(asked, f"{name}/{next(numbers)}")
             except DataError as error:
-                raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
+                raise DataError(f"source {name}: {where}, row {number}: {error}") from error
+            if unread is not None:
+                unread.update(asked.unread())
+            yield made
 
 
 def _with_known_verifier(
@@ -250,7 +273,7 @@ def source_files(origin: FileSource, recipe_dir: Path) -> list[Path]:
     return found
 
 
-def tables(
+def _tables(
     origin: FileSource | HubSource, recipe_dir: Path
 ) -> Iterator[tuple[str, Iterator[tuple[int, RawRow]]]]:
     """Each file or dataset of a source: its name, and its rows with their numbers."""

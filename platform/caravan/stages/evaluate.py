@@ -15,7 +15,7 @@ from pathlib import Path
 
 from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
-from caravan.errors import RecipeError
+from caravan.errors import RecipeError, some
 from caravan.evals.judging import Judge, load_judge
 from caravan.evals.scoring import (
     ScoredCompletion,
@@ -32,7 +32,6 @@ from caravan.inference import (
     Engine,
     Generation,
     load_engine,
-    some,
     unload,
     without_reply,
 )

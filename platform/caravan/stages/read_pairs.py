@@ -11,11 +11,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 
 from caravan.data.card import not_read
-from caravan.data.formats import AskedRow, Labels
+from caravan.data.formats import Labels, RawRow
 from caravan.data.io import ROWS, write_rows
 from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
@@ -23,7 +22,7 @@ from caravan.errors import DataError
 from caravan.recipe import FileSource, PairSource
 from caravan.stages.configs import ReadPairsStageConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.stages.curate import source_files, tables
+from caravan.stages.curate import read_source, source_files
 from caravan.stages.decontaminate import contamination
 from caravan.stages.pair import at_most, summary
 
@@ -89,17 +88,11 @@ def load_pairs(
         DataError: a file or a row is not what it should be; names the file, the row and the field.
     """
     labels = Labels(source.name, source.skill, source.license)
-    numbers = count()
-    for where, rows in tables(source.origin, recipe_dir):
-        for number, row in rows:
-            asked = AskedRow(row)
-            try:
-                pair = to_pair(asked, f"{source.name}/{next(numbers)}", labels)
-            except DataError as error:
-                raise DataError(f"source {source.name}: {where}, row {number}: {error}") from error
-            if unread is not None:
-                unread.update(asked.unread())
-            yield pair
+
+    def read(row: RawRow, id: str) -> Pair:
+        return to_pair(row, id, labels)
+
+    return read_source(source.name, source.origin, recipe_dir, read, unread)
 
 
 def unfit(pair: Pair) -> str:

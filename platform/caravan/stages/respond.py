@@ -22,8 +22,8 @@ from pathlib import Path
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Completion, Conversation
-from caravan.errors import StageError
-from caravan.inference import Engine, load_engine, some
+from caravan.errors import StageError, some
+from caravan.inference import Engine, load_engine
 from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, some
 from caravan.training.lanes import Lanes
 from caravan.training.optim import NonFiniteError, Updater
 from caravan.training.parallel.ranks import current
@@ -160,12 +160,12 @@ def train(
         except NonFiniteError as error:
             named = ranks.collect(refused)
             problem = (
-                f"step {step}: the loss is {means['loss']} on rows {_name(named)}; look at "
-                "them, or lower learning_rate"
+                f"step {step}: the loss is {means['loss']} on rows {some(named, ROWS_NAMED)}; look "
+                "at them, or lower learning_rate"
             )
             if not named:
                 named = ranks.collect([row for p in own if p.counts for row in p.batch.row_ids])
-                problem = f"{error}: {_name(named)}"
+                problem = f"{error}: {some(named, ROWS_NAMED)}"
             if not skip_non_finite:
                 raise NonFiniteError(problem) from error
             logger.warning("%s; the step is left out", problem)
@@ -238,8 +238,3 @@ def _backward(
         ) from error
     numbers = {"loss": value, **others}
     return numbers if one.counts else dict.fromkeys(numbers, 0.0)
-
-
-def _name(row_ids: Sequence[str]) -> str:
-    more = len(row_ids) - ROWS_NAMED
-    return ", ".join(row_ids[:ROWS_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -6,7 +6,6 @@ import copy
 import ctypes
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from caravan.data.template import chat_template
 from caravan.data.template_stamp import check_template
-from caravan.errors import DataError
+from caravan.errors import DataError, some
 from caravan.training.kernels import use_fused_kernels
 from caravan.training.parallel.ranks import first_device
 
@@ -263,18 +262,15 @@ def read_weights(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
             name for name in found["unexpected_keys"] if not name.startswith(body)
         },
     }
-    told = [f"{_shortened(sorted(names))} {what}" for what, names in problems.items() if names]
+    told = [
+        f"{some(sorted(names), TENSORS_NAMED)} {what}" for what, names in problems.items() if names
+    ]
     if told:
         raise DataError(
             f"{directory}: the weights are not those of a {type(model).__name__}: "
             f"{'; '.join(told)}; copy the model again, whole, or give one of this kind"
         )
     return cast(PreTrainedModel, model)
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - TENSORS_NAMED
-    return ", ".join(names[:TENSORS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _load(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.data.records import Conversation, Message, Pair
 from caravan.data.template import encode_prompt, tokenize_conversation
-from caravan.errors import DataError
+from caravan.errors import DataError, some
 from caravan.training.batching import TokenRow
 
 logger = logging.getLogger(__name__)
@@ -140,9 +140,8 @@ def check_masks(rows: Sequence[TokenRow]) -> None:
     everything = [row.id for row in rows if all(row.loss_mask)]
     for ids, what in ((nothing, "no token"), (everything, "every token, the prompt's too,")):
         if ids:
-            more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
             raise DataError(
-                f"{what} of rows {', '.join(ids[:NAMED])}{more} would be trained on: the mask is "
+                f"{what} of rows {some(ids, NAMED)} would be trained on: the mask is "
                 "wrong; look at one with `caravan data inspect FILE --row ID`"
             )
 
