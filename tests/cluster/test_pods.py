@@ -97,7 +97,8 @@ def test_a_run_on_pods_is_stopped_looked_at_and_continued(
 
     monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
     absent, present = settings("absent"), settings("stage-cpu")
-    recipe = load_recipe(MINI, [*SMALL, "sft.resources.deadline_hours=0.0005"])
+    endless = ["sft.num_train_epochs=1000", "sft.resources.deadline_hours=0.0005"]
+    recipe = load_recipe(MINI, [*SMALL, *endless])
     (run_id,) = kubeflow.launch(recipe, absent, recipe_dir=MINI.parent).run_ids
     with Registry(absent.resolved_registry_url) as registry:
 
