@@ -22,8 +22,9 @@ from caravan.errors import CaravanError, StageError
 from caravan.operations.logs import configure_logging
 from caravan.registry import Registry, State
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import execute, stage_key, stage_seed
+from caravan.stages.execute import execute
 from caravan.stages.follow import follow
+from caravan.stages.key import stage_key, stage_seed
 from caravan.store import open_store
 from caravan_pipelines.graph import Node, find_node
 from caravan_pipelines.launch.files import unpack_files

@@ -9,7 +9,7 @@ from caravan.recipe import Recipe
 from caravan.recipe.io import recipe_from_data
 from caravan.registry import Registry, RunRow
 from caravan.settings import load_settings
-from caravan.stages.execute import open_patiently
+from caravan.stages.patience import open_patiently
 
 
 def open_registry() -> Registry:

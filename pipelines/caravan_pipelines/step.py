@@ -10,9 +10,10 @@ from caravan.errors import CaravanError, StageError
 from caravan.garbage import collect_rarely
 from caravan.operations.logs import configure_logging
 from caravan.operations.traces import stage_span
+from caravan.orphans import die_with_parent
 from caravan.registry import StageRunRow
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import die_with_parent, execute
+from caravan.stages.execute import execute
 from caravan_pipelines.graph import Node, find_node
 from caravan_pipelines.launch.files import unpack_files
 from caravan_pipelines.on_nodes import wait_for_job

@@ -22,7 +22,7 @@ from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, StageRunRow
 from caravan.settings import Settings
-from caravan.stages.execute import stage_seed
+from caravan.stages.key import stage_seed
 from caravan.store import open_store
 from caravan.training.models import prepare_torch
 from caravan_pipelines.graph import find_node

@@ -27,7 +27,7 @@ from caravan.recipe.io import load_recipe, recipe_digest
 from caravan.registry import Registry, StageRunRow, State
 from caravan.settings import Settings, load_settings
 from caravan.stages import sft
-from caravan.stages.execute import stage_key, stage_seed
+from caravan.stages.key import stage_key, stage_seed
 from caravan_command import MINI
 from caravan_pipelines import on_nodes
 from caravan_pipelines.graph import find_node

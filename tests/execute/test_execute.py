@@ -15,7 +15,8 @@ from caravan.errors import CaravanError, DataError, RegistryError, StageError, S
 from caravan.recipe import Resources
 from caravan.registry import State
 from caravan.settings import Settings
-from caravan.stages.execute import execute, stage_key, stage_seed
+from caravan.stages.execute import execute
+from caravan.stages.key import stage_key, stage_seed
 from caravan.store import open_store
 
 

@@ -66,7 +66,7 @@ DIE = "lambda *_, **__: os.kill(os.getpid(), 9)"
     [
         (f"from caravan.store.directory import DirectoryStore as D; D._commit = {DIE}", 1),
         (f"from caravan.registry import Registry as R; R.succeed_stage_run = {DIE}", 1),
-        (f"from caravan.stages import execute as e; e._Made.save = {DIE}", 2),
+        (f"from caravan.stages import made as e; e.Made.save = {DIE}", 2),
         (f"import shutil; shutil.rmtree = {DIE}", 1),
     ],
     ids=["while publishing", "after publishing", "before all was made", "after all was recorded"],
@@ -157,7 +157,8 @@ def test_a_stage_ends_when_its_parent_is_killed(
     child = textwrap.dedent(f"""
         import sys; sys.path.insert(0, {sample_dir!r})
         from sample_stages.count import CountConfig
-        from caravan.stages.execute import die_with_parent, execute
+        from caravan.orphans import die_with_parent
+        from caravan.stages.execute import execute
         die_with_parent()
         execute("sft", "sample_stages.count", CountConfig(), {{}}, {run_id!r})
     """)
@@ -180,14 +181,15 @@ def test_a_stage_ends_when_its_launcher_is_killed_though_its_parent_lives(
     child = textwrap.dedent(f"""
         import sys; sys.path.insert(0, {sample_dir!r})
         from sample_stages.count import CountConfig
-        from caravan.stages.execute import die_with_parent, execute
+        from caravan.orphans import die_with_parent
+        from caravan.stages.execute import execute
         die_with_parent()
         execute("sft", "sample_stages.count", CountConfig(), {{}}, {run_id!r})
     """)
     between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     launcher = textwrap.dedent(f"""
         import os, subprocess, sys
-        from caravan.stages.execute import launcher_environment
+        from caravan.orphans import launcher_environment
         subprocess.run([sys.executable, '-c', {between!r}], env=os.environ | launcher_environment())
     """)
     process = subprocess.Popen(

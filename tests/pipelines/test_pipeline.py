@@ -15,7 +15,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
-from caravan.stages.execute import stage_key
+from caravan.stages.key import stage_key
 from caravan_pipelines.graph import find_node, stage_graph
 from caravan_pipelines.launch.files import recipe_files
 from caravan_pipelines.pipeline import build_pipeline

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from caravan.recipe import DPOConfig, Resources, RewardModelConfig, SFTConfig
 from caravan.stages import dpo, reference, reward_model, sft
 from caravan.stages.configs import ReferenceStageConfig
-from caravan.stages.execute import stage_key
+from caravan.stages.key import stage_key
 from caravan.training.reference import FILE
 from tiny import Context, Stopped
 

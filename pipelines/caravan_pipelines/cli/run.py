@@ -15,7 +15,7 @@ from rich.text import Text
 from caravan.errors import CaravanError, RecipeError, without_traceback
 from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import open_patiently, patiently
+from caravan.stages.patience import open_patiently, patiently
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli import launch

@@ -17,11 +17,12 @@ import traceback
 from types import FrameType
 
 from caravan.operations.traces import run_span
+from caravan.orphans import die_with_parent, launcher_environment
 from caravan.recipe import Recipe
 from caravan.registry import Registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
-from caravan.stages.execute import die_with_parent, launcher_environment, patiently
+from caravan.stages.patience import patiently
 from caravan_pipelines.launch.local import LOST, STOP, close_open_stages, run_dir
 from caravan_pipelines.run_data import stored_recipe
 

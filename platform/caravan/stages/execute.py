@@ -8,22 +8,15 @@ and its work directory `home/work/KEY` with its checkpoints is still there.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
 import os
-import re
 import signal
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -31,51 +24,34 @@ from pydantic import BaseModel
 from caravan.data.template import TEMPLATE_HASH
 from caravan.data.template_stamp import check_template, stamp
 from caravan.errors import (
-    CaravanError,
     RegistryError,
     RegistryUnavailableError,
     StageError,
     StoreError,
-    StoreUnavailableError,
 )
 from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
-from caravan.orphans import die_with_parent, launcher_environment
-from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
+from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
-from caravan.stages.context import ArtifactKind, Score, StageContext, StageResult
+from caravan.stages.context import StageResult
+from caravan.stages.failure import described, disk_full
+from caravan.stages.key import Stage, load_stage, stage_key, stage_seed
 from caravan.stages.local_context import Journal, LocalContext, Reporter, Warned
+from caravan.stages.made import Made, plain_floats
+from caravan.stages.patience import open_patiently, patiently
 from caravan.stages.process import discard, exclusive
 from caravan.stages.usage import CPU_SECONDS, cpu_seconds, peak_memory
 from caravan.store import Artifact, Store, open_store
-from caravan.store.manifest import hash_file, list_files
+from caravan.store.manifest import list_files
 
 if TYPE_CHECKING:
     from caravan.store.checkpoints import S3Checkpoints
 
-__all__ = ["die_with_parent", "execute", "launcher_environment", "stage_key", "stage_seed"]
-
 logger = logging.getLogger(__name__)
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CANCEL_PATIENCE_SECONDS = 5.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 T = TypeVar("T")
-
-
-class Stage(Protocol):
-    """A module of `caravan.stages`.
-
-    It may also have `external_files(config, recipe_dir) -> Iterable[Path]`: files that its config
-    names and that are not artifacts; their content takes part in the key.
-    """
-
-    NAME: str
-    VERSION: int
-
-    def run(
-        self, config: Any, inputs: Mapping[str, Path], context: StageContext
-    ) -> StageResult: ...
 
 
 def execute(
@@ -112,7 +88,7 @@ def execute(
         seed = stage_seed(run.seed, node)
         directory = recipe_dir or Path(run.recipe_dir or ".")
         with _marks_what_cannot_start(registry, run.id, node, stage):
-            module = _load(stage)
+            module = load_stage(stage)
             store = open_store(settings.resolved_store_url, settings)
             key = stage_key(module, config, inputs, seed, recipe_dir=directory)
         try:
@@ -128,11 +104,6 @@ def execute(
             raise SystemExit(CONTINUE_EXIT_CODE) from stopped
 
 
-def open_patiently(settings: Settings) -> Registry:
-    """The registry, waited for while it is away."""
-    return patiently(lambda: open_registry(settings), settings.patience_seconds)
-
-
 @contextmanager
 def _marks_what_cannot_start(
     registry: Registry, run_id: str, node: str, stage: str
@@ -145,77 +116,8 @@ def _marks_what_cannot_start(
             known = {s.node: s for s in registry.stage_runs(run_id)}.get(node)
             if known is None or known.state is not State.SUCCEEDED:
                 opened = registry.open_stage_run(run_id, node, stage, known.key if known else "")
-                registry.finish_stage_run(opened.id, State.FAILED, error=_describe(error))
+                registry.finish_stage_run(opened.id, State.FAILED, error=described(error))
         raise
-
-
-# --- identity -----------------------------------------------------------------------------------
-
-
-def stage_seed(recipe_seed: int, node: str) -> int:
-    """The seed of one stage run: the same in every run of the recipe, and different per node."""
-    digest = hashlib.sha256(f"{recipe_seed}/{node}".encode()).digest()
-    return int.from_bytes(digest[:4]) >> 1  # 31 bits suit every generator
-
-
-def stage_key(
-    module: Stage,
-    config: BaseModel,
-    inputs: Mapping[str, str],
-    seed: int,
-    *,
-    recipe_dir: Path = Path(),
-) -> str:
-    """What the outputs of a stage depend on, as one digest.
-
-    Of the resources only `cpus` counts: the number of threads fixes the order of sums.
-    """
-    content = {
-        "stage": module.NAME,
-        "version": module.VERSION,
-        "config": _without_resources(config.model_dump(mode="json")),
-        "inputs": dict(inputs),
-        "seed": seed,
-        "chat_template": TEMPLATE_HASH,
-    }
-    external: Callable[[Any, Path], Iterable[Path]] | None
-    external = getattr(module, "external_files", None)
-    if external is not None:
-        content["files"] = _file_digests(external(config, recipe_dir))
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _without_resources(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_resources(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {k: _without_resources(v) for k, v in value.items()}
-    resources = kept.get("resources")
-    if isinstance(resources, dict) and "cpus" in resources:
-        kept["resources"] = {"cpus": resources["cpus"]}
-    return kept
-
-
-def _file_digests(paths: Iterable[Path]) -> list[str]:
-    digests = []
-    for path in paths:
-        try:
-            digests.append(hash_file(path, "").sha256)
-        except OSError as error:
-            raise StageError(f"{path}: {error.strerror}; correct the path in the recipe") from error
-    return digests
-
-
-def _load(stage: str) -> Stage:
-    name = stage if "." in stage else f"caravan.stages.{stage.replace('-', '_')}"
-    try:
-        return cast(Stage, import_module(name))
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise StageError(f"there is no stage {stage!r} (module {name})") from error
 
 
 def _limit_threads(config: BaseModel) -> None:
@@ -338,7 +240,7 @@ class _Execution:
         discard(self.directory)
         return {name: artifact.digest for name, artifact in published.items()}
 
-    def _publish(self, made: _Made) -> dict[str, Artifact]:
+    def _publish(self, made: Made) -> dict[str, Artifact]:
         return {
             name: self._patiently(
                 lambda name=name, kind=kind: self.store.put(self._output(name), kind)  # type: ignore[misc]
@@ -352,7 +254,7 @@ class _Execution:
             self.registry.add_artifact(manifest.artifact, self.store.uri(digest))
         self.registry.start_stage_run(stage_run_id, self.inputs, pod=self.settings.pod_name)
 
-    def _run_stage(self, journal: Journal, reporter: Reporter) -> _Made:
+    def _run_stage(self, journal: Journal, reporter: Reporter) -> Made:
         inputs = {
             name: self._patiently(lambda digest=digest: self.store.fetch(digest))  # type: ignore[misc]
             for name, digest in self.inputs.items()
@@ -371,7 +273,7 @@ class _Execution:
             if next(list_files(self._output(name)), None) is None:
                 raise StageError(f"{self.node}: the stage wrote nothing into its output {name!r}")
             stamp(self._output(name))
-        made = _Made(context.kinds, _plain(result))
+        made = Made(context.kinds, plain_floats(result))
         made.save(self.directory / "made.json")
         return made
 
@@ -389,10 +291,10 @@ class _Execution:
             with suppress(StoreError):  # they cost room, no more
                 remote.keep([])
 
-    def _made_before(self) -> _Made | None:
+    def _made_before(self) -> Made | None:
         """What an earlier attempt made that ended before all of it was published."""
         path = self.directory / "made.json"
-        return _Made.load(path) if path.exists() else None
+        return Made.load(path) if path.exists() else None
 
     def _output(self, name: str) -> Path:
         return self.directory / "outputs" / name
@@ -432,15 +334,15 @@ class _Execution:
             self._mark(opened, State.CANCELLED, str(stopped), CANCEL_PATIENCE_SECONDS)
             raise
         except BaseException as error:
-            full = _disk_full(error)
+            full = disk_full(error)
             if full is None:
-                self._mark(opened, State.FAILED, _describe(error))
+                self._mark(opened, State.FAILED, described(error))
                 raise
             plain = StageError(
                 f"{self.node}: {full} while working in {self.directory}; free some "
                 "space or point CARAVAN_HOME at another disk, then resume the run"
             )
-            self._mark(opened, State.FAILED, _describe(plain, error))
+            self._mark(opened, State.FAILED, described(plain, error))
             raise plain from error
 
     def _mark(
@@ -459,74 +361,5 @@ class _Execution:
         return patiently(attempt, patience)
 
 
-def patiently(attempt: Callable[[], T], patience_seconds: float) -> T:
-    """Do something, again and again while the registry or the store is away."""
-    deadline, pause = time.monotonic() + patience_seconds, 0.25
-    while True:
-        try:
-            return attempt()
-        except (RegistryUnavailableError, StoreUnavailableError) as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            logger.warning("%s; trying again", error)
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
-
-
-def _plain(result: StageResult) -> StageResult:
-    """`result` in plain floats: stages may give numpy's or torch's."""
-    scores = tuple(
-        replace(
-            score, value=float(score.value), low=float(score.low), high=float(score.high),
-            n=int(score.n), instances={k: float(v) for k, v in score.instances.items()},
-        )
-        for score in result.scores
-    )  # fmt: skip
-    return StageResult({k: float(v) for k, v in result.metrics.items()}, scores)
-
-
-def _disk_full(error: BaseException) -> str | None:
-    """How the system says that a disk or a quota is full, if that is what `error` comes from."""
-    if isinstance(error, OSError):
-        code = error.errno
-    else:  # libraries in Rust, safetensors among them, keep the number only in the text
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(found[1]) if found else None
-    return os.strerror(code) if code in DISK_FULL else None
-
-
-def _describe(error: BaseException, cause: BaseException | None = None) -> str:
-    """The error in a sentence, then its traceback."""
-    text = str(error) if isinstance(error, CaravanError) else f"{type(error).__name__}: {error}"
-    trace = traceback.format_exception(cause or error)
-    return f"{text}\n\n{''.join(trace)}"
-
-
 class _CollectedError(Exception):
     """What was published is no longer in the store: it is published again."""
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A stage's complete outputs in its work directory, and what it returned."""
-
-    kinds: dict[str, ArtifactKind]
-    result: StageResult
-
-    def save(self, path: Path) -> None:
-        content = {
-            "kinds": self.kinds,
-            "metrics": dict(self.result.metrics),
-            "scores": [
-                {**vars(score), "instances": dict(score.instances)} for score in self.result.scores
-            ],
-        }
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(content), encoding="utf-8")
-        aside.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> _Made:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        scores = tuple(Score(**score) for score in content["scores"])
-        return cls(content["kinds"], StageResult(content["metrics"], scores))

@@ -16,7 +16,8 @@ from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
 from caravan.registry import Registry
 from caravan.settings import Settings
 from caravan.stages.context import ArtifactKind
-from caravan.stages.execute import patiently, stage_key, stage_seed
+from caravan.stages.key import stage_key, stage_seed
+from caravan.stages.patience import patiently
 from caravan.store import open_store
 
 
