@@ -25,6 +25,7 @@ from caravan.data.records import Conversation, EvalInstance, Pair
 from caravan.errors import CaravanError, DataError, MissingExtraError, RecipeError, below
 from caravan.recipe import (
     BaseModelConfig,
+    ChatTemplate,
     DPOConfig,
     EvalTask,
     HubSource,
@@ -37,8 +38,10 @@ from caravan.recipe import (
     SFTConfig,
     Source,
     TrainingConfig,
+    TransformersEngineConfig,
     VLLMEngineConfig,
 )
+from caravan.recipe.paths import model_directory
 from caravan.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,8 +107,11 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
     for name, engine in recipe.engines.items():
         if isinstance(engine, OpenAIEngineConfig):
             yield f"engine {name}", lambda engine=engine: _has_key(engine)  # type: ignore[misc]
-        if isinstance(engine, VLLMEngineConfig):
-            yield f"engine {name}", _has_vllm
+        if isinstance(engine, TransformersEngineConfig | VLLMEngineConfig):
+            yield (
+                f"engine {name}",
+                lambda name=name, engine=engine: _asked(name, engine, recipe, recipe_dir),  # type: ignore[misc]
+            )
     if recipe.verifiers:
         yield "verifiers", lambda: _verifiers(recipe, recipe_dir)
     if recipe.sources or recipe.pair_sources:
@@ -193,10 +199,28 @@ def _has_key(engine: OpenAIEngineConfig) -> str:
     return f"{where}, without a key: {variable} is not set"
 
 
-def _has_vllm() -> str:
-    if find_spec("vllm") is None:
+def _asked(
+    name: str,
+    engine: TransformersEngineConfig | VLLMEngineConfig,
+    recipe: Recipe,
+    recipe_dir: Path,
+) -> str:
+    """What the engine's model is asked in."""
+    from caravan.training.importing import check_import
+
+    if isinstance(engine, VLLMEngineConfig) and find_spec("vllm") is None:
         raise RecipeError("vllm is not installed: pip install 'caravan[vllm]'")
-    return "vllm is installed"
+    safety = recipe.evaluate.safety_judge if recipe.evaluate else None
+    classifies = safety is not None and safety.engine == name
+    chosen = "tulu" if classifies else engine.chat_template
+    model = engine.model_name_or_path
+    directory = model_directory(model, recipe_dir)
+    if directory.is_dir():
+        return f"{model}, asked in {check_import(directory, chosen).asked}"
+    if chosen == "tulu":
+        return f"{model}, asked in the Tülu chat template"
+    where_none = "" if chosen == "model" else ", or that of Tülu where it has none"
+    return f"{model} of the hub, asked in its own chat template{where_none}"
 
 
 def _verifiers(recipe: Recipe, recipe_dir: Path) -> str:
@@ -301,8 +325,8 @@ def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> s
 
     assert isinstance(base, ImportedBase)
     source = find_model(base, recipe_dir)
-    notes = check_import(source, will_be_tuned=will_be_tuned).notes
-    return "; ".join([base.model_name_or_path, *notes])
+    checked = check_import(source, base.chat_template, will_be_tuned=will_be_tuned)
+    return "; ".join([base.model_name_or_path, *checked.notes])
 
 
 def _lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: Path) -> str:
@@ -333,11 +357,16 @@ def _positions(recipe: Recipe, recipe_dir: Path) -> int:
 
 
 def _prompts(recipe: Recipe, recipe_dir: Path, seen: Seen) -> str:
+    from caravan.inference.prompt_format import prompt_format
     from caravan_pipelines.prompt_checks import prompt_lengths
 
     texts = (message.content for row in seen.rows for message in row.messages)
     tokenizer, positions = _tokenizer(recipe, recipe_dir, texts), _positions(recipe, recipe_dir)
-    return prompt_lengths(recipe, recipe_dir, seen.rows, tokenizer, positions, seen.instances)
+    chosen: ChatTemplate | None = "tulu"  # as most of the models that are asked
+    if isinstance(recipe.base_model, ImportedBase) and not _trained(recipe):
+        chosen = recipe.base_model.chat_template
+    asked = prompt_format(tokenizer, chosen)
+    return prompt_lengths(recipe, recipe_dir, seen.rows, asked, positions, seen.instances)
 
 
 def _masks(sft: SFTConfig, recipe: Recipe, recipe_dir: Path, rows: list[Conversation]) -> str:

@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from caravan.data.records import Conversation, EvalInstance, Message
-from caravan.data.template import encode_prompt
 from caravan.errors import RecipeError, some
 from caravan.evals.tasks import load_instances
-from caravan.inference.engine import leaves_room
+from caravan.inference.engine import leaves_room, naming
+from caravan.inference.prompt_format import PromptFormat
 from caravan.recipe import HubSource, Recipe
 
 
 def prompt_lengths(
     recipe: Recipe,
     recipe_dir: Path,
-    rows: Iterable[Conversation],
-    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    asked: PromptFormat,
     positions: int,
     read: Mapping[str, Sequence[EvalInstance]],
 ) -> str:
     """How many prompts leave the recipe's model no room for a reply; no run fails of them.
 
     Args:
+        asked: What the model is asked in.
         rows: Of the sources, as far as they are looked at.
         read: Questions that have been read already, by task.
     """
 
-    def too_long(prompts: Iterable[Sequence[Message]]) -> Iterator[bool]:
-        for prompt in prompts:
-            yield not leaves_room(encode_prompt(tokenizer, prompt), positions)
+    def too_long(names: Sequence[str], prompts: Sequence[Sequence[Message]]) -> int:
+        with naming(names):
+            return sum(not leaves_room(ids, positions) for ids in asked.encode_all(prompts))
 
     said = []
     for task in recipe.tasks:
         instances = read.get(task.name) or load_instances(task, recipe.seed, recipe_dir)
-        if count := sum(too_long(instance.messages for instance in instances)):
+        if count := too_long([i.id for i in instances], [i.messages for i in instances]):
             said.append(
                 f"{count:,} of {len(instances):,} of task {task.name}, which count as not answered"
             )
-    if recipe.respond is not None:
-        prompts = [row.prompt for row in rows]
-        if count := sum(too_long(prompts)):
-            said.append(
-                f"{count:,} of the {len(prompts):,} looked at in the sources, which respond leaves "
-                "out"
-            )
+    if recipe.respond is not None and (
+        count := too_long([row.id for row in rows], [row.prompt for row in rows])
+    ):
+        said.append(
+            f"{count:,} of the {len(rows):,} looked at in the sources, which respond leaves out"
+        )
     room = f"room for a reply in the model's {positions:,} positions"
     return f"without {room}: {'; '.join(said)}" if said else f"all leave {room}"
 

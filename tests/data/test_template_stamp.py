@@ -15,15 +15,13 @@ from caravan.data.records import Message
 from caravan.data.template import TEMPLATE, TEMPLATE_HASH, encode_prompt
 from caravan.data.template_stamp import check_template, recorded_hash, renders_as_ours, stamp
 from caravan.errors import DataError
+from caravan.inference import EngineError, asked_in, load_engine
+from caravan.inference.transformers_engine import TransformersEngine
 from caravan.training.importing import import_model
 from caravan.training.models import load_policy, save_model
+from foreign import CHATML, write_foreign
 from tiny import write_inputs
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{{ m['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 PUBLISHED = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ '<|system|>\\n' + message['content'] + '\\n' }}{% elif message['role'] == 'user' %}"
@@ -80,14 +78,52 @@ def test_a_base_model_without_a_template_is_given_ours(model: Path, tmp_path: Pa
     assert AutoTokenizer.from_pretrained(tmp_path / "imported").chat_template == TEMPLATE
 
 
-def test_a_base_model_of_another_template_is_given_ours_and_warned_about(
+def test_a_base_model_keeps_its_own_template_and_is_trained_in_ours(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    give(model, CHATML)
+    theirs = hashlib.sha256(CHATML.encode()).hexdigest()
+    with caplog.at_level(logging.WARNING):
+        import_model(model, tmp_path / "imported")
+    assert f"it is asked in its own chat template ({theirs[:12]})" in caplog.text
+    assert asked_in(load_engine(tmp_path / "imported")) == theirs
+    assert recorded_hash(tmp_path / "imported") == TEMPLATE_HASH
+
+    policy = load_policy(tmp_path / "imported")
+    save_model(policy.model, policy.tokenizer, tmp_path / "trained")
+    assert asked_in(load_engine(tmp_path / "trained")) == TEMPLATE_HASH
+    assert recorded_hash(tmp_path / "trained") == TEMPLATE_HASH
+
+
+def test_a_base_model_of_another_template_may_be_given_ours(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     give(model, CHATML)
     with caplog.at_level(logging.WARNING):
-        import_model(model, tmp_path / "imported")
+        import_model(model, tmp_path / "imported", chat_template="tulu")
     assert "it has a chat template of its own" in caplog.text
-    load_policy(tmp_path / "imported")
+    assert AutoTokenizer.from_pretrained(tmp_path / "imported").chat_template == TEMPLATE
+    assert asked_in(load_engine(tmp_path / "imported")) == TEMPLATE_HASH
+    give(model, "{% broken")
+    import_model(model, tmp_path / "mended", chat_template="tulu")
+    assert AutoTokenizer.from_pretrained(tmp_path / "mended").chat_template == TEMPLATE
+    give(model, None)
+    with pytest.raises(EngineError, match="the tokenizer has no chat template"):
+        import_model(model, tmp_path / "refused", chat_template="model")
+
+
+def test_a_base_model_that_is_given_a_pad_token_ends_its_replies_as_before(tmp_path: Path) -> None:
+    """As Llama 3.1 Instruct, whose generation config has three end tokens."""
+    source = write_foreign(tmp_path / "source", "llama3", pad=False)
+    assert import_model(source, tmp_path / "imported") == 1
+    before, after = load_engine(source), load_engine(tmp_path / "imported")
+    assert isinstance(before, TransformersEngine)
+    assert isinstance(after, TransformersEngine)
+    assert len(before.ends) == 3
+    assert after.ends == before.ends
+    asked = [Message(role="user", content="hi")]
+    assert after.format.encode(asked) == before.format.encode(asked)
+    assert asked_in(after) == asked_in(before)
 
 
 def test_a_model_that_will_not_be_tuned_must_know_ours(

@@ -42,3 +42,15 @@ def test_an_input_from_outside_says_nothing_and_is_taken(count, settings, new_ru
     (tmp_path / "rows" / "rows.jsonl").write_text("{}\n")
     digest = open_store(settings=settings).put(tmp_path / "rows", "dataset").digest
     count("sft", new_run(), inputs={"dataset": digest})
+
+
+def test_what_models_replied_is_taken_whatever_they_were_asked_in(
+    count, settings, new_run, tmp_path, calls
+):
+    for number, kind in enumerate(("completions", "report"), start=1):
+        directory = tmp_path / kind
+        directory.mkdir()
+        (directory / "chat_template.sha256").write_text("ab" * 32)
+        digest = open_store(settings=settings).put(directory, kind).digest
+        count("sft", new_run(), inputs={"rows": digest})
+        assert calls() == number

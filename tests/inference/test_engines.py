@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from caravan.data.io import read_rows, write_rows
 from caravan.data.records import Completion, Conversation, Message
-from caravan.data.template import encode_prompt
+from caravan.data.template import TEMPLATE_HASH, encode_prompt
 from caravan.errors import MissingExtraError, StageError
-from caravan.inference import EngineError, load_engine, unload
+from caravan.inference import EngineError, asked_in, load_engine, unload
 from caravan.inference.program_engine import ProgramEngine
 from caravan.inference.transformers_engine import TransformersEngine
 from caravan.recipe import (
@@ -26,6 +26,7 @@ from caravan.recipe import (
 from caravan.stages import respond
 from caravan.stages.configs import RespondStageConfig
 from caravan.training.models import save_model
+from foreign import write_foreign
 
 PROMPTS = [
     (Message(role="user", content=text),) for text in ("what is 3 + 4?", "hi", "say it again")
@@ -210,6 +211,33 @@ def test_respond_answers_every_prompt_and_goes_on_where_it_stopped(
         context.root / "out-0/completions/rows.jsonl"
     ).read_bytes()
     assert all(p.stat().st_mtime_ns == then for p, then in times.items())
+
+
+def test_respond_records_what_the_model_was_asked_in(prompts_dir, tmp_path):
+    """Also where all was answered before it was stopped, and no model is loaded any more."""
+    foreign = write_foreign(tmp_path / "foreign", "gemma")
+    member = PoolMember(name="gemma", engine="x")
+    engine = TransformersEngineConfig(model_name_or_path=str(foreign))
+    context = Context(tmp_path / "context")
+    for attempt in range(2):
+        respond.run(member_config(member=member, engine=engine), {"prompts": prompts_dir}, context)
+        found = context.root / f"out-{attempt}" / "completions" / "chat_template.sha256"
+        assert found.read_text().strip() == asked_in(load_engine(engine)) != TEMPLATE_HASH
+
+
+def test_respond_names_the_row_that_a_template_refuses(prompts_dir, tmp_path):
+    rows = list(read_rows(prompts_dir, Conversation))
+    (message,) = rows[3].messages
+    rows[3] = rows[3].model_copy(update={"messages": (message, message)})
+    write_rows(prompts_dir / "rows.jsonl", rows)
+    engine = TransformersEngineConfig(
+        model_name_or_path=str(write_foreign(tmp_path / "foreign", "gemma"))
+    )
+    config = member_config(member=PoolMember(name="gemma", engine="x"), engine=engine)
+    with pytest.raises(
+        EngineError, match=r"toy/3: the chat template of .*foreign refuses it: Conv"
+    ):
+        respond.run(config, {"prompts": prompts_dir}, Context(tmp_path / "context"))
 
 
 def with_a_long_one(prompts_dir, *places):

@@ -12,11 +12,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from caravan.data.records import Message
-from caravan.data.template import encode_prompt
-from caravan.inference import TOO_LONG, EngineError, load_engine
+from caravan.data.template import TEMPLATE_HASH, encode_prompt
+from caravan.inference import TOO_LONG, EngineError, asked_in, load_engine
 from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import Sampling, VLLMEngineConfig
 from caravan.training.models import save_model
+from foreign import write_foreign
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -75,6 +76,29 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
             logits = ours.model(row).logits[0, len(ids) - 1 : -1] / 0.7
             chosen = logits.log_softmax(-1).gather(-1, row[0, len(ids) :, None])[:, 0]
             assert reply.logprobs == pytest.approx(chosen.tolist(), abs=1e-3)
+
+
+def test_a_model_of_another_origin_is_asked_and_ends_as_transformers_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    directory = write_foreign(tmp_path, "llama3")
+    engine = load_engine(VLLMEngineConfig(model_name_or_path=str(directory), max_model_len=256))
+    ours = load_engine(directory)
+    asked = [(Message(role="system", content="Be brief."), *prompt) for prompt in PROMPTS]
+    assert engine.format.encode_all(asked) == ours.format.encode_all(asked)
+    assert asked_in(engine) == asked_in(ours) != TEMPLATE_HASH
+    greedy = Sampling(temperature=0.0, max_completion_length=24)
+    assert [g[0].text for g in engine.generate(asked, greedy, seed=1)] == [
+        g[0].text for g in ours.generate(asked, greedy, seed=1)
+    ]
+    drawn = Sampling(temperature=1.0, max_completion_length=24)
+    ends = set(ours.ends)
+    assert len(ends) == 3
+    groups = engine.generate(asked, drawn, n=16, seed=1)
+    stopped = [r for group in groups for r in group if r.finish_reason == "stop"]
+    assert {reply.token_ids[-1] for reply in stopped} == ends
+    for reply in stopped:
+        assert not ends & set(reply.token_ids[:-1])
+        assert reply.text == decode_reply(ours.tokenizer, reply.token_ids, ours.ends)
 
 
 IN_TURN = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ import yaml
 from rich.console import Console
 
 from caravan.data.io import write_rows
+from caravan.data.template import TEMPLATE_HASH
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
@@ -23,6 +25,7 @@ from caravan.settings import Settings
 from caravan_command import command_here
 from caravan_pipelines.cli.run import TOLD_BY_CHECKS
 from caravan_pipelines.dry_run import dry_run
+from foreign import GEMMA, write_foreign
 from tiny import conversations, write_inputs
 
 SMALL = {"max_length": 64, "sequences_per_step": 4}
@@ -94,8 +97,49 @@ def test_a_model_without_pad_token_and_template_is_said_to_get_them(
     output, content = check(recipe(tmp_path), tmp_path)
     assert content, output
     assert "has no pad token of its own, so <pad> is added" in output
-    assert "it has a chat template of its own" in output
+    assert "base model: model; " in output
+    assert "it is asked in its own chat template (" in output
     assert "template and masks: 20 rows rendered\n" in output
+
+
+def test_what_every_model_is_asked_in_is_said_beforehand(model: Path, tmp_path: Path) -> None:
+    write_foreign(tmp_path / "foreign", "gemma")
+    engine = {"kind": "transformers", "model_name_or_path": "foreign"}
+    engines = {
+        "own": engine,
+        "ours": engine | {"chat_template": "tulu"},
+        "none": engine | {"model_name_or_path": "model"},
+        "hub": engine | {"model_name_or_path": "google/gemma-2-9b-it"},
+    }
+    output, content = check(recipe(tmp_path, engines=engines), tmp_path)
+    assert content, output
+    theirs = hashlib.sha256(GEMMA.removeprefix("{{ bos_token }}").encode()).hexdigest()[:12]
+    ours = f"the Tülu chat template ({TEMPLATE_HASH[:12]})"
+    assert f"engine own: foreign, asked in its own chat template ({theirs}); system" in output
+    assert f"engine ours: foreign, asked in {ours}\n" in output
+    assert f"engine none: model, asked in {ours}\n" in output
+    assert "engine hub: google/gemma-2-9b-it of the hub, asked in its own chat template" in output
+
+    (model / "chat_template.jinja").unlink()
+    strict = {"none": engine | {"model_name_or_path": "model", "chat_template": "model"}}
+    output, content = check(recipe(tmp_path, engines=strict), tmp_path)
+    assert not content
+    assert "model: the tokenizer has no chat template, and chat_template: model asks" in output
+
+
+def test_a_question_that_a_models_own_template_refuses_is_named_beforehand(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "model", "gemma")
+    rows = [
+        {"prompt": "1 + 1?", "ground_truth": "2"},
+        {"messages": [{"role": "user", "content": t} for t in "ab"], "ground_truth": "2"},
+    ]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "sums", "task": "verify", "path": "asked.jsonl", "verifier": "gsm8k"}
+    only = {"sft": None, "curate": None, "evaluate": {"tasks": [task]}}
+    output, content = check(recipe(tmp_path, **only), tmp_path)
+    assert not content
+    assert "prompts: asked/1: the chat template of" in output
+    assert "refuses it: Conversation roles must alternate" in output
 
 
 def test_what_is_wrong_with_a_model_and_its_rows_is_found_together(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
+from caravan.data.template import TEMPLATE_HASH
 from caravan.training.bpe import train_tokenizer
 from caravan.training.models import prepare_torch, save_model
 from caravan.training.pretrain import new_llama
+from foreign import LLAMA3, write_foreign
 from tiny import SHAPE, TEXTS, conversations, pairs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -111,3 +116,34 @@ def test_a_recipe_may_train_and_evaluate_nothing(run, caravan):
         "base", "curate", "decontaminate", "mix", "sft",
     }  # fmt: skip
     assert caravan("model", "export", "latest:sft/model", "out").returncode == 0
+
+
+def test_a_model_of_another_origin_is_asked_in_its_own_template_until_it_is_trained(run, caravan):
+    shutil.rmtree(caravan.directory / "model")
+    write_foreign(caravan.directory / "model", "llama3", positions=POSITIONS)
+    shown = run(TEACH | {"evaluate": LOOK["evaluate"]})
+    assert scored(shown) == ["base", "sft"]
+    asked = {
+        stage: json.loads(caravan("artifact", "show", f"latest:{stage}/{output}", "--json").stdout)[
+            "metadata"
+        ]["chat_template_sha256"]
+        for stage, output in (
+            ("base", "model"), ("sft", "model"),
+            ("evaluate-base", "evaluation"), ("evaluate-sft", "evaluation"),
+        )
+    }  # fmt: skip
+    theirs = hashlib.sha256(LLAMA3.removeprefix("{{ bos_token }}").encode()).hexdigest()
+    assert asked == {
+        "base": TEMPLATE_HASH,  # in which it is trained
+        "sft": TEMPLATE_HASH,
+        "evaluate-base": theirs,
+        "evaluate-sft": TEMPLATE_HASH,
+    }
+    (page,) = caravan.directory.glob(".caravan/runs/teach-*/report/report.html")
+    said = f"Asked in a chat template of its own, unlike the other models: Base ({theirs[:12]})."
+    assert said in page.read_text()
+
+    assert caravan("model", "export", "latest:base/model", "as-it-was").returncode == 0
+    exported = AutoTokenizer.from_pretrained(caravan.directory / "as-it-was")
+    assert exported.chat_template == LLAMA3
+    assert not (caravan.directory / "as-it-was" / "chat_template.sha256").exists()

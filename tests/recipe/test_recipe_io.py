@@ -422,6 +422,16 @@ def test_a_safety_judge_names_an_engine_of_the_recipe() -> None:
     assert "evaluate.safety_judge.engine: 'wildgard' is not in engines" in refusal(text)
 
 
+def test_a_safety_judge_is_not_asked_in_another_template() -> None:
+    text = SMALL.replace("evaluate:\n", "evaluate:\n  safety_judge: {engine: guard}\n")
+    guard = "  guard: {kind: vllm, model_name_or_path: g, chat_template: %s}\n"
+    text = text.replace("engines:\n", "engines:\n" + guard)
+    assert parse_recipe(text % "tulu").evaluate is not None
+    assert "engines.guard.chat_template: the safety judge is asked in WildGuard's format" in (
+        refusal(text % "model")
+    )
+
+
 def test_no_other_benchmark_is_suggested_for_one_that_is_not_here(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import string
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caravan.data.io import read_rows, write_json, write_rows
 from caravan.data.records import EvalInstance, Message
+from caravan.data.template import TEMPLATE_HASH
 from caravan.errors import RecipeError
 from caravan.evals.comparison import load_evaluation
 from caravan.evals.judging import ProgramJudge as Program
@@ -36,6 +38,7 @@ from caravan.recipe import (
 from caravan.stages import evaluate, report
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.verifiers import verify
+from foreign import LLAMA3, write_foreign
 from scripted_endpoint import Messages, scripted_endpoint
 
 SHORT = Sampling(temperature=0.0, max_completion_length=6)
@@ -77,6 +80,22 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(*tasks: EvalTask, judge: ProgramJudge | None = ProgramJudge()) -> EvaluateStageConfig:
     suite = EvaluateConfig(tasks=tasks, judge=judge, batch_size=4, resources=Resources(cpus=1))
     return EvaluateStageConfig(evaluate=suite)
+
+
+def test_evaluate_records_what_the_model_was_asked_in(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    models = {"ours": model_dir, "foreign": write_foreign(tmp_path / "model", "llama3")}
+    found = {}
+    for name, model in models.items():
+        context = make_context(name)
+        evaluate.run(config(TASK_LIST[0]), {"model": model}, context)
+        found[name] = (context.outputs["evaluation"] / "chat_template.sha256").read_text().strip()
+    theirs = LLAMA3.removeprefix("{{ bos_token }}")
+    assert found == {
+        "ours": TEMPLATE_HASH,
+        "foreign": hashlib.sha256(theirs.encode()).hexdigest(),
+    }
 
 
 def test_evaluate_keeps_every_instance_and_repeats(

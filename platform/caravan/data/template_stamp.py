@@ -4,6 +4,10 @@ A model directory says it by its own `chat_template.jinja`. Every other artifact
 holds a file `chat_template.sha256` with the hash of the template; rows themselves are plain
 messages. A begin token before the template is the tokenizer's matter and no part of the hash. An
 artifact without either, such as one from outside, is taken as it is.
+
+A base model that keeps its own template, in which it is asked, has both: the file says that ours is
+what it will be trained in. Completions and evaluations say what their model was asked in, which may
+be any template.
 """
 
 from __future__ import annotations
@@ -27,9 +31,13 @@ SHOWN = 12
 
 
 def stamp(directory: Path) -> None:
-    """Note in an artifact which template it was made with."""
+    """Note in an artifact that it was made with our template, unless it says another already."""
     if recorded_hash(directory) is None:
-        (directory / STAMP).write_text(TEMPLATE_HASH + "\n")
+        write_stamp(directory, TEMPLATE_HASH)
+
+
+def write_stamp(directory: Path, template_hash: str) -> None:
+    (directory / STAMP).write_text(template_hash + "\n")
 
 
 def recorded_hash(directory: Path) -> str | None:
@@ -37,13 +45,14 @@ def recorded_hash(directory: Path) -> str | None:
     if (directory / STAMP).is_file():
         return (directory / STAMP).read_text().strip()
     if (directory / TEMPLATE_FILE).is_file():
-        return _hash((directory / TEMPLATE_FILE).read_text(encoding="utf-8"))
+        return template_hash((directory / TEMPLATE_FILE).read_text(encoding="utf-8"))
     config = directory / "tokenizer_config.json"
     template = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
-    return _hash(template) if isinstance(template, str) else None
+    return template_hash(template) if isinstance(template, str) else None
 
 
-def _hash(template: str) -> str:
+def template_hash(template: str) -> str:
+    """SHA-256 of a template, without the begin token before it."""
     return hashlib.sha256(template.removeprefix(BEGIN).encode()).hexdigest()
 
 

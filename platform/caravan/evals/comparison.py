@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from caravan.data.io import read_rows
+from caravan.data.template import TEMPLATE_HASH
+from caravan.data.template_stamp import recorded_hash
 from caravan.errors import DataError
 from caravan.evals.models import EVALUATE, in_order, model_of
 from caravan.evals.scoring import ScoredCompletion
@@ -53,6 +55,8 @@ class Evaluation:
     """By task, in the order of the recipe."""
     rows: Mapping[tuple[str, str], ScoredCompletion]
     """The first completion of each instance, by task and id."""
+    template_hash: str
+    """Of the chat template that the model was asked in."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
         for entry in document
         if entry["primary"]
     }
-    return Evaluation(stage, scores, rows)
+    return Evaluation(stage, scores, rows, recorded_hash(directory) or TEMPLATE_HASH)
 
 
 def load_evaluations(inputs: Mapping[str, Path]) -> list[Evaluation]:
@@ -126,7 +130,7 @@ def _whole(shards: Sequence[Evaluation]) -> Evaluation:
     """The evaluation of one model whose tasks were divided into `shards`."""
     scores = {task: score for shard in shards for task, score in shard.scores.items()}
     rows = {key: row for shard in shards for key, row in shard.rows.items()}
-    return Evaluation(shards[0].stage, scores, rows)
+    return replace(shards[0], scores=scores, rows=rows)
 
 
 def transitions(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, Evaluation]]:

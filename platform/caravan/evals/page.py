@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from caravan.data.records import Message
+from caravan.data.template import TEMPLATE_HASH
+from caravan.data.template_stamp import SHOWN
 from caravan.evals.caveats import cut_short, without_spread
 from caravan.evals.comparison import Change, Evaluation, Sample, WinRate
 from caravan.evals.figures import stage_colour, stage_name
@@ -44,6 +46,11 @@ def render_page(
         stages=[
             {"key": e.stage, "name": stage_name(e.stage), "colour": stage_colour(e.stage)}
             for e in evaluations
+        ],
+        own_templates=[
+            f"{stage_name(e.stage)} ({e.template_hash[:SHOWN]})"
+            for e in evaluations
+            if e.template_hash != TEMPLATE_HASH
         ],
         steps=[_step(step, average, rates, judged) for step, average in steps],
         table=[_line(task, evaluations, [step for step, _ in steps]) for task in tasks],

@@ -5,6 +5,8 @@ from caravan.inference.engine import (
     Engine,
     EngineError,
     Generation,
+    asked_in,
+    naming,
     without_reply,
 )
 from caravan.inference.loading import load_engine, unload
@@ -14,7 +16,9 @@ __all__ = [
     "Engine",
     "EngineError",
     "Generation",
+    "asked_in",
     "load_engine",
+    "naming",
     "unload",
     "without_reply",
 ]

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from caravan.data.records import Message
-from caravan.data.template import chat_template, encode_prompt
 from caravan.errors import DataError
 from caravan.inference.engine import EngineError, leaves_room, positions_of
 from caravan.inference.sampler import TokenSequence, generate_tokens
@@ -62,8 +61,8 @@ class Chat:
                 f"the conversation has {len(prompt)} tokens, and prompt and reply together have "
                 f"room for {room}; begin a new one, or say less"
             )
-        reply = _Reply(tokenizer, write)
-        ends = _end_tokens(self.engine)
+        ends = self.engine.ends
+        reply = _Reply(tokenizer, ends, write)
         try:
             ((made,),) = generate_tokens(
                 model,
@@ -85,17 +84,14 @@ class Chat:
     def _encoded(self, messages: Sequence[Message]) -> list[int]:
         if self.system:
             messages = [Message(role="system", content=self.system), *messages]
-        tokenizer = self.engine.tokenizer
-        if tokenizer.chat_template == chat_template(tokenizer):
-            return encode_prompt(tokenizer, messages)
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        encoded = tokenizer.apply_chat_template(plain, add_generation_prompt=True)
-        return list(encoded["input_ids"])
+        (encoded,) = self.engine.format.encode_all([messages])
+        return encoded
 
 
 @dataclass
 class _Reply:
     tokenizer: PreTrainedTokenizerBase
+    ends: Sequence[int]
     write: Callable[[str], None]
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -103,22 +99,14 @@ class _Reply:
 
     def add(self, token_ids: Sequence[int]) -> None:
         self.token_ids += token_ids
-        text = decode_reply(self.tokenizer, self.token_ids)
+        text = decode_reply(self.tokenizer, self.token_ids, self.ends)
         if not text.endswith(UNFINISHED):
             self._write(text)
 
     def finish(self) -> None:
-        self._write(decode_reply(self.tokenizer, self.token_ids))
+        self._write(decode_reply(self.tokenizer, self.token_ids, self.ends))
 
     def _write(self, text: str) -> None:
         piece, self.text = text[len(self.text) :], text
         if piece:
             self.write(piece)
-
-
-def _end_tokens(engine: TransformersEngine) -> list[int]:
-    """The tokenizer's, and those that a model of another origin ends its turns with."""
-    named = getattr(engine.model.generation_config, "eos_token_id", None)
-    others = named if isinstance(named, list) else [named]
-    own = engine.tokenizer.eos_token_id
-    return list(dict.fromkeys(t for t in (own, *others) if t is not None))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,24 @@ from caravan.recipe import Sampling
 
 class EngineError(CaravanError):
     """An engine could not answer. A failed request is never an empty reply."""
+
+
+class PromptRefusedError(EngineError):
+    """A model's own chat template has no room for a prompt, such as for the order of its roles."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"prompt {number}: {reason}")
+        self.number = number
+        self.reason = reason
+
+
+@contextmanager
+def naming(rows: Sequence[str]) -> Iterator[None]:
+    """Where a prompt is refused, say which of `rows` it is."""
+    try:
+        yield
+    except PromptRefusedError as error:
+        raise EngineError(f"{rows[error.number]}: {error.reason}") from error
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,12 @@ def positions_of(config: object) -> int:
 def leaves_room(prompt: Sequence[int], positions: int) -> bool:
     """Whether a reply, of a token at least, fits behind the tokens of `prompt`."""
     return len(prompt) < positions
+
+
+def asked_in(engine: Engine) -> str | None:
+    """SHA-256 of the chat template that an engine asks its model in; None where it does not know,
+    as of an endpoint, which decides that for itself."""
+    return getattr(engine, "template_hash", None)
 
 
 def without_reply(names: Iterable[str], replies: Iterable[Sequence[Generation]]) -> list[str]:

@@ -31,8 +31,9 @@ def load_engine(
         batch_size: Sequences decoded at once by a transformers engine of a model directory.
         tensor_parallel_size: GPUs that a vllm engine of a model directory is divided over.
         recipe_dir: Where a relative `model_name_or_path` is looked for first.
-        special_tokens: The spelling of a special token in a prompt is that token, as in prompts
-            that frame what others wrote; an endpoint decides this for itself.
+        special_tokens: Ask in the Tülu template, where the spelling of a special token in a prompt
+            is that token, as in prompts that frame what others wrote; an endpoint decides this for
+            itself.
 
     Raises:
         EngineError: the model or the endpoint cannot be used as described.
@@ -51,7 +52,10 @@ def load_engine(
 
             model = _resolve(config.model_name_or_path, recipe_dir)
             return TransformersEngine.from_pretrained(
-                model, batch_size=config.batch_size, special_tokens=special_tokens
+                model,
+                batch_size=config.batch_size,
+                chat_template=config.chat_template,
+                special_tokens=special_tokens,
             )
         case VLLMEngineConfig():
             from caravan.inference.vllm_engine import VLLMEngine

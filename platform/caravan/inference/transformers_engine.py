@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -12,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from caravan.data.records import Message
-from caravan.data.template import encode_prompt
 from caravan.garbage import collect_as_usual
 from caravan.inference.engine import (
     TOO_LONG,
@@ -21,15 +21,18 @@ from caravan.inference.engine import (
     leaves_room,
     positions_of,
 )
+from caravan.inference.prompt_format import end_tokens, prompt_format
 from caravan.inference.sampler import TokenSequence, generate_tokens
-from caravan.recipe import Sampling
+from caravan.recipe import ChatTemplate, Sampling
+
+logger = logging.getLogger(__name__)
 
 TENSORS_NAMED = 5
 """Of those that are missing, in an error."""
 
 
 class TransformersEngine:
-    """A causal language model in memory, with the chat template of `caravan.data.template`."""
+    """A causal language model in memory."""
 
     def __init__(
         self,
@@ -37,8 +40,13 @@ class TransformersEngine:
         tokenizer: Tokenizer,
         *,
         batch_size: int = 64,
+        chat_template: ChatTemplate | None = None,
         special_tokens: bool = False,
     ) -> None:
+        """
+        Args:
+            chat_template, special_tokens: See `prompt_format`.
+        """
         if tokenizer.eos_token_id is None:
             raise EngineError(
                 "the tokenizer has no end token, so no reply could end: set eos_token"
@@ -47,16 +55,24 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.special_tokens = special_tokens
+        self.format = prompt_format(tokenizer, chat_template, special_tokens=special_tokens)
+        self.ends = end_tokens(tokenizer, model.generation_config)
+        logger.info("%s is asked in %s", tokenizer.name_or_path, self.format)
 
     @classmethod
     def from_pretrained(
-        cls, model_name_or_path: str | Path, *, batch_size: int = 64, special_tokens: bool = False
+        cls,
+        model_name_or_path: str | Path,
+        *,
+        batch_size: int = 64,
+        chat_template: ChatTemplate | None = None,
+        special_tokens: bool = False,
     ) -> Self:
         """The model of a directory or of the hub, from safetensors, on the GPU where there is one.
 
         Raises:
-            EngineError: there is no such model, or it is not safetensors.
+            EngineError: there is no such model, it is not safetensors, or it has not the chat
+                template that is asked for.
         """
         on_gpu = torch.cuda.is_available()
         try:
@@ -83,8 +99,13 @@ class TransformersEngine:
             model.to("cuda" if on_gpu else "cpu").eval(),
             tokenizer,
             batch_size=batch_size,
+            chat_template=chat_template,
             special_tokens=special_tokens,
         )
+
+    @property
+    def template_hash(self) -> str:
+        return self.format.template_hash
 
     def generate(
         self,
@@ -95,12 +116,8 @@ class TransformersEngine:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Generation]]:
-        eos = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
-        encoded = [
-            encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
-            for prompt in prompts
-        ]
+        encoded = self.format.encode_all(prompts)
         positions = positions_of(self.model.config)
         asked = [i for i, ids in enumerate(encoded) if leaves_room(ids, positions)]
         sequences = generate_tokens(
@@ -110,8 +127,8 @@ class TransformersEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_completion_length,
-            eos_token_id=eos,
-            pad_token_id=eos if pad is None else pad,
+            eos_token_id=self.ends,
+            pad_token_id=self.ends[0] if pad is None else pad,
             generator=torch.Generator(self.model.device).manual_seed(seed),
             batch_size=self.batch_size,
             progress=progress,
@@ -130,17 +147,22 @@ class TransformersEngine:
 
     def _decoded(self, sequence: TokenSequence) -> Generation:
         return Generation(
-            decode_reply(self.tokenizer, sequence.token_ids),
+            decode_reply(self.tokenizer, sequence.token_ids, self.ends),
             sequence.finish_reason,
             sequence.token_ids,
             sequence.logprobs,
         )
 
 
-def decode_reply(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The text of a reply, without its end token and without any tidying of spaces."""
+def decode_reply(tokenizer: Tokenizer, token_ids: Sequence[int], ends: Sequence[int] = ()) -> str:
+    """The text of a reply, without special tokens and without any tidying of spaces.
+
+    Args:
+        ends: End tokens, of which not every tokenizer knows that they are special.
+    """
+    written = token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
     text = tokenizer.decode(
-        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        list(written), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     assert isinstance(text, str)
     return text

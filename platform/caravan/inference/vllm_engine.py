@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from caravan.data.records import Message
-from caravan.data.template import encode_prompt
 from caravan.errors import require
 from caravan.inference.engine import (
     TOO_LONG,
@@ -18,7 +18,10 @@ from caravan.inference.engine import (
     leaves_room,
     reply_seed,
 )
+from caravan.inference.prompt_format import prompt_format
 from caravan.recipe import Sampling, VLLMEngineConfig
+
+logger = logging.getLogger(__name__)
 
 _PER_CALL = 512
 """Prompts handed to vLLM at once; progress is told between calls."""
@@ -26,13 +29,17 @@ _END_SECONDS = 60.0
 
 
 class VLLMEngine:
-    """`vllm.LLM`, with the chat template of `caravan.data.template`.
+    """`vllm.LLM`. It ends a reply at every end token of tokenizer and generation config.
 
     Log-probabilities are vLLM's `processed_logprobs`: after the temperature (and after `top_p`,
     where it is below 1).
     """
 
     def __init__(self, config: VLLMEngineConfig, *, special_tokens: bool = False) -> None:
+        """
+        Args:
+            special_tokens: See `prompt_format`.
+        """
         self._vllm: Any = require("vllm", extra="vllm", feature="the vllm engine")
         platforms = require("vllm.platforms", extra="vllm", feature="the vllm engine")
         on_cpu = platforms.current_platform.is_cpu()
@@ -59,7 +66,14 @@ class VLLMEngine:
         # may wait for them before that.
         atexit.register(_end, weakref.ref(self._llm.llm_engine.engine_core))
         self.tokenizer: Any = self._llm.get_tokenizer()
-        self.special_tokens = special_tokens
+        self.format = prompt_format(
+            self.tokenizer, config.chat_template, special_tokens=special_tokens
+        )
+        logger.info("%s is asked in %s", config.model_name_or_path, self.format)
+
+    @property
+    def template_hash(self) -> str:
+        return self.format.template_hash
 
     def generate(
         self,
@@ -74,7 +88,7 @@ class VLLMEngine:
         positions = self._llm.llm_engine.model_config.max_model_len
         for start in range(0, len(prompts), _PER_CALL):
             end = min(start + _PER_CALL, len(prompts))
-            encoded = {i: self._encoded(prompts[i]) for i in range(start, end)}
+            encoded = dict(enumerate(self.format.encode_all(prompts[start:end], start), start))
             asked = [i for i, ids in encoded.items() if leaves_room(ids, positions)]
             outputs = self._llm.generate(
                 [{"prompt_token_ids": encoded[i]} for i in asked],
@@ -96,9 +110,6 @@ class VLLMEngine:
         for process in self._processes:
             process.join(_END_SECONDS)
         del self._llm
-
-    def _encoded(self, prompt: Sequence[Message]) -> list[int]:
-        return encode_prompt(self.tokenizer, prompt, special_tokens=self.special_tokens)
 
     def _sampling_params(self, sampling: Sampling, n: int, seed: int) -> Any:
         return self._vllm.SamplingParams(

@@ -6,7 +6,15 @@ unknown key or a contradiction is refused before anything starts. Imports nothin
 
 from caravan.config import Config
 from caravan.recipe.base import BaseModelConfig, ImportedBase, PretrainedBase
-from caravan.recipe.common import Fraction, LearningRate, Name, PassTokens, Resources, Sampling
+from caravan.recipe.common import (
+    ChatTemplate,
+    Fraction,
+    LearningRate,
+    Name,
+    PassTokens,
+    Resources,
+    Sampling,
+)
 from caravan.recipe.data import (
     DecontaminateConfig,
     MixComponent,
@@ -55,6 +63,7 @@ from caravan.recipe.training import (
 
 __all__ = [
     "BaseModelConfig",
+    "ChatTemplate",
     "Config",
     "CurateConfig",
     "DPOConfig",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from caravan.config import Config
-from caravan.recipe.common import Fraction, LearningRate, Resources
+from caravan.recipe.common import ChatTemplate, Fraction, LearningRate, Resources
 
 
 class ImportedBase(Config):
@@ -18,6 +18,9 @@ class ImportedBase(Config):
     """A directory, relative to the recipe's (`~` is your home directory), or a name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub; None takes the newest."""
+    chat_template: ChatTemplate | None = None
+    """What the base model is asked in: `model`, its own, or `tulu`, that of docs/data-formats.md;
+    None takes its own where it has one. Models that are trained from it are asked in `tulu`."""
     resources: Resources = Resources()
 
 

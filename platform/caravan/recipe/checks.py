@@ -62,6 +62,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     """Every contradiction between sections of `recipe`."""
     yield from _duplicates(recipe)
     yield from _unknown_engines(recipe)
+    yield from _classifier_asked_otherwise(recipe)
     yield from _unknown_sources(recipe)
     yield from _unknown_names(recipe)
     if recipe.curate is not None:
@@ -134,6 +135,16 @@ def _unknown_engines(recipe: Recipe) -> Iterator[str]:
     for path, engine in used:
         if engine is not None and engine not in recipe.engines:
             yield f"{path}: {engine!r} is not in engines{suggest(engine, recipe.engines)}"
+
+
+def _classifier_asked_otherwise(recipe: Recipe) -> Iterator[str]:
+    safety = recipe.evaluate.safety_judge if recipe.evaluate is not None else None
+    name = safety.engine if safety is not None else ""
+    if getattr(recipe.engines.get(name), "chat_template", None) == "model":
+        yield (
+            f"engines.{name}.chat_template: the safety judge is asked in WildGuard's format, which "
+            "has the lines of the Tülu template; leave chat_template out"
+        )
 
 
 def _unknown_sources(recipe: Recipe) -> Iterator[str]:

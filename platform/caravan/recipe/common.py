@@ -22,6 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 PassTokens = Annotated[PositiveInt | Literal["auto"], BeforeValidator(number_or_auto)]
 Epochs = Annotated[float, Field(gt=0.0, le=10_000.0)]
 LearningRate = Annotated[PositiveFloat, AfterValidator(check_learning_rate)]
+ChatTemplate = Literal["model", "tulu"]
+"""What a model is asked in: its own chat template, or that of `caravan.data.template`."""
 
 
 class Resources(Config):

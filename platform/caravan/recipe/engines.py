@@ -7,12 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from caravan.config import Config
-from caravan.recipe.common import Fraction, Name
+from caravan.recipe.common import ChatTemplate, Fraction, Name
 
 
 class TransformersEngineConfig(Config):
     kind: Literal["transformers"] = "transformers"
     model_name_or_path: str
+    chat_template: ChatTemplate | None = None
+    """What the model is asked in: `model`, its own, or `tulu`, that of docs/data-formats.md; None
+    takes its own where it has one."""
     batch_size: PositiveInt = 64
     """Sequences decoded at once."""
 
@@ -20,6 +23,9 @@ class TransformersEngineConfig(Config):
 class VLLMEngineConfig(Config):
     kind: Literal["vllm"] = "vllm"
     model_name_or_path: str
+    chat_template: ChatTemplate | None = None
+    """What the model is asked in: `model`, its own, or `tulu`, that of docs/data-formats.md; None
+    takes its own where it has one."""
     tensor_parallel_size: PositiveInt = 1
     max_model_len: PositiveInt = 4096
     gpu_memory_utilization: Fraction = 0.9

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from caravan.data.template_stamp import STAMP
 from caravan.errors import CaravanError, DataError
 from caravan.recipe import RLVRConfig
 from caravan.registry import Registry
@@ -61,6 +62,7 @@ def export_model(
         (directory / "generation_config.json").write_text(_json(generation))
         (directory / TEMPLATE).write_text(template)
         (directory / README).write_text(card_of(facts, template))
+        (directory / STAMP).unlink(missing_ok=True)  # what stages here would train it in
         directory.rename(target)
 
 

@@ -1,6 +1,7 @@
 """The base model: one that exists, or a small one that the run pretrains itself.
 
-No inputs. Output: `model`, a Hugging Face directory with safetensors and the Tülu chat template.
+No inputs. Output: `model`, a Hugging Face directory with safetensors and the chat template that it
+is asked in: its own where it has one, else that of Tülu.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def run(
     from caravan.training.importing import find_model, import_model
 
     source = find_model(config, context.recipe_dir)
-    added = import_model(source, context.output("model", "model"))
+    target = context.output("model", "model")
+    added = import_model(source, target, chat_template=config.chat_template)
     return StageResult({"added_tokens": added})
 
 

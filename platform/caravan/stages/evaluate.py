@@ -2,7 +2,8 @@
 
 Outputs `scores.json` (a list of scores with 95 % intervals) and `instances.jsonl`: prompt,
 completion, what was extracted, score and ratings, one line for each completion. An instance whose
-prompt leaves the model no room for a reply counts as not answered.
+prompt leaves the model no room for a reply counts as not answered. `chat_template.sha256` is the
+hash of the chat template that the model was asked in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
+from caravan.data.template_stamp import write_stamp
 from caravan.errors import RecipeError, some
 from caravan.evals.judging import Judge, load_judge
 from caravan.evals.scoring import (
@@ -31,7 +33,9 @@ from caravan.inference import (
     TOO_LONG,
     Engine,
     Generation,
+    asked_in,
     load_engine,
+    naming,
     unload,
     without_reply,
 )
@@ -67,7 +71,7 @@ def run(
     _check_judges(config)
     loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
     with own_verifiers(config.verifiers, context.recipe_dir) as of_recipe:
-        replies = _ask(loaded, inputs["model"], suite, context)
+        replies, template = _ask(loaded, inputs["model"], suite, context)
         answered, silent = _divided(loaded, replies)
         found = _score(answered, config, context, VERIFIERS | of_recipe)
     rows: list[ScoredCompletion] = []
@@ -86,6 +90,8 @@ def run(
     directory = context.output("evaluation", "report")
     write_rows(directory / INSTANCES, rows)
     write_json(directory / SCORES, scores_document(suite.tasks, scores))
+    if template is not None:
+        write_stamp(directory, template)
     return StageResult(metrics=metrics, scores=tuple(scores))
 
 
@@ -107,8 +113,8 @@ def _check_judges(config: EvaluateStageConfig) -> None:
 
 def _ask(
     loaded: Loaded, model: Path, suite: EvaluateConfig, context: StageContext
-) -> dict[str, Replies]:
-    """The model's replies to every instance, by task."""
+) -> tuple[dict[str, Replies], str | None]:
+    """The model's replies to every instance, by task, and the hash of what it was asked in."""
     engine = load_engine(
         model,
         kind=suite.engine,
@@ -124,19 +130,20 @@ def _ask(
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             context.progress(finished + n * part // max(of, 1), total)
 
-        given = engine.generate(
-            [instance.messages for instance in instances],
-            task.sampling,
-            n=task.num_generations,
-            seed=context.seed,
-            progress=progress,
-        )
+        with naming([f"{task.name}: {instance.id}" for instance in instances]):
+            given = engine.generate(
+                [instance.messages for instance in instances],
+                task.sampling,
+                n=task.num_generations,
+                seed=context.seed,
+                progress=progress,
+            )
         # Without tokens and their probabilities, which for a whole suite are gigabytes.
         replies[task.name] = [[Generation(g.text, g.finish_reason) for g in n] for n in given]
         done += len(instances)
         context.progress(done, total)
     unload(engine)
-    return replies
+    return replies, asked_in(engine)
 
 
 def _divided(

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from caravan.data.template import TEMPLATE_HASH
-from caravan.data.template_stamp import check_template, stamp
+from caravan.data.template_stamp import check_template, recorded_hash, stamp
 from caravan.errors import (
     RegistryError,
     RegistryUnavailableError,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANCEL_PATIENCE_SECONDS = 5.0
+ANY_TEMPLATE = ("completions", "report")
+"""Artifacts that hold what a model replied; it may have been asked in a template of its own."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 T = TypeVar("T")
@@ -260,7 +262,10 @@ class _Execution:
             for name, digest in self.inputs.items()
         }
         for name, path in inputs.items():
-            check_template(path, f"{self.node}: input {name} ({self.inputs[name][:12]})")
+            digest = self.inputs[name]
+            manifest = self._patiently(lambda digest=digest: self.store.manifest(digest))  # type: ignore[misc]
+            if manifest.kind not in ANY_TEMPLATE:
+                check_template(path, f"{self.node}: input {name} ({digest[:12]})")
         context = LocalContext(
             self.directory, seed=self.seed, recipe_dir=self.recipe_dir, journal=journal,
             reporter=reporter, remote_checkpoints=self._remote_checkpoints(),
@@ -310,9 +315,14 @@ class _Execution:
             },
             metrics=result.metrics,
             scores=result.scores,
-            metadata={"chat_template_sha256": TEMPLATE_HASH},
+            metadata={"chat_template_sha256": self._template(published)},
             confirm=lambda: self._confirm(published),
         )
+
+    def _template(self, published: Mapping[str, Artifact]) -> str:
+        """Hash of the chat template; a stage makes all of its outputs with one."""
+        found = (recorded_hash(self._output(name)) for name in published)
+        return next(filter(None, found), TEMPLATE_HASH)
 
     def _confirm(self, published: Mapping[str, Artifact]) -> None:
         """

@@ -11,6 +11,8 @@ that was stopped asks its engine only for the rest.
 
 A prompt that leaves the model no room for a reply has a row all the same, with the finish reason
 `too_long` and no text: it is left out for every model of the pool.
+
+`chat_template.sha256` is the hash of the chat template that a model in memory was asked in.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from pathlib import Path
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Completion, Conversation
+from caravan.data.template_stamp import recorded_hash, write_stamp
 from caravan.errors import StageError, some
-from caravan.inference import Engine, load_engine
+from caravan.inference import Engine, asked_in, load_engine, naming
 from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
@@ -46,6 +49,8 @@ def run(
     if missing:
         _prepare(config, context.seed)
         engine = _engine(config, inputs, context.recipe_dir)
+        if (template := asked_in(engine)) is not None:
+            write_stamp(context.workdir, template)
         for number in missing:
             write_rows(
                 done[number], _answer(engine, config, chunks[number], number, len(prompts), context)
@@ -66,7 +71,10 @@ def run(
                 counts["truncated"] += completion.finish_reason == "length"
             yield completion
 
-    write_rows(context.output("completions", "completions") / ROWS, counted())
+    output = context.output("completions", "completions")
+    write_rows(output / ROWS, counted())
+    if (template := recorded_hash(context.workdir)) is not None:
+        write_stamp(output, template)
     if too_long:
         said = f"{len(too_long)} of {len(prompts)} prompts leave {config.member.name!r} no room for"
         said += f" a reply and are left out: {some([*too_long])}"
@@ -115,13 +123,14 @@ def _answer(
     n = config.member.num_generations
     before = number * PROMPTS_PER_CHUNK
     digest = hashlib.sha256(f"{context.seed}/{config.member.name}/{number}".encode()).digest()
-    replies = engine.generate(
-        [row.prompt for row in chunk],
-        config.sampling,
-        n=n,
-        seed=int.from_bytes(digest[:8], "big") >> 1,
-        progress=lambda done, _: context.progress(before + done // n, total),
-    )
+    with naming([row.id for row in chunk]):
+        replies = engine.generate(
+            [row.prompt for row in chunk],
+            config.sampling,
+            n=n,
+            seed=int.from_bytes(digest[:8], "big") >> 1,
+            progress=lambda done, _: context.progress(before + done // n, total),
+        )
     return [
         Completion(
             prompt_id=row.id,

@@ -10,10 +10,18 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from caravan.data.template import TEMPLATE_HASH, chat_template
-from caravan.data.template_stamp import SHOWN, check_template, recorded_hash, renders_as_ours
+from caravan.data.template import TEMPLATE_HASH
+from caravan.data.template import chat_template as our_template
+from caravan.data.template_stamp import (
+    SHOWN,
+    TEMPLATE_FILE,
+    check_template,
+    renders_as_ours,
+    write_stamp,
+)
 from caravan.errors import DataError, require
-from caravan.recipe import ImportedBase
+from caravan.inference.prompt_format import PromptFormat, prompt_format
+from caravan.recipe import ChatTemplate, ImportedBase
 from caravan.recipe.paths import is_hub_name, model_directory
 from caravan.training.bpe import PAD
 from caravan.training.models import check_model_directory, read_weights, save_model
@@ -49,45 +57,61 @@ def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
         ) from error
 
 
-def import_model(source: Path, target: Path, *, will_be_tuned: bool = True) -> int:
+def import_model(
+    source: Path,
+    target: Path,
+    *,
+    chat_template: ChatTemplate | None = None,
+    will_be_tuned: bool = True,
+) -> int:
     """Copy the model in `source` to `target`; gives how many tokens had to be added.
 
-    It gets our chat template. A model that knows another one is warned about where it will be
-    tuned, which teaches it ours, and refused where it is taken as it is.
+    It keeps a chat template of its own, in which it is asked, and is marked as one to be trained in
+    ours; without one, it gets ours. A model that will not be tuned has to know ours.
 
     A model whose tokenizer has a pad token other than its end token is copied byte for byte,
     besides the chat template. Any other is given `<pad>` and embeddings for it, in its own
     precision.
 
+    Args:
+        chat_template: What it is asked in, as a recipe says it.
+
     Raises:
         DataError: `source` holds no model, pickled weights, no end token, or a model of another
             chat template that will not be tuned.
+        EngineError: the model has not the chat template that is asked for.
     """
-    tokenizer, notes = check_import(source, will_be_tuned=will_be_tuned)
+    tokenizer, asked, notes = check_import(source, chat_template, will_be_tuned=will_be_tuned)
     for note in notes:
         logger.warning("%s: %s", source, note)
-    if _lacks_pad(tokenizer):
-        _add_pad(source, tokenizer, target)
-        return 1
-    files = sorted({path for pattern in KEPT for path in source.glob(pattern)})
-    target.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        shutil.copyfile(path, target / path.name)
-    (target / "chat_template.jinja").write_text(chat_template(tokenizer))
-    return 0
+    lacks_pad = _lacks_pad(tokenizer)
+    if lacks_pad:
+        _add_pad(source, tokenizer, target, keep_ends=asked.own is not None)
+    else:
+        files = sorted({path for pattern in KEPT for path in source.glob(pattern)})
+        target.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, target / path.name)
+    (target / TEMPLATE_FILE).write_text(asked.own or our_template(tokenizer), encoding="utf-8")
+    if asked.own is not None:
+        write_stamp(target, TEMPLATE_HASH)
+    return int(lacks_pad)
 
 
 class Importable(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
+    asked: PromptFormat
     notes: tuple[str, ...]
     """What will be changed, in words."""
 
 
-def check_import(source: Path, *, will_be_tuned: bool = True) -> Importable:
+def check_import(
+    source: Path, chat_template: ChatTemplate | None = None, *, will_be_tuned: bool = True
+) -> Importable:
     """Everything that `import_model` would find wrong, without reading the weights.
 
     Raises:
-        DataError: as `import_model`.
+        DataError, EngineError: as `import_model`.
     """
     check_model_directory(source)
     try:
@@ -99,21 +123,30 @@ def check_import(source: Path, *, will_be_tuned: bool = True) -> Importable:
     notes = []
     if _lacks_pad(tokenizer):
         notes.append(f"its tokenizer has no pad token of its own, so {PAD} is added")
-    if tokenizer.chat_template is not None and not renders_as_ours(tokenizer):
-        if not will_be_tuned:
-            check_template(source)
+    foreign = tokenizer.chat_template is not None and not renders_as_ours(tokenizer)
+    if foreign and not will_be_tuned:
+        check_template(source)
+    asked = prompt_format(tokenizer, chat_template)
+    if asked.own is not None:
         notes.append(
-            f"it has a chat template of its own ({str(recorded_hash(source))[:SHOWN]}); it is "
-            f"given ours ({TEMPLATE_HASH[:SHOWN]}), which it knows once SFT has taught it"
+            f"it is asked in {asked}; what is trained from it is asked in the Tülu chat template "
+            f"({TEMPLATE_HASH[:SHOWN]}), which it knows once SFT has taught it"
         )
-    return Importable(tokenizer, tuple(notes))
+    elif foreign:
+        notes.append(
+            f"it has a chat template of its own, but is asked in {asked}, which it knows once SFT "
+            "has taught it"
+        )
+    return Importable(tokenizer, asked, tuple(notes))
 
 
 def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
 
 
-def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+def _add_pad(
+    source: Path, tokenizer: PreTrainedTokenizerBase, target: Path, *, keep_ends: bool
+) -> None:
     model = read_weights(AutoModelForCausalLM, source, dtype="auto")
     tokenizer.add_special_tokens({"pad_token": PAD})
     known = model.get_input_embeddings().num_embeddings
@@ -124,4 +157,8 @@ def _add_pad(source: Path, tokenizer: PreTrainedTokenizerBase, target: Path) -> 
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 layer.weight[known:] = layer.weight[:known].mean(dim=0)
+    ends = model.generation_config.eos_token_id
     save_model(model, tokenizer, target)
+    if keep_ends:  # its own template may end turns with others than the tokenizer's end token
+        model.generation_config.eos_token_id = ends
+        model.generation_config.save_pretrained(target)
