@@ -21,6 +21,7 @@ PAGES = {
     ],
     "Results": [
         ("views/evaluation.py", "Evaluation", "evaluation", ":material/leaderboard:"),
+        ("views/curves.py", "Training curves", "curves", ":material/show_chart:"),
         ("views/rollouts.py", "Rollouts", "rollouts", ":material/casino:"),
     ],
 }

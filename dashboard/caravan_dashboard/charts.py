@@ -15,17 +15,57 @@ AltairChart: TypeAlias = Any
 """An `alt.Chart` or `alt.LayerChart`; most of Altair's own methods say Any as well."""
 
 
-def line(data: pd.DataFrame, title: str, colour: str = palette.SERIES[0]) -> AltairChart:
-    """`value` over `step`."""
-    return (
-        alt.Chart(data, title=alt.Title(title, fontSize=13, anchor="start"), height=160)
-        .mark_line(color=colour, strokeWidth=1.6, point=len(data) < 3)
-        .encode(
-            alt.X("step:Q", title=None, axis=alt.Axis(tickCount=5, format="~s")),
-            alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
-            tooltip=["step:Q", alt.Tooltip("value:Q", format=".4g")],
-        )
+WITH_SPREAD = 3
+"""More series than that would be covered by each other's."""
+
+Style: TypeAlias = Mapping[str, tuple[str, str]]
+"""By series its colour and its kind of line, a key of `palette.LINES`."""
+
+
+def curves(
+    data: pd.DataFrame,
+    title: str,
+    x_title: str,
+    style_of: Style,
+    *,
+    log: bool = False,
+    height: int = 180,
+) -> AltairChart:
+    """`value` over `x` of each `series`; of a few, before what its points are the means of.
+
+    Args:
+        log: Where every value is positive.
+    """
+    log = log and not data.empty and data["low"].min() > 0
+    names = list(style_of)
+    colours, kinds = zip(*style_of.values(), strict=True)
+    y_scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
+    y_format = "~s" if data["value"].abs().max() >= 1000 else "~g"
+    base = alt.Chart(data, height=height).encode(
+        alt.X("x:Q", title=x_title, scale=alt.Scale(nice=False),
+              axis=alt.Axis(tickCount=5, format="~s")),
+        alt.Color("series:N", legend=None,
+                  scale=alt.Scale(domain=names, range=list(colours))),
+    )  # fmt: skip
+    lines = base.mark_line(strokeWidth=1.7, point=len(data) < 3 * len(names)).encode(
+        alt.Y("value:Q", title=None, scale=y_scale, axis=alt.Axis(tickCount=4, format=y_format)),
+        alt.StrokeDash("series:N", legend=None,
+                       scale=alt.Scale(domain=names, range=[palette.LINES[k] for k in kinds])),
+    )  # fmt: skip
+    spread = base.mark_area(opacity=0.18, strokeWidth=0.7, strokeOpacity=0.6).encode(
+        alt.Y("low:Q"), alt.Y2("high:Q"), stroke=alt.Color("series:N", legend=None)
     )
+    about: list[Any] = [alt.Tooltip("steps:N", title="step"), alt.Tooltip("value:Q", format=".4~g")]
+    if len(names) > 1:
+        about.insert(0, alt.Tooltip("series:N", title="run"))
+    if x_title != "step":
+        about.append(alt.Tooltip("x:Q", title=x_title, format=",.4~g"))
+    if (data["low"] < data["high"]).any():
+        about += [alt.Tooltip(f"{end}:Q", format=".4~g") for end in ("low", "high")]
+    # Around each point, since a line tells of its first one only.
+    points = base.mark_circle(size=150, opacity=0).encode(alt.Y("value:Q"), tooltip=about)
+    layers = [spread, lines, points] if len(names) <= WITH_SPREAD else [lines, points]
+    return alt.layer(*layers).properties(title=alt.Title(title, fontSize=13, anchor="start"))
 
 
 def stacked(

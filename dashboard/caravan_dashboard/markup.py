@@ -58,9 +58,9 @@ def table(headers: Sequence[object], rows: Iterable[Sequence[object]], numeric: 
     return tag("div", tag("table", inside, class_="cv-table"), class_="cv-scroll")
 
 
-def page_link(text: object, page: str, **parameters: str) -> Html:
+def page_link(text: object, page: str, **parameters: str | Sequence[str]) -> Html:
     """A link to a page of the dashboard, by its path in the URL."""
-    href = quote(page, safe="") + ("?" + urlencode(parameters) if parameters else "")
+    href = quote(page, safe="") + ("?" + urlencode(parameters, doseq=True) if parameters else "")
     return tag("a", text, href="./" + href, target="_self", class_="cv-link")
 
 
@@ -76,6 +76,11 @@ def pill(text: object, colour: str) -> Html:
 
 def state_pill(state: State) -> Html:
     return tag("span", _dot(palette.STATE[state]), state.value, class_="cv-state")
+
+
+def line_mark(colour: str, kind: str) -> Html:
+    """A piece of a curve, as it is drawn in a chart."""
+    return tag("span", class_="cv-line", style=f"border-top:3px {kind} {colour}")
 
 
 def legend(colour_of: Mapping[str, str]) -> Html:

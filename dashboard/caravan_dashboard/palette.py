@@ -38,5 +38,9 @@ SERIES = (
 """For categories without a meaning of their own: sources, skills, reasons."""
 
 
+LINES = {"solid": [1, 0], "dashed": [6, 3], "dotted": [2, 2]}
+"""Dashes and gaps in pixels, by the name of the style; they tell curves of one colour apart."""
+
+
 def model_colour(model: str) -> str:
     return MODEL.get(model, "#64748b")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,7 +38,7 @@ def table(groups: Sequence[RolloutGroup]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["offset", *FACTS])
 
 
-def first_metrics(names: Sequence[str], count: int) -> list[str]:
+def first_metrics(names: Iterable[str], count: int) -> list[str]:
     """`count` of the metrics: the ones looked for first, then the others by name."""
 
     def rank(name: str) -> tuple[int, str]:

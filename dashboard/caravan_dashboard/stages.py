@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from caravan.errors import CaravanError
 from caravan.recipe import Recipe
-from caravan.registry import MetricRow, RunRow, StageRunRow, State
+from caravan.registry import RunRow, StageRunRow, State
 from caravan_pipelines.graph import stage_graph
-
-MAX_POINTS = 400
-"""Points of one metric that go to the browser."""
 
 FIRST_METRICS = (
     "loss", "reward", "accuracy", "verified", "correct", "margin", "kl", "grad_norm",
     "learning_rate",
 )  # fmt: skip
 """Words in the names of metrics that a reader looks for first, in that order."""
+
+COUNTS = ("loss_spikes", "skipped_steps", "num_tokens")
+"""Metrics that a reader looks for last."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,15 @@ def newest_active(lines: Sequence[StageLine], with_metrics: Sequence[str]) -> st
     return None
 
 
-def metric_names(points: Sequence[MetricRow]) -> list[str]:
-    """Names of the metrics, those that readers look for first in front."""
+def by_interest(names: Iterable[str]) -> list[str]:
+    """Metrics, those that readers look for first in front."""
 
     def rank(name: str) -> tuple[int, str]:
+        if name in COUNTS:
+            return len(FIRST_METRICS) + 1, name
         for position, word in enumerate(FIRST_METRICS):
             if word in name:
                 return position, name
         return len(FIRST_METRICS), name
 
-    return sorted({point.name for point in points}, key=rank)
-
-
-def series(points: Sequence[MetricRow], name: str, max_points: int = MAX_POINTS) -> pd.DataFrame:
-    """`step` and `value` of one metric, thinned evenly; first and last point are kept."""
-    chosen = [(p.step, p.value) for p in points if p.name == name]
-    if len(chosen) > max_points:
-        last = len(chosen) - 1
-        chosen = [chosen[round(i * last / (max_points - 1))] for i in range(max_points)]
-    return pd.DataFrame(chosen, columns=["step", "value"])
+    return sorted(set(names), key=rank)

@@ -7,6 +7,7 @@ widgets whose options are plain text, never through Markdown.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -58,6 +59,21 @@ def chosen_run() -> RunRow:
     st.session_state["run_picker"] = run.id
     st.sidebar.selectbox("Run", ids, key="run_picker", on_change=_pick_run)
     return run
+
+
+def other_runs(run: RunRow, most: int) -> list[RunRow]:
+    """The runs to compare with that are chosen, those of the address included."""
+    registry = library.registry()
+    known = {other.id: other for other in registry.list_runs(RECENT_RUNS)}
+    for run_id in st.query_params.get_all("with"):
+        if run_id not in known:
+            with suppress(RegistryError):
+                known[run_id] = registry.get_run(run_id)
+    chosen = st.sidebar.multiselect(
+        "Compare with", [other for other in known if other != run.id], key="with",
+        bind="query-params", max_selections=most, placeholder="Other runs",
+    )  # fmt: skip
+    return [known[other] for other in chosen]
 
 
 def _pick_run() -> None:

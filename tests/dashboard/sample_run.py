@@ -76,15 +76,20 @@ class SampleRun:
         self.scratch = scratch
         self.random = random.Random(seed)
         self.outputs: dict[str, dict[str, tuple[Artifact, str]]] = {}
+        self.create(tags)
+
+    def create(self, tags: Iterable[str] = ()) -> str:
+        """Begin a run of the recipe as it is now."""
         self.run_id = self.registry.create_run(
             self.recipe.model_dump(mode="json"),
             name=self.recipe.name,
-            seed=seed,
+            seed=self.recipe.seed,
             recipe_digest=recipe_digest(self.recipe),
             owner="ann",
             tags=tags,
         )
         self.registry.update_run_state(self.run_id, State.RUNNING)
+        return self.run_id
 
     def put(self, kind: str, files: Mapping[str, object]) -> tuple[Artifact, str]:
         """Publish a directory: lists of records become rows, other values JSON or text."""

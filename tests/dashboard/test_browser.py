@@ -56,6 +56,18 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
 
 
+def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
+    mine = run_ids["complete"]
+    page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")
+    expect(page.get_by_role("link", name=another_run)).to_be_visible()
+    points = page.locator("svg .mark-symbol path")
+    expect(points).to_have_count(120)
+    points.nth(100).hover(force=True)
+    tip = page.locator("#vg-tooltip-element")
+    expect(tip).to_contain_text("value")
+    assert mine in tip.inner_text() or another_run in tip.inner_text()
+
+
 def test_an_address_of_nothing_is_told(address, page):
     page.goto(f"{address}/run?run=nobody")
     expect(page.get_by_text("no run 'nobody'; `caravan runs` lists them")).to_be_visible()

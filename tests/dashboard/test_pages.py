@@ -21,7 +21,7 @@ from caravan_dashboard import charts
 from caravan_dashboard.launch import APP, command
 from caravan_dashboard.markup import legend
 
-PAGES = ("runs", "run", "data", "pairs", "evaluation", "rollouts", "launch")
+PAGES = ("runs", "run", "data", "pairs", "evaluation", "curves", "rollouts", "launch")
 Open = Callable[..., AppTest]
 
 
@@ -170,6 +170,9 @@ def test_runs_are_listed_with_state_scores_and_a_link(open_page, run_ids):
     for state in ("succeeded", "failed", "running"):
         assert f"</span>{state}</span>" in shown
     assert "RLVR" in shown
+    ids = [run_ids[name] for name in ("running", "complete", "failed")]  # newest first
+    link = f'href="./curves?run={ids[0]}&amp;with={ids[1]}&amp;with={ids[2]}"'
+    assert link in shown
 
 
 def test_runs_are_filtered_by_the_address(open_page, run_ids):
@@ -374,6 +377,36 @@ def test_ratings_are_neither_right_nor_wrong(open_page, run_ids):
 
     assert "cv-right" not in markup(app)
     assert "helpfulness" in markup(app)
+
+
+def test_curves_of_runs_lie_over_each_other_with_what_differs(open_page, home, run_ids, tmp_path):
+    other = SampleRun(home, tmp_path / "scratch", seed=31)
+    other.recipe = other.recipe.derive(sft=other.recipe.sft.derive(learning_rate=1e-3))
+    other_id = other.create()
+    other.model("sft", [], 1.6, 0.5)
+    app = open_page("curves", run=run_ids["complete"], stage="sft", metric="loss",
+                    **{"with": other_id})  # fmt: skip
+
+    (chart,) = app.get("vega_lite_chart")
+    assert f'"domain": ["{run_ids["complete"]}", "{other_id}"]' in chart.proto.spec
+    assert '"title": "step"' in chart.proto.spec
+    assert markup(app).count('class="cv-line"') == 2
+    assert '<span class="cv-mono">sft.learning_rate</span>' in markup(app)
+    assert "<td>0.001</td>" in markup(app)
+
+    app.segmented_control(key="over").set_value("Tokens").run()
+    assert "without a count of tokens" in markup(checked(app))
+    app.segmented_control(key="over").set_value("Time")
+    app.slider(key="smoothing").set_value(0.9)
+    app.toggle(key="log").set_value(True)
+    (chart,) = checked(app.run()).get("vega_lite_chart")
+    assert "since the first step" in chart.proto.spec
+    assert '"type": "log"' in chart.proto.spec
+    app.selectbox(key="stage").set_value("rlvr").run()
+    assert "no rlvr yet" in markup(checked(app))
+    app.multiselect(key="metric").set_value(["kl"]).run()
+    app.selectbox(key="stage").set_value("sft").run()  # which has none
+    assert len(checked(app).get("vega_lite_chart")) == 4
 
 
 def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):

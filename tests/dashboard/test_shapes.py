@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from math import inf
 
 import pandas as pd
 import pytest
@@ -12,15 +13,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from caravan.errors import DataError
-from caravan.registry import MetricRow
+from caravan.registry import CurvePoint
 from caravan_dashboard import (
+    curves,
     evaluation,
     lineage,
     markup,
     preferences,
     rollouts,
     rows,
-    stages,
     text,
 )  # fmt: skip
 from caravan_dashboard.diff import word_diff
@@ -105,14 +106,37 @@ def test_a_path_between_artifacts_is_drawn():
     assert '"stage sft"' not in lineage.dot(edges, {}, {}, hidden=("sft",))
 
 
-def test_a_long_series_is_thinned_and_keeps_its_ends():
-    now = datetime.now(UTC)
-    points = [MetricRow(step, "loss", float(step), now) for step in range(5000)]
+def point(step: int, mean: float, seconds: float = 0) -> CurvePoint:
+    at = datetime(2026, 11, 22, tzinfo=UTC) + timedelta(seconds=seconds)
+    return CurvePoint(step, step, at, mean, mean, mean)
 
-    data = stages.series(points, "loss", max_points=100)
 
-    assert len(data) == 100
-    assert (data["step"].iloc[0], data["step"].iloc[-1]) == (0, 4999)
+def test_curves_stand_over_steps_time_and_tokens():
+    loss = {"a": [point(1, 2.0), point(5, 1.0, 600)], "b": [point(2, 3.0, 60), point(3, inf, 90)]}
+    tokens = {"a": [point(1, 100.0), point(9, 900.0)]}
+
+    assert curves.by_step(loss)["x"].tolist() == [1, 5, 2, 3]
+    assert curves.by_step(loss)["value"].isna().tolist() == [False, False, False, True]
+    data, axis = curves.by_time(loss)
+    assert (data["x"].tolist(), axis) == ([0, 10, 0, 0.5], "minutes since the first step")
+    counted = curves.by_tokens(loss, tokens)  # of b none are known
+    assert (counted["x"].tolist(), set(counted["series"])) == ([100, 500], {"a"})
+
+
+def test_smoothing_is_of_each_curve_by_itself():
+    data = curves.by_step({"a": [point(1, 1.0), point(2, 3.0)], "b": [point(1, 9.0)]})
+
+    assert curves.smoothed(data, 0.5)["value"].tolist() == pytest.approx([1, 7 / 3, 9])
+    assert curves.smoothed(data, 0.0)["value"].tolist() == [1, 3, 9]
+
+
+def test_fields_in_which_recipes_differ_stand_beside_their_runs():
+    first = {"name": "a", "seed": 1, "dpo": {"beta": 5}, "sft": {"epochs": 1, "rows": 8}}
+    other = {"name": "b", "seed": 2, "dpo": {"beta": 2}, "sft": {"epochs": 2, "rows": 8}}
+
+    found = curves.differences([first, other, first], "sft")
+
+    assert list(found.items()) == [("sft.epochs", [1, 2, 1]), ("dpo.beta", [5, 2, 5])]
 
 
 def test_length_bias_by_hand():

@@ -312,6 +312,31 @@ def test_the_last_steps_and_the_first_of_an_attempt_are_found(registry, new_run)
     assert registry.first_step(opened.id, ["loss"], began + timedelta(minutes=9)) is None
 
 
+def test_a_curve_is_thinned_to_means_with_what_they_stand_for(registry, new_run):
+    opened = registry.open_stage_run(new_run(), "sft", "sft", "k" * 64)
+    began = registry.get_run("latest").created_at
+    values = [1.0, 3.0, math.nan, 5.0, math.nan, math.nan, 7.0]
+    for step, value in enumerate(values, start=1):
+        at = began + timedelta(minutes=step)
+        registry.log_points(opened.id, [(step, "loss", value, at), (step, "lr", 1e-5, at)])
+    registry.log_metrics(opened.id, 4, {"accuracy": 0.5})
+
+    first, second, third, fourth = registry.curve(opened.id, "loss", 4)
+    assert (first.first_step, first.last_step, first.at) == (1, 2, began + timedelta(minutes=1))
+    assert (first.mean, first.low, first.high) == (2.0, 1.0, 3.0)
+    assert (second.mean, fourth.first_step, fourth.mean) == (5.0, 7, 7.0)
+    assert math.isnan(third.mean)
+    assert [p.mean for p in registry.curve(opened.id, "accuracy", 4)] == [0.5]
+    assert registry.curve(opened.id, "reward", 4) == []
+    assert registry.metric_names(opened.id) == {"accuracy": 4, "loss": 7, "lr": 7}
+
+    registry.succeed_stage_run(opened.id, {})
+    reused = registry.open_stage_run(new_run(), "sft", "sft", "k" * 64)
+    assert registry.reuse_stage_run(reused.id, registry.find_finished("k" * 64))
+    assert registry.metric_names(reused.id) == registry.metric_names(opened.id)
+    assert registry.curve(reused.id, "lr", 4) == registry.curve(opened.id, "lr", 4)
+
+
 def test_many_metrics_are_recorded_fast(registry, new_run):
     opened = registry.open_stage_run(new_run(), "sft", "sft", "k" * 64)
     at = registry.get_run("latest").created_at

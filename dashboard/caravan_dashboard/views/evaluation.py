@@ -13,7 +13,7 @@ from caravan.evals.caveats import cut_short, without_spread
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
-from caravan.registry import Registry, RunRow, ScoreRow
+from caravan.registry import Registry, ScoreRow
 from caravan_dashboard import charts, evaluation, library, ui
 from caravan_dashboard.evaluation import Column, Transition
 from caravan_dashboard.markup import Html, caveat, facts, join, mono, prose, table, tag, turn
@@ -25,13 +25,14 @@ PAGE_SIZE = 5
 NOTHING = "nothing"
 INSTANCES = "instances.jsonl"
 FINE, POOR = "cv-right", "cv-wrong"
+OTHER_RUNS = 4
 VIEWS = ["Scores", "Instances"]
 
 
 def main() -> None:
     st.title("Evaluation")
     run = ui.chosen_run()
-    others = other_runs(run)
+    others = [other.id for other in ui.other_runs(run, OTHER_RUNS)]
     scores = library.registry().scores(run.id)
     for other in others:
         scores += library.registry().scores(other)
@@ -46,15 +47,6 @@ def main() -> None:
         show_instances(scores, run.id)
     else:
         show_scores(scores, [run.id, *others])
-
-
-def other_runs(run: RunRow) -> list[str]:
-    known = [r.id for r in library.registry().list_runs(ui.RECENT_RUNS) if r.id != run.id]
-    chosen = st.sidebar.multiselect(
-        "Compare with", known, key="with", bind="query-params", max_selections=4,
-        placeholder="Other runs",
-    )  # fmt: skip
-    return list(chosen)
 
 
 # --- scores -------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from caravan.data.io import ROWS, read_rows
 from caravan.data.records import RolloutGroup
 from caravan.registry import StageRunRow, State
 from caravan.stages.so_far import so_far
-from caravan_dashboard import charts, library, palette, rollouts, ui
+from caravan_dashboard import library, rollouts, ui
+from caravan_dashboard.curves import single_curve
 from caravan_dashboard.evaluation import as_text
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, facts, join, mono, prose, tag, turn
 from caravan_dashboard.rows import read_rows_at
-from caravan_dashboard.stages import metric_names, series
 from caravan_dashboard.text import DASH
 
 REFRESH_SECONDS = 3
@@ -40,15 +40,13 @@ def main() -> None:
 
 
 def show_rewards(stage: StageRunRow) -> None:
-    points = library.registry().metrics(stage.id)
-    names = rollouts.first_metrics(metric_names(points), CHARTS)
+    names = rollouts.first_metrics(library.registry().metric_names(stage.id), CHARTS)
     if not names:
         st.text("No step has been logged yet.")
         return
     columns = st.columns(2)
     for position, name in enumerate(names):
-        colour = palette.SERIES[position % len(palette.SERIES)]
-        columns[position % 2].altair_chart(charts.line(series(points, name), name, colour))
+        columns[position % 2].altair_chart(single_curve(stage.id, name, position))
 
 
 def show_samples(stage: StageRunRow) -> None:

@@ -9,7 +9,8 @@ from caravan.access import Role
 from caravan.errors import CaravanError, without_traceback
 from caravan.evals.headlines import headlines
 from caravan.registry import RunRow, StageRunRow, State
-from caravan_dashboard import charts, launching, library, lineage, palette, runs, signin, ui
+from caravan_dashboard import launching, library, lineage, palette, runs, signin, ui
+from caravan_dashboard.curves import single_curve
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import (
     Html,
@@ -26,10 +27,9 @@ from caravan_dashboard.markup import (
 )  # fmt: skip
 from caravan_dashboard.stages import (
     StageLine,
+    by_interest,
     failed,
-    metric_names,
     newest_active,
-    series,
     stage_lines,
 )  # fmt: skip
 from caravan_dashboard.text import DASH, duration, moment, percent, short_digest
@@ -232,21 +232,20 @@ def show_metrics(run: RunRow, active: bool) -> None:
     stage = next(line for line in lines if line.node == node)
     assert stage.run is not None
     stage_id = stage.run.id
-    names = metric_names(library.registry().metrics(stage_id))
+    names = by_interest(library.registry().metric_names(stage_id))
     chosen = right.multiselect("Metrics", names, default=names[:CHARTS_SHOWN], key=f"m {node}")
 
     def draw() -> None:
         draw_metrics(stage_id, chosen)
 
     live(draw, REFRESH_SECONDS if active and stage.state is State.RUNNING else None)
+    ui.show(page_link("Beside other runs →", "curves", run=run.id, stage=node))
 
 
 def draw_metrics(stage_id: int, chosen: list[str]) -> None:
-    points = library.registry().metrics(stage_id, names=chosen)
     columns = st.columns(2)
     for position, name in enumerate(chosen):
-        colour = palette.SERIES[position % len(palette.SERIES)]
-        columns[position % 2].altair_chart(charts.line(series(points, name), name, colour))
+        columns[position % 2].altair_chart(single_curve(stage_id, name, position))
 
 
 # --- lineage ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard import library, runs, ui
+from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, caveat, join, page_link, pill, state_pill, table, tag
 from caravan_dashboard.palette import model_colour
@@ -58,6 +59,11 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
     means = headlines(library.registry().scores(*(run.id for run in page)))
     ui.show(run_table(page, means, datetime.now(UTC)))
     st.caption("Scores are means over the tasks of the evaluation, in percent.")
+    if len(page) > 1:
+        newest, *others = [run.id for run in page[:MAX_RUNS]]
+        whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
+        link = page_link(f"Training curves of {whose} →", "curves", run=newest, **{"with": others})
+        ui.show(link)
 
 
 def run_table(

@@ -122,7 +122,12 @@ class Difference(NamedTuple):
 
 def diff(old: Recipe, new: Recipe) -> list[Difference]:
     """Where `new` differs from `old`, field by field. Items of lists are matched by their name."""
-    return list(_differences(old.model_dump(mode="json"), new.model_dump(mode="json"), ""))
+    return diff_documents(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def diff_documents(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """As `diff`, of recipes as the registry has them."""
+    return list(_differences(old, new, ""))
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[Difference]:

@@ -7,6 +7,7 @@ from caravan.registry.rows import (
     RECIPE_FILES,
     ArtifactRow,
     Backend,
+    CurvePoint,
     LineageEdge,
     MetricRow,
     NoteRow,
@@ -18,8 +19,7 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "RECIPE_FILES", "ArtifactRow", "Backend", "LineageEdge", "MetricRow", "NoteRow", "Registry",
-    "RunRow",
-    "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State",
-    "open_registry", "upgrade",
+    "RECIPE_FILES", "ArtifactRow", "Backend", "CurvePoint", "LineageEdge", "MetricRow", "NoteRow",
+    "Registry", "RunRow", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState",
+    "State", "open_registry", "upgrade",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from caravan.registry.rows import (
     RECIPE_FILES,
     ArtifactRow,
     Backend,
+    CurvePoint,
     Direction,
     LineageEdge,
     MetricRow,
@@ -322,11 +323,7 @@ def metrics(
     last_steps: int | None = None,
 ) -> list[MetricRow]:
     """The metric points of a stage run (of the one that did the work, if reused), by step."""
-    stage = session.get(m.StageRun, stage_run_id)
-    if stage is None:
-        raise RegistryError(f"no stage run {stage_run_id}")
-    origin = stage.reused_from or stage.id
-    query = select(m.Metric).where(m.Metric.stage_run_id == origin)
+    query = select(m.Metric).where(m.Metric.stage_run_id == _origin(session, stage_run_id))
     if names:
         query = query.where(m.Metric.name.in_(names))
     if after_step is not None:
@@ -336,6 +333,52 @@ def metrics(
         query = query.where(m.Metric.step > (newest or 0) - last_steps)
     rows = session.scalars(query.order_by(m.Metric.step, m.Metric.name))
     return [MetricRow(step=r.step, name=r.name, value=_number(r.value), at=r.at) for r in rows]
+
+
+def metric_names(session: Session, stage_run_id: int) -> dict[str, int]:
+    """The metrics of a stage run (of the one that did the work, if reused) with their last steps.
+
+    From name to name along the index, since a long stage has millions of points.
+    """
+    origin = _origin(session, stage_run_id)
+    ours = m.Metric.stage_run_id == origin
+    found = select(func.min(m.Metric.name).label("name")).where(ours).cte("found", recursive=True)
+    following = select(func.min(m.Metric.name)).where(ours, m.Metric.name > found.c.name)
+    found = found.union_all(select(following.scalar_subquery()).where(found.c.name.is_not(None)))
+    last = select(func.max(m.Metric.step)).where(ours, m.Metric.name == found.c.name)
+    query = select(found.c.name, last.scalar_subquery()).where(found.c.name.is_not(None))
+    return dict(session.execute(query).tuples().all())
+
+
+def curve(session: Session, stage_run_id: int, name: str, max_points: int) -> list[CurvePoint]:
+    """A metric of a stage run (of the one that did the work, if reused) in at most so many points,
+    each of as many steps."""
+    ours = (m.Metric.stage_run_id == _origin(session, stage_run_id)) & (m.Metric.name == name)
+    ends = select(func.min(m.Metric.step), func.max(m.Metric.step)).where(ours)
+    first, last = session.execute(ends).tuples().one()
+    if first is None:
+        return []
+    width = -(-(last - first + 1) // max_points)
+    part = (m.Metric.step - first) // width
+    query = (
+        select(
+            func.min(m.Metric.step), func.max(m.Metric.step), func.min(m.Metric.at),
+            func.avg(m.Metric.value), func.min(m.Metric.value), func.max(m.Metric.value),
+        )
+        .where(ours).group_by(part).order_by(func.min(m.Metric.step))
+    )  # fmt: skip
+    return [
+        CurvePoint(start, end, at, _number(mean), _number(low), _number(high))
+        for start, end, at, mean, low, high in session.execute(query).tuples()
+    ]
+
+
+def _origin(session: Session, stage_run_id: int) -> int:
+    """The stage run that has the metrics of this one."""
+    stage = session.get(m.StageRun, stage_run_id)
+    if stage is None:
+        raise RegistryError(f"no stage run {stage_run_id}")
+    return stage.reused_from or stage.id
 
 
 def first_step(

@@ -25,6 +25,7 @@ from caravan.registry.models import now
 from caravan.registry.rows import (
     ArtifactRow,
     Backend,
+    CurvePoint,
     Direction,
     LineageEdge,
     MetricRow,
@@ -347,6 +348,16 @@ class Registry:
             return queries.metrics(
                 session, stage_run_id, names=names, after_step=after_step, last_steps=last_steps
             )
+
+    def metric_names(self, stage_run_id: int) -> dict[str, int]:
+        """The last step of each metric of a stage run; a reused one answers with its origin's."""
+        with self._read() as session:
+            return queries.metric_names(session, stage_run_id)
+
+    def curve(self, stage_run_id: int, name: str, max_points: int) -> list[CurvePoint]:
+        """A metric of a stage run for drawing, in at most so many points of as many steps each."""
+        with self._read() as session:
+            return queries.curve(session, stage_run_id, name, max_points)
 
     def first_step(self, stage_run_id: int, names: Collection[str], since: datetime) -> int | None:
         """The first step that has one of these metrics from `since` on, if there is one."""

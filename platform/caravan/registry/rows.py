@@ -140,6 +140,20 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """Neighbouring points of a metric as one; of a short series each point by itself."""
+
+    first_step: int
+    last_step: int
+    at: datetime
+    """Of the first step."""
+    mean: float
+    """Over those that are no NaN, as `low` and `high` are."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class ScoreRow:
     id: int
     stage_run_id: int
