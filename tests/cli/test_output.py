@@ -19,7 +19,7 @@ from caravan.stages.context import Score
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
 from caravan_pipelines.cli.common import read_recipe
-from caravan_pipelines.cli.tables import comparisons_table, print_table, scores_table
+from caravan_pipelines.cli.tables import comparisons_table, main_scores, print_table, scores_table
 from caravan_pipelines.launch import local
 
 ERROR = (
@@ -181,7 +181,7 @@ def test_names_of_metrics_go_on_in_the_next_line(capsys):
     assert "…" not in printed
 
 
-def test_a_score_says_that_its_replies_were_cut_off_and_a_difference_that_there_was_none():
+def test_a_score_says_what_its_replies_lack_and_a_difference_that_there_was_none():
     def row(task, metric, stage, n, **values):
         zeros = {"value": 0.0, "low": 0.0, "high": 0.0} | values
         return ScoreRow(
@@ -191,6 +191,7 @@ def test_a_score_says_that_its_replies_were_cut_off_and_a_difference_that_there_
     scores = [
         row("gsm", "accuracy", "evaluate-sft", 40, high=0.088, truncated=1.0),
         row("few", "accuracy", "evaluate-sft", 40, high=0.088, truncated=0.1, too_long=0.3),
+        row("code", "pass", "evaluate-sft", 12, value=1.0, low=0.8, high=1.0, undecided=0.7),
         row("gsm:sft>base", "difference", "report", 40),
         row("few:sft>base", "difference", "report", 40, value=-1.0, low=-1.0, high=-1.0),
     ]
@@ -199,6 +200,8 @@ def test_a_score_says_that_its_replies_were_cut_off_and_a_difference_that_there_
     print_table(changes, comparisons_table(scores))
     assert "0.0 [0.0, 8.8] (cut off: 100 %)" in models.file.getvalue()
     assert "0.0 [0.0, 8.8] (prompt too long: 30 %)" in models.file.getvalue()
+    assert "100.0 [80.0, 100.0] (undecided: 70 %)" in models.file.getvalue()
+    assert main_scores(scores) == {"r": "sft 33.3 (cut off: 37 %, undecided: 23 %)"}
     assert "no difference on any of the 40" in changes.file.getvalue()
     assert "-100.0 on each of the 40" in changes.file.getvalue()
     assert "[" not in changes.file.getvalue()

@@ -324,21 +324,24 @@ def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
     assert "66.0" in shown
 
 
-def test_scores_of_replies_that_were_cut_off_say_so_wherever_they_stand(open_page, home, tmp_path):
+def test_scores_of_replies_without_end_or_verdict_say_so_wherever_they_stand(
+    open_page, home, tmp_path
+):
     run = SampleRun(home, tmp_path / "scratch", seed=29)
     for model in ("base", "sft"):
         run.model(model, [], 1, 0.5)
         values = {f"gsm/{i}": 0.0 for i in range(12)}
         score = Score("gsm", "accuracy", 0.0, 0.0, 0.24, 12, "dev", values)
-        run.stage(f"evaluate-{model}", {}, [model], scores=[score], metrics={"gsm/truncated": 0.95})
+        lacking = {"gsm/truncated": 0.95, "gsm/undecided_share": 0.25}
+        run.stage(f"evaluate-{model}", {}, [model], scores=[score], metrics=lacking)
     run_id = run.finish()
 
     scores = markup(open_page("evaluation", run=run_id))
-    assert scores.count("(cut off: 95 %)") == 2
+    assert scores.count("(cut off: 95 %, undecided: 25 %)") == 2
     assert "no difference on any of the 12" in scores
-    assert "(cut off: 95 %)" in markup(open_page("runs"))
+    assert "(cut off: 95 %, undecided: 25 %)" in markup(open_page("runs"))
     sft = open_page("run", run=run_id).metric[1]
-    assert sft.label == "SFT (cut off: 95 %)"
+    assert sft.label == "SFT (cut off: 95 %, undecided: 25 %)"
     assert (sft.delta, sft.proto.color) == ("no change", sft.proto.MetricColor.GRAY)
 
 

@@ -198,6 +198,10 @@ def test_a_verifier_of_ones_own_scores_and_leaves_undecided_what_it_fails_on(
     assert 0 < kept[0].score < 1
     assert result.scores[0].n == 2
     assert result.metrics["own/undecided"] == 1
+    assert result.metrics["own/undecided_share"] == pytest.approx(1 / 3)
+    assert load_evaluation("sft", context.outputs["evaluation"]).scores["own"].undecided == (
+        pytest.approx(1 / 3)
+    )
     assert "own/2 has no score: own.py: long: KeyError: 'six' (line 2)" in caplog.text
     assert directory / "own.py" in evaluate.external_files(settings, directory)
 

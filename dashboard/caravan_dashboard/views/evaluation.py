@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from caravan.evals.caveats import cut_short, without_spread
+from caravan.evals.caveats import lacking, without_spread
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
@@ -104,8 +104,7 @@ def score_cell(score: ScoreRow | None, best: float | None) -> object:
     )
     interval = tag("span", f" {low}–{high}", class_="cv-dim", style="font-size:.8em")
     shown = tag("b", value) if score.value == best else value
-    short = caveat(cut_short(score.truncated, score.too_long))
-    return tag("span", shown, interval, short, title=f"{score.n} instances")
+    return tag("span", shown, interval, caveat(lacking(score)), title=f"{score.n} instances")
 
 
 def series_colours(chosen: Sequence[Column], several: bool) -> dict[str, str]:

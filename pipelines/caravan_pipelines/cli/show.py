@@ -134,6 +134,9 @@ def _run_as_data(run: RunRow, scores: Iterable[ScoreRow]) -> dict[str, Any]:
                 "low": score.low,
                 "high": score.high,
                 "n": score.n,
+                "truncated": score.truncated,
+                "too_long": score.too_long,
+                "undecided": score.undecided,
             }
             for score in scores
         ],

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from caravan.evals.caveats import cut_short, without_spread
+from caravan.evals.caveats import lacking, without_spread
 from caravan.evals.headlines import headlines
 from caravan.evals.models import in_order, model_of
 from caravan.registry import RunRow, ScoreRow, StageRunRow, State
@@ -108,11 +108,12 @@ def runs_table(runs: Sequence[RunRow], scores: Iterable[ScoreRow]) -> Table:
 
 def main_scores(scores: Iterable[ScoreRow]) -> dict[str, str]:
     """Of each run the last model and, in per cent, the mean over its tasks of the metric that each
-    is known by: `dpo 41.2`."""
+    is known by: `dpo 41.2`; with what its replies lack, where it is much."""
     found = {}
     for run_id, models in headlines(scores).items():
         last, headline = list(models.items())[-1]
-        found[run_id] = f"{last} {100 * headline.value:.1f}"
+        caveat = f" ({headline.caveat})" if headline.caveat else ""
+        found[run_id] = f"{last} {100 * headline.value:.1f}{caveat}"
     return found
 
 
@@ -181,6 +182,6 @@ def score_cell(score: ScoreRow | None) -> Text:
         return Text(same)
     interval = f" [{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
     text.append(interval, style="dim")
-    if caveat := cut_short(score.truncated, score.too_long):
+    if caveat := lacking(score):
         text.append(f" ({caveat})", style="yellow")
     return text

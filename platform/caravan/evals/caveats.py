@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 MANY = 0.2
-"""Share of the replies above which their lack of an end is told beside the score."""
+"""Share of the replies above which what they lack is told beside the score."""
 _ROUNDING = 1e-12
 
 
@@ -22,10 +22,25 @@ class Estimate(Protocol):
     def n(self) -> int: ...
 
 
-def cut_short(truncated: float, too_long: float) -> str:
-    """`cut off: 100 %`, of the shares of replies that reached the limit and of prompts that left
-    no room for one; empty where they are few."""
-    parts = (("cut off", truncated), ("prompt too long", too_long))
+class Replies(Protocol):
+    """Shares of the replies behind a score."""
+
+    @property
+    def truncated(self) -> float: ...
+    @property
+    def too_long(self) -> float: ...
+    @property
+    def undecided(self) -> float: ...
+
+
+def lacking(replies: Replies) -> str:
+    """`cut off: 100 %`, of the replies that reached the limit, of the prompts that left no room for
+    one, and of the replies that nobody could decide about; empty where they are few."""
+    parts = (
+        ("cut off", replies.truncated),
+        ("prompt too long", replies.too_long),
+        ("undecided", replies.undecided),
+    )
     return ", ".join(f"{what}: {100 * share:.0f} %" for what, share in parts if share > MANY)
 
 

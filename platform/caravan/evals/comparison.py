@@ -44,6 +44,8 @@ class TaskScore:
     """Share of the replies that reached the length limit."""
     too_long: float
     """Share of the prompts that left no room for a reply."""
+    undecided: float
+    """Share of the replies that the verifier or the judge failed on."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,10 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
         raise DataError(f"cannot read the evaluation of {stage}: {error}") from error
     rows: dict[tuple[str, str], ScoredCompletion] = {}
     ends: dict[str, Counter[str]] = defaultdict(Counter)
+    undecided: Counter[str] = Counter()
     for row in read_rows(directory / "instances.jsonl", ScoredCompletion):
         ends[row.task][row.finish_reason] += 1
+        undecided[row.task] += row.score is None
         if row.index == 0:
             rows[row.task, row.id] = row
     scores = {
@@ -110,6 +114,7 @@ def load_evaluation(stage: str, directory: Path) -> Evaluation:
             instances=entry["instances"],
             truncated=ends[entry["task"]]["length"] / ends[entry["task"]].total(),
             too_long=ends[entry["task"]]["too_long"] / ends[entry["task"]].total(),
+            undecided=undecided[entry["task"]] / ends[entry["task"]].total(),
         )
         for entry in document
         if entry["primary"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from caravan.evals.caveats import cut_short
+from caravan.evals.caveats import lacking
 from caravan.evals.models import in_order, model_of
 
 if TYPE_CHECKING:
@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Headline:
+    """Means over tasks."""
+
     value: float
-    """Mean over tasks."""
-    caveat: str
-    """Why it says little, where too many replies lack their end."""
+    truncated: float
+    too_long: float
+    undecided: float
+
+    @property
+    def caveat(self) -> str:
+        """Why it says little, where many replies have no end or no verdict."""
+        return lacking(self)
 
 
 def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, Headline]]:
@@ -40,8 +47,12 @@ def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, Headline]]:
 
 
 def _headline(scores: Sequence[ScoreRow]) -> Headline:
-    caveat = cut_short(fmean(s.truncated for s in scores), fmean(s.too_long for s in scores))
-    return Headline(fmean(score.value for score in scores), caveat)
+    return Headline(
+        value=fmean(score.value for score in scores),
+        truncated=fmean(score.truncated for score in scores),
+        too_long=fmean(score.too_long for score in scores),
+        undecided=fmean(score.undecided for score in scores),
+    )
 
 
 def is_share(metric: str) -> bool:

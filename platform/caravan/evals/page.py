@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from caravan.data.records import Message
 from caravan.data.template import TEMPLATE_HASH
 from caravan.data.template_stamp import SHOWN
-from caravan.evals.caveats import cut_short, without_spread
+from caravan.evals.caveats import lacking, without_spread
 from caravan.evals.comparison import Change, Evaluation, Sample, WinRate
 from caravan.evals.figures import stage_colour, stage_name
 from caravan.evals.scoring import ScoredCompletion
@@ -116,7 +116,7 @@ def _line(
         cells.append(
             {
                 "score": score,
-                "caveat": cut_short(score.truncated, score.too_long),
+                "caveat": lacking(score),
                 "width": round(100 * width, 1),
                 "kind": kinds.get(evaluation.stage, ""),
                 "colour": stage_colour(evaluation.stage),

@@ -420,6 +420,7 @@ def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
             value=_number(score.value), low=_number(score.low), high=_number(score.high), n=score.n,
             truncated=metrics.get(f"{score.task}/truncated") or 0.0,
             too_long=metrics.get(f"{score.task}/too_long") or 0.0,
+            undecided=metrics.get(f"{score.task}/undecided_share") or 0.0,
         )
         for score, stage, metrics in found
     ]  # fmt: skip

@@ -173,6 +173,8 @@ class ScoreRow:
     """Share of the task's replies that reached the length limit."""
     too_long: float = 0.0
     """Share of its prompts that left no room for a reply."""
+    undecided: float = 0.0
+    """Share of its replies that the verifier or the judge failed on."""
 
 
 @dataclass(frozen=True)

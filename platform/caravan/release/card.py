@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from caravan.data.card import cell, table
-from caravan.evals.caveats import cut_short
+from caravan.evals.caveats import lacking
 from caravan.registry import ScoreRow
 from caravan.release.facts import ModelFacts
 
@@ -152,7 +152,7 @@ def _numbers(score: ScoreRow) -> tuple[str, str]:
     value, low, high = (
         f"{scale * number:.{digits}f}" for number in (score.value, score.low, score.high)
     )
-    caveat = cut_short(score.truncated, score.too_long)
+    caveat = lacking(score)
     return f"{value} ({caveat})" if caveat else value, f"{low} to {high}"
 
 

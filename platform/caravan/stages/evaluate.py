@@ -87,6 +87,7 @@ def run(
         metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
         metrics[f"{task.name}/too_long"] = _share(r.finish_reason == "too_long" for r in own)
         metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
+        metrics[f"{task.name}/undecided_share"] = _share(row.score is None for row in own)
     directory = context.output("evaluation", "report")
     write_rows(directory / INSTANCES, rows)
     write_json(directory / SCORES, scores_document(suite.tasks, scores))
