@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from caravan.registry import ArtifactRow, LineageEdge, StageRunRow
+from caravan.store.sizes import size
 from caravan_dashboard import palette
-from caravan_dashboard.text import short_digest, size
+from caravan_dashboard.text import short_digest
 
 MAX_LABEL = 60
 

@@ -49,15 +49,6 @@ def ago(at: datetime | None, now: datetime) -> str:
     return f"{days} day{'s' if days > 1 else ''} ago"
 
 
-def size(size_bytes: float) -> str:
-    """`812 B`, `1.4 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
-
-
 def count(number: int) -> str:
     """`12 345`, with a thin space."""
     return f"{number:,}".replace(",", "\u2009")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from caravan.errors import DataError
-from caravan.registry import CurvePoint
+from caravan.registry import ArtifactRow, CurvePoint
 from caravan_dashboard import (
     curves,
     evaluation,
@@ -96,6 +96,12 @@ def test_no_text_leaves_its_label(node, name):
     assert len(spec.splitlines()) == 8
 
 
+def test_sizes_are_those_of_the_command_line():
+    row = ArtifactRow("d1", "model", 3 * 2**20, 1, "", datetime(2026, 11, 22, tzinfo=UTC))
+
+    assert "3.0 MiB" in lineage.dot([Edge("sft", "model", "d1", True)], {"d1": row}, {})
+
+
 def test_a_path_between_artifacts_is_drawn():
     edges = [Edge("mix", "dataset", "d1", True), Edge("sft", "dataset", "d1", False)]
 
@@ -174,12 +180,11 @@ def test_a_change_is_paired_on_the_instances_that_both_have():
     assert evaluation.paired_change({"a": 1.0}, {"a": 0.0}) is None
 
 
-def test_times_and_sizes_are_written_for_people():
+def test_times_are_written_for_people():
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
     assert [text.duration(s) for s in (None, 0.25, 59.4, 192, 3600, 7512)] == [
         "–", "0.2 s", "59 s", "3 min 12 s", "1 h", "2 h 5 min",
     ]  # fmt: skip
     assert text.ago(now - timedelta(hours=49), now) == "2 days ago"
-    assert text.size(1_234_567) == "1.2 MB"
     assert text.signed_points(-0.0123) == "−1.2"

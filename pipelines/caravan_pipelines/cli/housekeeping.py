@@ -18,11 +18,10 @@ from rich.text import Text
 from caravan.operations.housekeeping import Garbage, find_garbage, freed_bytes, usages
 from caravan.registry import open_registry
 from caravan.settings import load_settings
+from caravan.store.sizes import size
 from caravan_pipelines.cli.tables import print_table, run_column, runs_table
 from caravan_pipelines.launch.local import refuse_executed, run_dir
 from caravan_pipelines.launch.lock import acquire
-
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
 def delete(names: list[str], *, sure: bool) -> None:
@@ -96,11 +95,3 @@ def _garbage_table(garbage: list[Garbage]) -> Table:
     for item in garbage:
         table.add_row(item.kind, item.name[:12], size(item.size_bytes))
     return table
-
-
-def size(count: float) -> str:
-    """`512 bytes`, `1.5 MiB`, `16.1 GiB`."""
-    if count < 1024:
-        return f"{count:.0f} bytes"
-    unit = next((unit for unit, least in UNITS.items() if count >= least), "KiB")
-    return f"{count / UNITS[unit]:,.1f} {unit}"
