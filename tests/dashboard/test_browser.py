@@ -46,10 +46,19 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
     editor = page.get_by_role("textbox", name="Recipe", exact=True)
     expect(page.get_by_text("The recipe is valid.")).to_be_visible()
     expect(editor).to_have_value(re.compile(r"\ndpo:\n"))
-    editor.fill(editor.input_value().replace("\ndpo:\n", "\ndpo:\n  betta: 5\n"))
+    mistakes = editor.input_value().replace("\ndpo:\n", "\ndpo:\n  betta: 5\n")
+    longest = (
+        "sampling: {temperature: 0.0, max_completion_length: 72, maximal_completion_length: 72}"
+    )
+    mistakes = mistakes.replace("sampling: {temperature: 0.0, max_completion_length: 72}", longest)
+    editor.fill(mistakes)
     editor.press("Control+Enter")
-    expect(page.get_by_text("1 thing to put right")).to_be_visible()
+    expect(page.get_by_text("6 things to put right")).to_be_visible()
     expect(page.get_by_role("cell", name="dpo.betta")).to_be_visible()
+    whole = (
+        "[...document.querySelectorAll('.cv-scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
+    assert page.evaluate(whole)
     expect(page.get_by_role("button", name="Launch")).to_be_disabled()
 
     assert page.title() == "Caravan"  # no text of the runs has been executed

@@ -12,6 +12,7 @@ from caravan.recipe import Recipe
 from caravan_dashboard import launching, library, recipes, signin, ui
 from caravan_dashboard.markup import facts, join, mono, table, tag
 from caravan_dashboard.recipes import Draft
+from caravan_dashboard.text import DASH
 from caravan_pipelines.cli.common import shipped_recipes
 from caravan_pipelines.graph import stage_graph
 
@@ -71,10 +72,11 @@ def launch_button(draft: Draft, directory: Path) -> None:
 def show_problems(draft: Draft) -> None:
     count = len(draft.problems)
     st.error(f"{count} thing{'s' if count > 1 else ''} to put right", icon=":material/error:")
-    ui.show(table(["Line", "Field", "What is wrong"], [
-        [recipes.line_of(p) or "–", mono(p.path or "–"), p.message]
+    rows = [
+        [recipes.line_of(p) or DASH, join([tag("div", p.path, class_="cv-path"), p.message])]
         for p in draft.problems
-    ], "n"))  # fmt: skip
+    ]
+    ui.show(table(["Line", "What is wrong"], rows, "n"))
 
 
 def show_recipe(recipe: Recipe, draft: Draft, directory: Path) -> None:
