@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from caravan.errors import SettingsError
+from caravan.errors import CaravanError, SettingsError
 from caravan.identity import Identity, load_identity
+from caravan.registry import open_registry
+from caravan.settings import Settings
 from caravan_dashboard import palette
 
 APP = Path(__file__).with_name("app.py")
@@ -53,11 +55,15 @@ def command(
     return [sys.executable, "-m", "streamlit", "run", str(APP), *arguments]
 
 
-def serve(port: int, address: str, home: Path) -> None:
+def serve(port: int, address: str, settings: Settings) -> None:
     """Become the dashboard's server."""
     identity = load_identity()
-    secrets = str(write_secrets(identity, home)) if identity else ""
+    secrets = str(write_secrets(identity, settings.home)) if identity else ""
     arguments = command(port, address, identity=identity, secrets=secrets)
+    try:
+        open_registry(settings).close()
+    except CaravanError as error:  # may be mended while the server runs
+        print(f"Until this is mended no page shows any run: {error}", file=sys.stderr, flush=True)
     os.execvp(arguments[0], arguments)
 
 

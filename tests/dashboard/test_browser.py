@@ -6,12 +6,16 @@ A missing browser is a failure in continuous integration: `apt-get install chrom
 from __future__ import annotations
 
 import re
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
+from caravan.registry.models import SCHEMA_VERSION
 from caravan_dashboard.launch import command
 
 Start = Callable[[Callable[[int], list[str]]], str]
@@ -75,6 +79,32 @@ def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_ru
     tip = page.locator("#vg-tooltip-element")
     expect(tip).to_contain_text("value")
     assert mine in tip.inner_text() or another_run in tip.inner_text()
+
+
+def test_a_registry_of_another_schema_is_told_in_the_terminal_and_on_the_page(
+    home, start_dashboard, page, run_ids, tmp_path
+):
+    def set_version(version: str) -> None:
+        with closing(sqlite3.connect(home / "registry.db")) as database:
+            database.execute("UPDATE alembic_version SET version_num = ?", [version])
+            database.commit()
+
+    def started(port: int) -> list[str]:
+        main = "from caravan_pipelines.cli import main; main()"
+        return [sys.executable, "-c", main, "dashboard", "--port", str(port)]
+
+    set_version("0001")
+    address = start_dashboard(started)
+    (log,) = tmp_path.glob("log-*")
+    before, _, after = log.read_text().partition("run: caravan registry upgrade")
+    assert "no page shows any run: registry sqlite:///" in before
+    assert address.rpartition(":")[2] in after  # the server's own lines come later
+    page.goto(address)
+    expect(page.get_by_text("then run: caravan registry upgrade")).to_be_visible()
+
+    set_version(SCHEMA_VERSION)
+    page.reload()
+    expect(page.get_by_role("link", name=run_ids["complete"])).to_be_visible()
 
 
 def test_an_address_of_nothing_is_told(address, page):

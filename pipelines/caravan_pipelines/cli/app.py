@@ -339,7 +339,7 @@ def dashboard(
     from caravan.settings import load_settings
     from caravan_dashboard.launch import serve
 
-    serve(port, address, load_settings().home)
+    serve(port, address, load_settings())
 
 
 @app.command()
