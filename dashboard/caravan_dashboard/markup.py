@@ -37,8 +37,8 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
 
 
 def caveat(text: str) -> Html:
-    """What stands behind a score that says little; nothing for no text."""
-    return tag("small", f" ({text})", class_="cv-wrong") if text else Html()
+    """What stands under a score that says little; nothing for no text."""
+    return tag("div", text, class_="cv-caveat") if text else Html()
 
 
 def join(parts: Iterable[object], separator: str = "") -> Html:

@@ -337,11 +337,12 @@ def test_scores_of_replies_without_end_or_verdict_say_so_wherever_they_stand(
     run_id = run.finish()
 
     scores = markup(open_page("evaluation", run=run_id))
-    assert scores.count("(cut off: 95 %, undecided: 25 %)") == 2
+    assert scores.count("cut off: 95 %, undecided: 25 %") == 2
     assert "no difference on any of the 12" in scores
-    assert "(cut off: 95 %, undecided: 25 %)" in markup(open_page("runs"))
-    sft = open_page("run", run=run_id).metric[1]
-    assert sft.label == "SFT (cut off: 95 %, undecided: 25 %)"
+    assert "cut off: 95 %, undecided: 25 %" in markup(open_page("runs"))
+    page = open_page("run", run=run_id)
+    assert markup(page).count("cut off: 95 %, undecided: 25 %") == 2
+    sft = page.metric[1]
     assert (sft.delta, sft.proto.color) == ("no change", sft.proto.MetricColor.GRAY)
 
 

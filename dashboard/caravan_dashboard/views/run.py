@@ -15,6 +15,7 @@ from caravan_dashboard.live import live
 from caravan_dashboard.markup import (
     Html,
     bar,
+    caveat,
     facts,
     join,
     mono,
@@ -93,13 +94,16 @@ def scores(run: RunRow) -> None:
         change = None if previous is None else f"{100 * (found.value - previous):+.1f}"
         none = change is not None and float(change) == 0
         column.metric(
-            f"{model.upper()} ({found.caveat})" if found.caveat else model.upper(),
+            model.upper(),
             f"{percent(found.value)} %",
             "no change" if none else change and f"{change} points",
             delta_color="off" if none else "normal",
             delta_arrow="off" if none else "auto",
             border=True, height=140, help="Mean over the tasks of the evaluation",
         )  # fmt: skip
+        if found.caveat:
+            with column:
+                ui.show(caveat(found.caveat))
         previous = found.value
     with columns[-1]:
         ui.show(page_link("All scores →", "evaluation", run=run.id))
