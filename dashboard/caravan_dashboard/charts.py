@@ -118,6 +118,7 @@ def heatmap(data: pd.DataFrame, x: str, y: str, value: str) -> AltairChart:
 def intervals(data: pd.DataFrame, colour_of: Mapping[str, str]) -> AltairChart:
     """By task, a dot with its 95 % interval for each series; `colour_of` also gives the order."""
     order = list(colour_of)
+    several = max(map(len, order)) > 20  # labels of models of several runs
     tasks = list(dict.fromkeys(data["task"]))
     height = len(tasks) * (len(order) * 15 + 18) + 80
     base = alt.Chart(data, height=height).encode(
@@ -128,11 +129,11 @@ def intervals(data: pd.DataFrame, colour_of: Mapping[str, str]) -> AltairChart:
             title=None,
             sort=order,
             scale=alt.Scale(domain=order, range=[colour_of[name] for name in order]),
-            legend=alt.Legend(orient="top"),
+            legend=alt.Legend(orient="top", labelLimit=400, columns=2 if several else len(order)),
         ),
     )
     bars = base.mark_rule(strokeWidth=3, opacity=0.4).encode(
-        alt.X("low:Q", title=None), alt.X2("high:Q")
+        alt.X("low:Q", title="percent"), alt.X2("high:Q")
     )
     dots = base.mark_circle(size=80, opacity=1).encode(
         alt.X("value:Q"),

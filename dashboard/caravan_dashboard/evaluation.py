@@ -102,7 +102,10 @@ def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> Di
 # --- instances ----------------------------------------------------------------------------------
 
 INSTANCE_FACTS = ("task", "key", "score", "judged")
-FILTERS = {"All": "all", "Right": "right", "Wrong": "wrong", "Gained": "gained", "Lost": "lost"}
+FILTERS = {
+    "All": "all", "Right": "right", "Wrong": "wrong", "Undecided": "undecided",
+    "Gained": "gained", "Lost": "lost",
+}  # fmt: skip
 
 
 def instance_facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -125,15 +128,20 @@ def filters(table: pd.DataFrame, compared: bool) -> list[str]:
     names = ["All"]
     if not table["judged"].any():
         names += ["Right", "Wrong"]
+    if table["score"].isna().any():
+        names.append("Undecided")
     return [*names, "Gained", "Lost"] if compared else names
 
 
 def matching(table: pd.DataFrame, other: pd.DataFrame | None, which: str) -> pd.DataFrame:
-    """Instances that are `right` or `wrong`, or scored `gained` or `lost` against `other`'s."""
+    """Instances that are `right`, `wrong` or `undecided`, or that are scored higher (`gained`) or
+    lower (`lost`) than `other`'s."""
     if which == "right":
         return table[table["score"] >= 0.5]
     if which == "wrong":
         return table[table["score"] < 0.5]
+    if which == "undecided":
+        return table[table["score"].isna()]
     if other is None or which not in ("gained", "lost"):
         return table
     before = other["score"].reindex(table.index)

@@ -322,6 +322,8 @@ def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
     assert 'class="cv-up"' in shown
     assert "small-talk:dpo&gt;sft" in shown
     assert "66.0" in shown
+    _, _, changes = shown.partition("sft → dpo")
+    assert 'word-problems<span class="cv-dim"> accuracy</span>' in changes
 
 
 def test_scores_of_replies_without_end_or_verdict_say_so_wherever_they_stand(

@@ -180,6 +180,15 @@ def test_a_change_is_paired_on_the_instances_that_both_have():
     assert evaluation.paired_change({"a": 1.0}, {"a": 0.0}) is None
 
 
+def test_undecided_instances_can_be_asked_for_where_there_are_any():
+    rows = pd.DataFrame({"score": [1.0, 0.0, float("nan")], "judged": False})
+
+    assert evaluation.filters(rows, False) == ["All", "Right", "Wrong", "Undecided"]
+    assert evaluation.filters(rows[:2], False) == ["All", "Right", "Wrong"]
+    found = [len(evaluation.matching(rows, None, w)) for w in ("right", "wrong", "undecided")]
+    assert found == [1, 1, 1]
+
+
 def test_times_are_written_for_people():
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

@@ -88,12 +88,17 @@ def score_table(scores: Sequence[ScoreRow], chosen: Sequence[Column], several: b
     for task, metric, suite in evaluation.tasks(scores):
         found = [evaluation.find(scores, column, task, metric) for column in chosen]
         best = max((s.value for s in found if s and not isnan(s.value)), default=None)
-        name = join([task, tag("span", f" {metric} · {suite}", class_="cv-dim")])
-        rows.append([name, *(score_cell(score, best) for score in found)])
+        rows.append(
+            [task_name(task, f"{metric} · {suite}"), *(score_cell(score, best) for score in found)]
+        )
     headers = [
         tag("span", c.label(several), style=f"color:{model_colour(c.model)}") for c in chosen
     ]
     return table(["Task", *headers], rows, "o" + "n" * len(chosen))
+
+
+def task_name(task: str, about: str) -> Html:
+    return join([task, tag("span", f" {about}", class_="cv-dim")])
 
 
 def score_cell(score: ScoreRow | None, best: float | None) -> object:
@@ -115,7 +120,7 @@ def series_colours(chosen: Sequence[Column], several: bool) -> dict[str, str]:
 
 def change_table(scores: Sequence[ScoreRow], changes: Sequence[Transition], several: bool) -> Html:
     rows = [
-        [task, *(change_cell(scores, change, task, metric) for change in changes)]
+        [task_name(task, metric), *(change_cell(scores, pair, task, metric) for pair in changes)]
         for task, metric, _ in evaluation.tasks(scores)
     ]
     headers = [f"{before.label(several)} → {after.label(several)}" for before, after in changes]
@@ -163,7 +168,7 @@ def win_table(wins: Sequence[ScoreRow], several: bool) -> Html:
     rows = [
         [*([w.run_id] if several else []), w.task, w.metric, score_cell(w, None), w.n] for w in wins
     ]
-    headers = [*(["Run"] if several else []), "Task", "Metric", "Value", "Judged"]
+    headers = [*(["Run"] if several else []), "Task", "Metric", "%", "Judged"]
     return table(headers, rows, "o" * (len(headers) - 2) + "nn")
 
 
