@@ -29,7 +29,7 @@ def curves(
     style_of: Style,
     *,
     log: bool = False,
-    height: int = 180,
+    height: int = 230,
 ) -> AltairChart:
     """`value` over `x` of each `series`; of a few, before what its points are the means of.
 

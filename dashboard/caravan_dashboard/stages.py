@@ -14,10 +14,11 @@ from caravan.registry import RunRow, StageRunRow, State
 from caravan_pipelines.graph import stage_graph
 
 FIRST_METRICS = (
-    "loss", "reward", "accuracy", "verified", "correct", "margin", "kl", "grad_norm",
-    "learning_rate",
+    "reward", "objective/verified", "objective/kl", "completions/mean_length", "loss",
+    "validation/loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "entropy",
+    "grad_norm", "learning_rate",
 )  # fmt: skip
-"""Words in the names of metrics that a reader looks for first, in that order."""
+"""Metrics that a reader looks for first, in that order; `loss` stands for `loss/policy`, too."""
 
 COUNTS = ("loss_spikes", "skipped_steps", "num_tokens")
 """Metrics that a reader looks for last."""
@@ -77,8 +78,8 @@ def by_interest(names: Iterable[str]) -> list[str]:
     def rank(name: str) -> tuple[int, str]:
         if name in COUNTS:
             return len(FIRST_METRICS) + 1, name
-        for position, word in enumerate(FIRST_METRICS):
-            if word in name:
+        for position, first in enumerate(FIRST_METRICS):
+            if f"{name}/".startswith(f"{first}/"):
                 return position, name
         return len(FIRST_METRICS), name
 

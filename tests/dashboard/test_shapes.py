@@ -20,12 +20,12 @@ from caravan_dashboard import (
     lineage,
     markup,
     preferences,
-    rollouts,
     rows,
     text,
 )  # fmt: skip
 from caravan_dashboard.diff import word_diff
 from caravan_dashboard.lineage import Edge
+from caravan_dashboard.stages import by_interest
 
 
 class Row(BaseModel):
@@ -160,12 +160,14 @@ def test_one_pair_has_a_histogram():
     assert preferences.length_histogram(pairs)["count"].sum() == 1
 
 
-def test_charts_of_rollouts_begin_with_one_of_each_kind():
+def test_metrics_that_are_looked_for_first_come_first():
     logged = ["completions/mean_length", "grad_norm", "loss/policy", "objective/kl",
               "objective/verified", "reward", "reward_std", "rewards/code/mean"]  # fmt: skip
-    assert rollouts.first_metrics(logged, 5) == [
+    assert by_interest(logged)[:5] == [
         "reward", "objective/verified", "objective/kl", "completions/mean_length", "loss/policy"
     ]  # fmt: skip
+    counted = by_interest(["loss_spikes", "learning_rate", "loss", "num_tokens", "perf/mfu"])
+    assert counted == ["loss", "learning_rate", "perf/mfu", "loss_spikes", "num_tokens"]
 
 
 def test_a_change_is_paired_on_the_instances_that_both_have():

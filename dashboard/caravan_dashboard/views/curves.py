@@ -118,7 +118,7 @@ def draw_curves(
             data = curves.by_tokens(found, tokens) if axis == "Tokens" else curves.by_step(found)
         chart = charts.curves(
             curves.smoothed(data, weight), name, x_title, style,
-            log=log, height=200 if len(chosen) > 1 else 400,
+            log=log, height=230 if len(chosen) > 1 else 420,
         )  # fmt: skip
         columns[position % len(columns)].altair_chart(chart)
 

@@ -17,6 +17,7 @@ from caravan_dashboard.evaluation import as_text
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, facts, join, mono, prose, tag, turn
 from caravan_dashboard.rows import read_rows_at
+from caravan_dashboard.stages import by_interest
 from caravan_dashboard.text import DASH
 
 REFRESH_SECONDS = 3
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def show_rewards(stage: StageRunRow) -> None:
-    names = rollouts.first_metrics(library.registry().metric_names(stage.id), CHARTS)
+    names = by_interest(library.registry().metric_names(stage.id))[:CHARTS]
     if not names:
         st.text("No step has been logged yet.")
         return
@@ -67,8 +68,8 @@ def show_samples(stage: StageRunRow) -> None:
         start, end = middle.select_slider("Steps", steps, (start, end), key="steps",
                                           bind="query-params", on_change=ui.first_page)  # fmt: skip
     mixed = right.toggle(
-        "Only groups with different rewards", key="mixed", bind="query-params",
-        help="The others teach nothing: every advantage is zero", on_change=ui.first_page,
+        "Different rewards only", key="mixed", bind="query-params",
+        help="The other groups teach nothing: every advantage is zero", on_change=ui.first_page,
     )  # fmt: skip
     page = ui.page_of(rollouts.select(groups, skills, start, end, mixed), PAGE_SIZE, "groups")
     for group in read(page["offset"]):
