@@ -80,10 +80,14 @@ def stacked(
     legend: Vega cuts one that is wider than the chart."""
     groups = list(colour_of)
     return (
-        alt.Chart(data, height=32 * data[category].nunique() + 40)
+        alt.Chart(data, height=32 * data[category].nunique() + 75)
         .mark_bar(cornerRadius=2)
         .encode(
-            alt.X(f"sum({value}):Q", title=None, axis=alt.Axis(format="~s", tickCount=5)),
+            alt.X(
+                f"sum({value}):Q",
+                title="rows",
+                axis=alt.Axis(format=",d", tickCount=5, tickMinStep=1),
+            ),
             alt.Y(f"{category}:N", title=None, sort=list(order), axis=alt.Axis(labelLimit=220)),
             alt.Color(
                 f"{colour}:N",
@@ -120,7 +124,7 @@ def intervals(data: pd.DataFrame, colour_of: Mapping[str, str]) -> AltairChart:
     order = list(colour_of)
     several = max(map(len, order)) > 20  # labels of models of several runs
     tasks = list(dict.fromkeys(data["task"]))
-    height = len(tasks) * (len(order) * 15 + 18) + 80
+    height = len(tasks) * (len(order) * 15 + 18) + 115
     base = alt.Chart(data, height=height).encode(
         alt.Y("task:N", title=None, sort=tasks, axis=alt.Axis(labelLimit=240, grid=True)),
         alt.YOffset("series:N", sort=order),
@@ -151,7 +155,7 @@ def histogram(data: pd.DataFrame, title: str, colour: str) -> AltairChart:
         .encode(
             alt.X("low:Q", bin="binned", title=title, axis=alt.Axis(tickMinStep=1, format="d")),
             alt.X2("high:Q"),
-            alt.Y("count:Q", title=None, axis=alt.Axis(tickCount=4)),
+            alt.Y("count:Q", title="pairs", axis=alt.Axis(tickCount=4, tickMinStep=1)),
             tooltip=["low:Q", "high:Q", "count:Q"],
         )
     )

@@ -18,6 +18,8 @@ def duration(seconds: float | None) -> str:
     """`7 s`, `3 min 12 s`, `2 h 5 min`."""
     if seconds is None:
         return DASH
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 1:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -194,8 +194,8 @@ def test_undecided_instances_can_be_asked_for_where_there_are_any():
 def test_times_are_written_for_people():
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
-    assert [text.duration(s) for s in (None, 0.25, 59.4, 192, 3600, 7512)] == [
-        "–", "0.2 s", "59 s", "3 min 12 s", "1 h", "2 h 5 min",
+    assert [text.duration(s) for s in (None, 0.03, 0.25, 59.4, 192, 3600, 7512)] == [
+        "–", "< 0.1 s", "0.2 s", "59 s", "3 min 12 s", "1 h", "2 h 5 min",
     ]  # fmt: skip
     assert text.ago(now - timedelta(hours=49), now) == "2 days ago"
     assert text.signed_points(-0.0123) == "−1.2"

@@ -29,6 +29,13 @@ DATASETS = {
     "Synthesised": "synthesize",
     "After curation": "curate",
 }
+STEPS = {
+    "Available": "Rows of the sources",
+    "Curated": "Rows without duplicates",
+    "Clean": "Rows without those of evaluation tasks, with the synthesised ones",
+    "In the mix": "Rows that were drawn for SFT",
+    "Trained on": "Rows that SFT trained on",
+}
 Document = Mapping[str, Any] | None
 
 
@@ -67,9 +74,8 @@ def overview(
     card: Document, overlap: Document, mixed: Document, trained: Mapping[str, int] | None
 ) -> None:
     numbers = mix.totals(card, overlap, mixed, trained)
-    names = ["Available", "After curation", "After decontamination", "In the mix", "Trained on"]
-    for column, name, value in zip(st.columns(5), names, numbers, strict=True):
-        column.metric(name, DASH if value is None else count(value), border=True)
+    for column, (name, about), value in zip(st.columns(5), STEPS.items(), numbers, strict=True):
+        column.metric(name, DASH if value is None else count(value), border=True, help=about)
 
     sources = mix.source_table(card, overlap, mixed, trained)
     amount = "trained on" if trained else "in the mix" if mixed else "curated"
@@ -90,7 +96,7 @@ def overview(
 
     st.subheader("From source to training")
     ui.show(table(
-        ["Source", "Skill", "Licence", "Available", "Curated", "Clean", "In the mix", "Trained on"],
+        ["Source", "Skill", "Licence", *STEPS],
         [[*line[:3], *(DASH if pd.isna(n) else count(int(n)) for n in line[3:])]
          for line in sources.itertuples(index=False, name=None)], "ooonnnnn",
     ))  # fmt: skip
