@@ -36,6 +36,15 @@ PARTS: dict[str, tuple[dict[str, object], list[str]]] = {
         {"rlvr": {"algorithm": {"kind": "grpo"}}},
         [*DATA, "rlvr", "evaluate-base", "evaluate-rlvr", "report"],
     ),
+    "please": (
+        {
+            "reward_model": {"model_name_or_path": "reward-model"},
+            "rlvr": {
+                "algorithm": {"kind": "grpo"}, "prompts": "all", "reward_model_multiplier": 1.0,
+            },
+        },
+        [*DATA, "reward-model", "rlvr", "evaluate-base", "evaluate-rlvr", "report"],
+    ),
     "pool": (
         POOL_OF_BASE,
         [*DATA, "sample-prompts", "respond-own", "judge", "pair", "reference", "dpo",

@@ -14,7 +14,7 @@ from caravan.registry import RunRow, StageRunRow, State
 from caravan_pipelines.graph import stage_graph
 
 FIRST_METRICS = (
-    "reward", "objective/verified", "objective/kl", "completions/mean_length", "loss",
+    "reward", "objective/verified", "objective/scores", "objective/kl", "completions/mean_length", "loss",
     "validation/loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "entropy",
     "grad_norm", "learning_rate",
 )  # fmt: skip

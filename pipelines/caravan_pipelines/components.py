@@ -236,7 +236,8 @@ def reward_model(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Train a reward model, which the value model of PPO starts from; returns the model."""
+    """Train a reward model: PPO's value model starts from it, and it can score completions of RLVR.
+    Returns the model."""
     from caravan_pipelines.step import run_step
 
     inputs = {"model": model, "pairs": pairs}

@@ -88,8 +88,8 @@ class Seen:
 
     rows: list[Conversation] = field(default_factory=list)
     """The first ones."""
-    verifiable: Counter[str] = field(default_factory=Counter)
-    """Rows with a verifier and a ground truth, by skill."""
+    trainable: Counter[str] = field(default_factory=Counter)
+    """Rows that RLVR takes, by skill: those with a verifier and a ground truth, or all."""
     pairs: list[Pair] = field(default_factory=list)
     """The first ones."""
     instances: dict[str, list[EvalInstance]] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Seen:
 def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) -> Iterator[Check]:
     from caravan.stages.curate import Filters
     from caravan_pipelines.graph import stage_graph
-    from caravan_pipelines.prompt_checks import verifiable_prompts
+    from caravan_pipelines.prompt_checks import rlvr_prompts
 
     yield "recipe", lambda: f"{recipe.name}, {len(stage_graph(recipe))} stages"
     yield "registry", lambda: _registry(settings)
@@ -131,14 +131,14 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
             lambda source=of_pairs: _pair_source(source, recipe_dir, seen.pairs),  # type: ignore[misc]
         )
     if recipe.rlvr:
-        yield "rlvr", lambda: verifiable_prompts(recipe, seen.verifiable)
+        yield "rlvr", lambda: rlvr_prompts(recipe, seen.trainable)
     for task in recipe.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe, recipe_dir, seen)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
         yield "base model", lambda: _model(recipe.base_model, recipe_dir, will_be_tuned=True)
     if recipe.reward_model and recipe.reward_model.model_name_or_path:
         existing = ImportedBase(model_name_or_path=recipe.reward_model.model_name_or_path)
-        yield "reward model", lambda: _model(existing, recipe_dir, will_be_tuned=False)
+        yield "reward model", lambda: _reward_model(existing, recipe, recipe_dir)
     if trained := _trained(recipe):
         yield "lengths", lambda: _lengths(trained, recipe, recipe_dir)
     if sft := recipe.sft:
@@ -147,7 +147,7 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
         yield "prompts", lambda: _prompts(recipe, recipe_dir, seen)
     if recipe.pair_sources:
         for name in ("dpo", "reward_model"):
-            if stage := getattr(recipe, name):
+            if stage := trained.get(name):
                 yield (
                     f"masks of pairs for {name}",
                     lambda stage=stage: _pair_masks(stage, recipe, recipe_dir, seen.pairs),  # type: ignore[misc]
@@ -161,8 +161,7 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
         yield "two steps of sft", lambda: _two_steps("sft", sft, _answered(seen.rows))
     if recipe.dpo:
         yield "two steps of dpo", lambda: _two_steps("dpo", recipe.dpo, seen.pairs)
-    if recipe.reward_model:
-        reward = recipe.reward_model
+    if reward := trained.get("reward_model"):
         yield "two steps of reward-model", lambda: _two_steps("reward_model", reward, seen.pairs)
 
 
@@ -233,7 +232,10 @@ def _verifiers(recipe: Recipe, recipe_dir: Path) -> str:
 def _trained(recipe: Recipe) -> dict[str, TrainingConfig]:
     """The stages that train the base model or one made from it, in their order."""
     names = ("sft", "dpo", "reward_model", "rlvr")
-    return {name: stage for name in names if (stage := getattr(recipe, name)) is not None}
+    trained = {name: stage for name in names if (stage := getattr(recipe, name)) is not None}
+    if recipe.reward_model and recipe.reward_model.model_name_or_path:
+        del trained["reward_model"]
+    return trained
 
 
 def _packages(trained: Mapping[str, TrainingConfig]) -> str:
@@ -265,6 +267,7 @@ def _source(
 
     card = SourceCard(source)
     on_hub = isinstance(source.origin, HubSource)
+    takes_all = recipe.rlvr is not None and recipe.rlvr.prompts == "all"
     rows = load(source, recipe.seed, recipe_dir, recipe.verifiers, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
@@ -272,8 +275,8 @@ def _source(
             seen.rows.append(row)
         if card.available <= FILTERED_ROWS and (reason := filters.reason_to_drop(row)):
             card.dropped[reason] += 1
-        elif row.verifier is not None and row.ground_truth is not None:
-            seen.verifiable[row.skill] += 1
+        elif takes_all or (row.verifier is not None and row.ground_truth is not None):
+            seen.trainable[row.skill] += 1
     if not card.available:
         raise DataError(f"source {source.name} holds no row; check its origin")
     said = [
@@ -327,6 +330,23 @@ def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> s
     source = find_model(base, recipe_dir)
     checked = check_import(source, base.chat_template, will_be_tuned=will_be_tuned)
     return "; ".join([base.model_name_or_path, *checked.notes])
+
+
+def _reward_model(existing: ImportedBase, recipe: Recipe, recipe_dir: Path) -> str:
+    from caravan.training.importing import check_import, find_model
+    from caravan.training.models import check_reads_tokens_of
+
+    said = _model(existing, recipe_dir, will_be_tuned=False)
+    if (
+        recipe.rlvr
+        and recipe.rlvr.reads_reward_model
+        and isinstance(recipe.base_model, ImportedBase)
+    ):
+        policy, directory = (find_model(m, recipe_dir) for m in (recipe.base_model, existing))
+        check_reads_tokens_of(
+            check_import(policy).tokenizer, check_import(directory).tokenizer, directory
+        )
+    return said
 
 
 def _lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: Path) -> str:

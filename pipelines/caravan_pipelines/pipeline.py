@@ -105,13 +105,14 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
                 scored = step(c.reference, "reference", model=start, pairs=pairs)
                 once = {"reference": out(scored)}
             models["dpo"] = out(step(c.dpo, "dpo", model=start, pairs=pairs, **once))
-        value_start = {}
+        reward_model = ""
         if recipe.reward_model:
             trained = step(c.reward_model, "reward-model", model=start, pairs=pairs)
-            value_start = {"reward_model": out(trained)}
+            reward_model = out(trained)
         if recipe.rlvr:
             policy = models.get("dpo", start)
-            trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **value_start)
+            rewarding = {"reward_model": reward_model} if recipe.rlvr.reads_reward_model else {}
+            trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **rewarding)
             models["rlvr"] = out(trained)
 
         if evaluate:

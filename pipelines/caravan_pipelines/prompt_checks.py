@@ -51,25 +51,30 @@ def prompt_lengths(
     return f"without {room}: {'; '.join(said)}" if said else f"all leave {room}"
 
 
-def verifiable_prompts(recipe: Recipe, verifiable: Counter[str]) -> str:
+def rlvr_prompts(recipe: Recipe, trainable: Counter[str]) -> str:
     """How many prompts RLVR may train on.
 
     Args:
-        verifiable: Rows of the sources with a verifier and a ground truth, by skill; of the hub's,
-            the first ones.
+        trainable: Rows of the sources that it takes, by skill; of the hub's, the first ones.
     """
     assert recipe.rlvr is not None
-    skills = recipe.rlvr.skills
-    count = sum(n for skill, n in verifiable.items() if not skills or skill in skills)
+    skills, takes_all = recipe.rlvr.skills, recipe.rlvr.prompts == "all"
+    count = sum(n for skill, n in trainable.items() if not skills or skill in skills)
     later = [s.name for s in recipe.sources if isinstance(s.origin, HubSource)]
     if recipe.synthesize is not None:
-        later += [task.name for task in recipe.synthesize.tasks if task.verifier]
+        later += [task.name for task in recipe.synthesize.tasks if takes_all or task.verifier]
     if not count and not later:
-        found = ", ".join(sorted(verifiable)) or "none"
+        found = ", ".join(sorted(trainable)) or "none"
+        if takes_all:
+            raise RecipeError(
+                f"no row of the sources is left to train on; skills with rows: {found}; asked for: "
+                f"{', '.join(skills) or 'all'}. Ask for other skills, or leave rlvr out"
+            )
         raise RecipeError(
             "no row of the sources has a verifier and a ground truth, so there is no prompt to "
             f"train on; skills with such rows: {found}; asked for: {', '.join(skills) or 'all'}. "
             "Give a source's rows a ground_truth and the source a verifier, ask for other skills, "
-            "or leave rlvr out"
+            "leave rlvr out, or take prompts: all where a reward model can score their completions"
         )
-    return f"{count:,} prompts with a verifier" + (f", before {some(later)}" if later else "")
+    what = "prompts" if takes_all else "prompts with a verifier"
+    return f"{count:,} {what}" + (f", before {some(later)}" if later else "")

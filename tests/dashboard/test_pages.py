@@ -422,6 +422,23 @@ def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
     assert markup(app).count('class="cv-card"') == 12
 
 
+def test_a_reward_models_score_stands_beside_the_verdict(open_page, run_ids, registry, home):
+    stage = registry.open_stage_run(run_ids["running"], "rlvr", "rlvr", "k" * 64)
+    registry.start_stage_run(stage.id)
+    workdir = Settings(home=home).work_dir / stage.key / "scratch"
+    scored = {"scores": (1.25, -0.5, 0.0, 3.0)}
+    first, second, *_ = rollouts()
+    unchecked = {"verifier": "", "outcomes": ("unchecked",) * 4, "rewards": (1.25, -0.5, 0.0, 3.0)}
+    write_rows(
+        workdir / "so-far.jsonl",
+        [first.model_copy(update=scored), second.model_copy(update=scored | unchecked)],
+    )
+    app = open_page("rollouts", run=run_ids["running"])
+    assert markup(app).count("+1.25") == 2
+    assert markup(app).count("unchecked") == 4
+    assert markup(app).count("cv-right") + markup(app).count("cv-wrong") == 4
+
+
 @pytest.mark.parametrize("state", [State.RUNNING, State.CANCELLED, State.FAILED])
 def test_rollouts_show_before_the_stage_has_finished(open_page, run_ids, registry, home, state):
     stage = registry.open_stage_run(run_ids["running"], "rlvr", "rlvr", "k" * 64)

@@ -328,6 +328,13 @@ def test_rlvr_without_a_verifiable_prompt_of_its_skills_is_found(
     assert "ok      rlvr: 3 prompts with a verifier\n" in output
 
 
+def test_rlvr_against_a_reward_model_takes_all_prompts(model: Path, tmp_path: Path) -> None:
+    rlvr = {"algorithm": {"kind": "grpo"}, "max_length": 64, "prompts": "all",
+            "reward_model_multiplier": 1.0, "sampling": {"max_completion_length": 8}}  # fmt: skip
+    output, _ = check(recipe(tmp_path, **PREFERENCES, reward_model={}, rlvr=rlvr), tmp_path)
+    assert "ok      rlvr: 20 prompts\n" in output
+
+
 @pytest.mark.parametrize(
     ("endpoint", "said"),
     [

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from caravan.data.template import TEMPLATE_HASH
 from caravan.training.bpe import train_tokenizer
-from caravan.training.models import prepare_torch, save_model
+from caravan.training.models import new_reward_model, prepare_torch, save_model
 from caravan.training.pretrain import new_llama
 from foreign import LLAMA3, write_foreign
 from tiny import SHAPE, TEXTS, conversations, pairs
@@ -55,6 +55,23 @@ PREFER = LOOK | {
     "dpo": TRAINING,
     "reward_model": TRAINING,
 }  # fmt: skip
+
+PLEASE = {
+    "name": "please",
+    "base_model": LOOK["base_model"],
+    "curate": TEACH["curate"],
+    "reward_model": {"model_name_or_path": "taste"},
+    "rlvr": {
+        "algorithm": {"kind": "grpo", "num_generations": 4},
+        "prompts": "all",
+        "reward_model_multiplier": 0.5,
+        "missing_eos_reward": None,
+        "max_length": 64,
+        "max_steps": 2,
+        "prompts_per_step": 4,
+        "sampling": {"max_completion_length": 8},
+    },
+}
 
 
 @pytest.fixture
@@ -107,6 +124,18 @@ def test_a_model_is_evaluated_and_then_tuned_on_pairs_of_a_file(run, caravan):
     assert "base → dpo" in card
     assert "20 preference pairs" in card
     assert caravan("model", "export", "latest:dpo/model", "out").returncode == 0
+
+
+def test_a_policy_is_trained_against_a_reward_model_that_exists(run, tmp_path):
+    save_model(*new_reward_model(tmp_path / "model"), tmp_path / "taste")
+    shown = run(PLEASE)
+    stages = {stage["name"]: stage for stage in shown["stages"]}
+    assert set(stages) == {"base", "curate", "decontaminate", "reward-model", "rlvr"}
+    assert {stage["state"] for stage in shown["stages"]} == {"succeeded"}
+    metrics = stages["rlvr"]["metrics"]
+    assert metrics["prompts"] == 20
+    assert metrics["reward"] == pytest.approx(0.5 * metrics["objective/scores"])
+    assert "objective/verified" not in metrics
 
 
 def test_a_recipe_may_train_and_evaluate_nothing(run, caravan):

@@ -120,6 +120,18 @@ def test_only_a_loss_with_a_reference_has_that_pass(tmp_path):
         assert path.read_text().count("comp-reference:") == passes
 
 
+def test_rlvr_waits_for_a_reward_model_that_it_reads(tmp_path):
+    grpo = ["rlvr.algorithm={kind: grpo}"]
+    for changes, reads in (([], True), (grpo, False),
+                           ([*grpo, "rlvr.reward_model_multiplier=0.1"], True)):  # fmt: skip
+        recipe = load_recipe(RECIPES / "pocket.yaml", changes)
+        path = tmp_path / "pipeline.yaml"
+        compiler.Compiler().compile(build_pipeline(recipe), str(path))
+        spec = next(yaml.safe_load_all(path.read_text()))
+        rlvr = spec["root"]["dag"]["tasks"]["rlvr"]
+        assert ("reward-model" in rlvr["dependentTasks"]) == reads
+
+
 def test_beta_and_learning_rate_do_not_change_what_the_reference_pass_is_asked():
     pocket = RECIPES / "pocket.yaml"
     sweep = ["dpo.beta=0.7", "dpo.learning_rate=1e-4", "dpo.pairs_per_step=8"]

@@ -10,6 +10,7 @@ from caravan.planning import memory
 from caravan.planning.devices import place
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
+from caravan.planning.shapes import LLAMA
 from caravan.recipe import GRPOConfig, Recipe, Resources
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
@@ -111,6 +112,18 @@ def test_rlvr_on_more_gpus_takes_less_time_and_less_of_each(tulu):
     assert twice.memory_gib < planned().memory_gib
     alone = planned(resources=tulu.rlvr.resources.derive(gpus=1))
     assert "take 8 GPUs with zero_stage: 3" in alone.problem
+
+
+def test_a_reward_model_that_scores_takes_memory_and_time_of_rlvr(tulu):
+    without, scoring = tulu.rlvr, tulu.rlvr.derive(reward_model_multiplier=1.0)
+    plans = [stage(plan_of(tulu.derive(rlvr=rlvr)), "rlvr") for rlvr in (without, scoring)]
+    assert plans[1].memory_gib > plans[0].memory_gib
+    assert plans[1].seconds > plans[0].seconds
+    held = [
+        memory.training_setup(rlvr, LLAMA[8], gpu=True, ranks=8, lanes=1).state_bytes()
+        for rlvr in (without, scoring)
+    ]  # on GPUs under ZeRO-3, whole copies are in bfloat16
+    assert held[1] - held[0] == pytest.approx(2 * LLAMA[8].parameters)
 
 
 def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, monkeypatch):

@@ -215,6 +215,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("rlvr: {algorithm: {kind: grpo}, on_non_finite: skip}", "cannot leave a step out"),
         ("rlvr: {algorithm: {kind: grpo}, sampling: {temperature: 0}}", "temperature above 0"),
         (
+            "rlvr: {algorithm: {kind: grpo}, reward_model_multiplier: 1.0}",
+            "rlvr.reward_model_multiplier: the recipe has no reward model to score with; add",
+        ),
+        (
+            "rlvr: {algorithm: {kind: grpo}, prompts: all}",
+            "set reward_model_multiplier above 0, or leave prompts at verifiable",
+        ),
+        ("rlvr: {algorithm: {kind: grpo}, verification_reward: 0}", "so nothing is rewarded"),
+        ("rlvr: {algorithm: {kind: grpo}, reward_model_multiplier: -1}", "equal to 0"),
+        (
             "dpo: {}",
             "it needs pair.sources with pairs of your own, or sample_prompts, respond, judge",
         ),

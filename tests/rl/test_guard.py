@@ -23,6 +23,15 @@ def test_lost_answers_lost_end_tokens_and_lost_entropy_are_noticed(caplog):
     assert sum("may have collapsed" in r.message for r in caplog.records) == 3
 
 
+def test_steps_without_a_verifiable_prompt_say_nothing_of_verified_ones():
+    bare = {name: value for name, value in GOOD.items() if name != "objective/verified"}
+    for steps in ([bare] * 30, [GOOD] * 12 + [bare] * 20):
+        guard = CollapseGuard()
+        for step in steps:
+            guard.watch(step)
+        assert guard.reason is None
+
+
 def test_the_guard_goes_on_from_its_state():
     steps = [{}] * 12 + [{"objective/verified": 0.0}] * 20
     half = after(steps[:20])

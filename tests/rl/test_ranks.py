@@ -39,6 +39,8 @@ def inputs(policy_dir, reward_model_dir, dataset_dir):
         (PPO, {"zero_stage": 2, "num_epochs": 2, "num_mini_batches": 2}),
         (GRPO, {"zero_stage": 3, "prompts_per_step": 31, "num_epochs": 2, "tokens_per_pass": 256}),
         (PPO, {"zero_stage": 3, "gradient_checkpointing": True}),
+        (PPO, {"zero_stage": 2, "reward_model_multiplier": 0.5, "prompts": "all"}),
+        (GRPO, {"zero_stage": 3, "reward_model_multiplier": 0.5, "prompts_per_step": 31}),
     ],
     ids=str,
 )
@@ -50,6 +52,8 @@ def test_two_ranks_take_the_steps_of_one_process(inputs, context, algorithm, opt
 
     assert sorted(together.logged) == [1, 2, 3]
     names = SAME if algorithm is GRPO else (*SAME, "loss/value", "value/grad_norm", "value/mean")
+    if settings.reward_model_multiplier:
+        names = (*names, "objective/scores", "objective/scores_std")
     for step, expected in alone.logged.items():
         # Sums in another order differ by 1e-7, which Adam's first steps make more of.
         rel = 1e-4 if step == 1 else 2e-2

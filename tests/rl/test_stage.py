@@ -126,6 +126,7 @@ def test_metrics_have_the_names_that_users_expect(inputs, context, algorithm, na
     [
         (GRPO, {}),
         (PPO, {"num_epochs": 2, "num_mini_batches": 2, "bf16": True, "prompts_per_step": 12}),
+        (GRPO, {"reward_model_multiplier": 0.5, "prompts": "all"}),
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(inputs, context, algorithm, more):

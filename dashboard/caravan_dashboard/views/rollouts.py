@@ -23,6 +23,7 @@ from caravan_dashboard.text import DASH
 REFRESH_SECONDS = 3
 CHARTS = 4
 PAGE_SIZE = 3
+KINDS = {"verified": "cv-right", "unchecked": None}
 SAMPLES_SHOWN = 6  # completions of a group on the page; the rest are counted
 
 
@@ -112,10 +113,12 @@ def show_group(group: RolloutGroup) -> None:
 
 def completion(group: RolloutGroup, number: int) -> Html:
     reward, outcome = group.rewards[number], group.outcomes[number]
-    kind = "cv-right" if outcome == "verified" else "cv-wrong"
+    kind = KINDS.get(outcome, "cv-wrong")
     advantage = group.advantages[number]
+    score = [] if group.scores is None else [("score", f"{group.scores[number]:+.2f}")]
     about = facts([
         ("reward", tag("span", DASH if reward is None else f"{reward:g}", class_=kind)),
+        *score,
         ("advantage", DASH if advantage is None else f"{advantage:+.2f}"),
         ("", outcome.replace("_", " ")), ("ended by", group.finish_reasons[number]),
     ])  # fmt: skip

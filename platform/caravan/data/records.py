@@ -145,12 +145,15 @@ class RolloutGroup(Record):
     prompt: tuple[Message, ...]
     skill: str
     verifier: str
+    """Empty where the prompt has none."""
     ground_truth: Any = None
     completions: tuple[str, ...]
     finish_reasons: tuple[FinishReason, ...]
-    outcomes: tuple[Literal["verified", "not_verified", "failed"], ...]
-    """`failed` says that the verifier could not decide."""
+    outcomes: tuple[Literal["verified", "not_verified", "failed", "unchecked"], ...]
+    """`failed` says that the verifier could not decide, `unchecked` that there is none."""
     rewards: tuple[float | None, ...]
     """None where the verifier failed."""
     advantages: tuple[float, ...]
     """Mean over the completion's tokens; 0 where it was not trained on."""
+    scores: tuple[float, ...] | None = None
+    """Of the reward model, before its multiplier; None where none was asked."""

@@ -36,7 +36,7 @@ class TrainingSetup:
     trained: int = 1
     """Models trained at once: 2 with PPO's value model."""
     frozen: int = 0
-    """Models that are only read, whole on every rank: the reference of RL."""
+    """Models that are only read, whole on every rank: RL's reference, and a reward model."""
     samples: bool = False
     """Rollouts are sampled, which under ZeRO-3 and on a GPU takes a copy of the policy."""
     lora_rank: int = 0
@@ -179,7 +179,7 @@ def training_setup(
     trained, frozen = 1, 0
     if isinstance(config, RLVRConfig):
         trained = 2 if config.algorithm.kind == "ppo" else 1
-        frozen = 1 if config.beta > 0 else 0
+        frozen = (config.beta > 0) + (config.reward_model_multiplier > 0)
     return TrainingSetup(
         shape,
         ranks,

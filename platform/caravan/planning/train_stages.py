@@ -132,7 +132,7 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
         batch_size=at_once, continuous=False,
     )  # fmt: skip
     batch = Work(sampled.seconds, sampled.flops * rollouts / of_rank)
-    measured = (updates > 1) + (config.beta > 0) + ppo
+    measured = (updates > 1) + (config.beta > 0) + (config.reward_model_multiplier > 0) + ppo
     forward = work.forward_passes(one, placement, rows, tokens_per_pass=tokens)
     trained = work.training(
         one, placement, replace(rows, count=rollouts * config.num_epochs), steps=updates,

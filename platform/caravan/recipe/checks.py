@@ -317,13 +317,22 @@ def _missing_stages(recipe: Recipe) -> Iterator[str]:
     pairs = f"pair.sources with pairs of your own, or {_listed(PREFERENCE_STAGES)}"
     if recipe.dpo is not None and not present:
         yield f"dpo: trains on pairs, so it needs {pairs}"
-    if recipe.reward_model is not None and not present:
-        yield f"reward_model: trains on pairs, so it needs {pairs}"
-    if recipe.rlvr is not None and recipe.rlvr.algorithm.kind == "ppo" and not recipe.reward_model:
+    if (rewarding := recipe.reward_model) and not rewarding.model_name_or_path and not present:
         yield (
-            "rlvr.algorithm: ppo starts its value model from the reward model; "
-            "add reward_model, or choose kind: grpo"
+            f"reward_model: trains on pairs, so it needs {pairs}; one that exists needs none, "
+            "named as its model_name_or_path"
         )
+    if recipe.rlvr is not None and not recipe.reward_model:
+        if recipe.rlvr.algorithm.kind == "ppo":
+            yield (
+                "rlvr.algorithm: ppo starts its value model from the reward model; "
+                "add reward_model, or choose kind: grpo"
+            )
+        if recipe.rlvr.reward_model_multiplier > 0:
+            yield (
+                "rlvr.reward_model_multiplier: the recipe has no reward model to score with; add "
+                "reward_model (one that exists by its model_name_or_path), or set it to 0"
+            )
 
 
 def _needs_sft(recipe: Recipe) -> Iterator[str]:

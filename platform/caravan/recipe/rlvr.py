@@ -53,12 +53,12 @@ class GRPOConfig(Config):
 
 
 class RLVRConfig(TrainingConfig):
-    """Reinforcement learning with verifiable rewards, on the prompts that have a verifier."""
+    """Reinforcement learning with verifiable rewards, with those of a reward model, or both."""
 
     learning_rate: LearningRate = 3e-7
     adam_epsilon: PositiveFloat = 1e-5
     algorithm: Annotated[PPOConfig | GRPOConfig, Field(discriminator="kind")] = PPOConfig()
-    """`{kind: ppo}`, which starts from a reward model, or `{kind: grpo}`, which needs none."""
+    """`{kind: ppo}`, whose value model starts from a reward model, or `{kind: grpo}`."""
     max_length: PositiveInt = Field(
         default=4096, validation_alias=AliasChoices("max_length", "max_seq_length")
     )
@@ -73,14 +73,41 @@ class RLVRConfig(TrainingConfig):
     """Parts of a rollout batch; each is an optimiser step."""
     beta: NonNegativeFloat = 0.05
     """KL penalty towards the reference policy."""
-    verification_reward: PositiveFloat = 10.0
-    """Reward of a verified completion (alpha in the paper)."""
+    verification_reward: NonNegativeFloat = 10.0
+    """Reward of a verified completion (alpha in the paper); 0 only beside a reward model."""
+    reward_model_multiplier: NonNegativeFloat = 0.0
+    """Weight of the reward model's score, which is added to the reward; 0, as in Tülu 3, asks for
+    none."""
     missing_eos_reward: float | None = -10.0
     """Replaces the reward of a completion without an end token; None leaves it."""
     sampling: Sampling = Sampling(temperature=1.0, max_completion_length=2048)
     """How completions are drawn; `top_p` must stay at 1."""
+    prompts: Literal["verifiable", "all"] = "verifiable"
+    """Those that have a verifier, or all: a reward model scores what no verifier can check."""
     skills: tuple[Name, ...] = ()
-    """Skills whose verifiable prompts are trained on; empty takes all."""
+    """Skills whose prompts are trained on; empty takes all."""
+
+    @property
+    def reads_reward_model(self) -> bool:
+        """Whether the value model starts from it, or completions are scored by it."""
+        return self.algorithm.kind == "ppo" or self.reward_model_multiplier > 0
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> Self:
+        if self.reward_model_multiplier > 0:
+            return self
+        if self.prompts == "all":
+            raise ValueError(
+                "prompts: all takes prompts that no verifier can check, and with "
+                "reward_model_multiplier 0 nothing would reward their completions; set "
+                "reward_model_multiplier above 0, or leave prompts at verifiable"
+            )
+        if self.verification_reward == 0:
+            raise ValueError(
+                "verification_reward and reward_model_multiplier are both 0, so nothing is "
+                "rewarded; set one of them above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _all_weights_and_all_steps(self) -> Self:

@@ -1,11 +1,12 @@
-"""Reinforcement learning with verifiable rewards (Lambert et al. 2024, section 6).
+"""Reinforcement learning with verifiable rewards (Lambert et al. 2024, section 6), with the scores
+of a reward model, or with both.
 
-Inputs: `policy` (the DPO model, also the reference), `dataset` (rows with a verifier are used,
-their prompts without the answers), `reward_model` (PPO only: the value model starts from it; where
-there is none it starts from the policy). Outputs: `model`, and `rollouts`, a sample of what the
-policy wrote along the way (rows of `RolloutGroup`).
+Inputs: `policy` (the DPO model, also the reference), `dataset` (rows with a verifier are used, or
+all, their prompts without the answers), `reward_model` (PPO's value model starts from it, or from
+the policy where there is none; with a `reward_model_multiplier` it scores completions). Outputs:
+`model`, and `rollouts`, a sample of what the policy wrote along the way (rows of `RolloutGroup`).
 
-A step samples completions of a batch of prompts, verifies them, and updates the policy. Prompts
+A step samples completions of a batch of prompts, rewards them, and updates the policy. Prompts
 are reshuffled each pass. A stopped run goes on from its last checkpoint through the same steps.
 """
 

@@ -120,6 +120,24 @@ def load_reward_model(directory: Path, *, weights: bool = True) -> Policy:
     return Policy(model.train(), load_tokenizer(directory))
 
 
+def check_reads_tokens_of(
+    policy: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Refuse a reward model that would read other tokens than the policy writes.
+
+    Args:
+        own: the reward model's, in `directory`.
+
+    Raises:
+        DataError: a token of the policy has another id there, or none.
+    """
+    if not policy.get_vocab().items() <= own.get_vocab().items():
+        raise DataError(
+            f"{directory}: the reward model's tokenizer has other tokens than the policy's; take "
+            "a reward model that was made from the same base model"
+        )
+
+
 def new_reward_model(directory: Path, *, weights: bool = True) -> Policy:
     """The policy in `directory` as a reward model, and its tokenizer; see `reward_model_from`.
 

@@ -55,9 +55,11 @@ def collapse_reason(first: Sequence[Step], last: Sequence[Step]) -> str | None:
     """Why the last steps look like a collapse next to the first; None if they do not."""
     if len(last) < WINDOW_STEPS:
         return None
-    verified = _mean(first, "objective/verified"), _mean(last, "objective/verified")
-    if verified[1] < 0.5 * verified[0]:
-        return f"verified completions fell from {verified[0]:.1%} to {verified[1]:.1%}"
+    checked = [[s for s in steps if "objective/verified" in s] for steps in (first, last)]
+    if all(checked):
+        before, now = (_mean(steps, "objective/verified") for steps in checked)
+        if now < 0.5 * before:
+            return f"verified completions fell from {before:.1%} to {now:.1%}"
     ended = tuple(1.0 - _mean(steps, "completions/clipped_ratio") for steps in (first, last))
     if ended[1] < 0.5 * ended[0]:
         return f"completions with an end token fell from {ended[0]:.1%} to {ended[1]:.1%}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ _MAXIMA = ("mismatch/logprob_abs_max",)
 def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
     """What can be said of a rollout batch without the models.
 
-    Rewards are over the completions whose reward is known; lengths are in tokens, over all.
+    Rewards are over the completions whose reward is known; scores of the reward model, and lengths
+    in tokens, over all.
     """
     known = rollouts.rewards[rollouts.counts]
     lengths = rollouts.lengths.float()
@@ -35,7 +37,7 @@ def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
     }
     by_verifier: dict[str, list[tuple[float, bool]]] = {}
     for rollout in rollouts.rollouts:
-        if rollout.reward is not None:
+        if rollout.reward is not None and rollout.outcome is not Outcome.UNCHECKED:
             name = rollout.prompt.row.verifier or ""
             verified = rollout.outcome is Outcome.VERIFIED
             by_verifier.setdefault(name, []).append((rollout.reward, verified))
@@ -43,7 +45,12 @@ def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
         metrics[f"rewards/{name}/mean"] = sum(reward for reward, _ in seen) / len(seen)
         metrics[f"verifier/{name}/accuracy"] = sum(verified for _, verified in seen) / len(seen)
     everything = [verified for seen in by_verifier.values() for _, verified in seen]
-    metrics["objective/verified"] = sum(everything) / len(everything)
+    if everything:
+        metrics["objective/verified"] = sum(everything) / len(everything)
+    scores = [r.score for r in rollouts.rollouts if r.score is not None]
+    if scores:
+        metrics["objective/scores"] = fmean(scores)
+        metrics["objective/scores_std"] = pstdev(scores)
     return metrics
 
 

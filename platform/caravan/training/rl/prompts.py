@@ -1,4 +1,4 @@
-"""The prompts of reinforcement learning: rows of a dataset that a verifier can check."""
+"""The prompts of reinforcement learning: rows of a dataset that a verifier can check, or all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def select_prompts(
     *,
     positions: int,
 ) -> RLPrompts:
-    """The rows with a verifier, of the skills that are trained, as tokens.
+    """The rows that are asked for, of the skills that are trained, as tokens.
 
     Args:
         positions: Tokens that fit the model.
@@ -52,9 +52,9 @@ def select_prompts(
     too_long = 0
     skills: set[str] = set()
     for row in rows:
-        if row.verifier is None:
+        if row.verifier is None and config.prompts == "verifiable":
             continue
-        if row.verifier not in verifiers:
+        if row.verifier is not None and row.verifier not in verifiers:
             raise DataError(
                 f"row {row.id!r}: unknown verifier {row.verifier!r}"
                 f"{suggest(row.verifier, verifiers)}"
@@ -71,8 +71,9 @@ def select_prompts(
         logger.warning("%d prompts of more than %d tokens are left out", too_long, room)
     if not kept:
         found = ", ".join(sorted(skills)) or "none"
+        of = "verifiable rows" if config.prompts == "verifiable" else "rows"
         raise DataError(
             f"no prompt to train on: {too_long} are longer than {room} tokens; skills with "
-            f"verifiable rows: {found}; skills asked for: {', '.join(config.skills) or 'all'}"
+            f"{of}: {found}; skills asked for: {', '.join(config.skills) or 'all'}"
         )
     return RLPrompts(kept, too_long)

@@ -1,7 +1,8 @@
-"""Rollouts: completions of the current policy, what their verifiers say, and their rewards.
+"""Rollouts: completions of the current policy, what verifiers and a reward model say of them, and
+their rewards.
 
-Each rank samples and verifies a part of the prompts, and gets the rollouts of all. What a prompt
-is drawn with does not depend on how many ranks there are.
+Each rank samples, scores and verifies a part of the prompts, and gets the rollouts of all. What a
+prompt is drawn with does not depend on how many ranks there are.
 
 Shapes: N completions, R tokens of the longest.
 """
@@ -9,7 +10,7 @@ Shapes: N completions, R tokens of the longest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,6 +39,8 @@ class Outcome(StrEnum):
     NOT_VERIFIED = "not_verified"
     FAILED = "failed"
     """The verifier raised or ran out of time: nothing is known about the completion."""
+    UNCHECKED = "unchecked"
+    """The prompt has no verifier."""
 
 
 class Judgement(NamedTuple):
@@ -50,7 +53,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class RLPrompt:
-    """A prompt with a verifier, as tokens."""
+    """A prompt as tokens."""
 
     row: Conversation
     token_ids: tuple[int, ...]
@@ -75,12 +78,18 @@ class Rollout:
     outcome: Outcome
     reward: float | None
     """None where the verifier failed: such a completion takes no part in training."""
+    score: float | None = None
+    """Of the reward model; None where none is asked."""
 
     @property
     def token_row(self) -> TokenRow:
-        prompt, reply = self.prompt.token_ids, self.sequence.token_ids
-        mask = [False] * len(prompt) + [True] * len(reply)
-        return TokenRow(self.prompt.row.id, prompt + reply, mask)
+        return token_row(self.prompt, self.sequence)
+
+
+def token_row(prompt: RLPrompt, reply: TokenSequence) -> TokenRow:
+    """Prompt and completion; the loss falls on the latter."""
+    mask = [False] * prompt.length + [True] * len(reply.token_ids)
+    return TokenRow(prompt.id, prompt.token_ids + reply.token_ids, mask)
 
 
 @dataclass(frozen=True)
@@ -133,12 +142,15 @@ def collect(
     missing_eos_reward: float | None,
     generator: torch.Generator,
     workers: int = 1,
+    score: Callable[[Sequence[TokenRow]], Sequence[float]] | None = None,
+    reward_model_multiplier: float = 0.0,
 ) -> RolloutBatch:
     """Sample `num_generations` completions of each prompt, verify and reward them.
 
     Args:
         generator: on the policy's device, and in the same state on every rank.
         workers: threads for verifiers that start processes.
+        score: the reward model; None asks none.
 
     Raises:
         DataError: a row names no known verifier, or has a ground truth that its verifier refuses.
@@ -163,8 +175,11 @@ def collect(
     drawn = [(prompt, s) for prompt, group in zip(own, groups, strict=True) for s in group]
     texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
     rows = [prompt.row for prompt, _ in drawn]
-    asked = [verifiers[row.verifier or ""] for row in rows]
-    if workers > 1 and any(map(waits, asked)):
+    scores: Sequence[float | None] = [None] * len(drawn)
+    if score is not None:
+        scores = score([token_row(prompt, sequence) for prompt, sequence in drawn])
+    asked = [verifiers[row.verifier] if row.verifier else None for row in rows]
+    if workers > 1 and any(verifier and waits(verifier) for verifier in asked):
         with ThreadPoolExecutor(workers) as pool:
             judgements = list(pool.map(judge, asked, rows, texts))
     else:
@@ -180,9 +195,13 @@ def collect(
                 ended=sequence.finish_reason == "stop",
                 verification_reward=verification_reward,
                 missing_eos_reward=missing_eos_reward,
+                scored=reward_model_multiplier * (scored or 0.0),
             ),
+            scored,
         )
-        for (prompt, sequence), text, judgement in zip(drawn, texts, judgements, strict=True)
+        for (prompt, sequence), text, judgement, scored in zip(
+            drawn, texts, judgements, scores, strict=True
+        )
     ]
     found = ranks.collect(
         [
@@ -194,12 +213,14 @@ def collect(
     return RolloutBatch(tuple(r for _, group in in_order for r in group), num_generations)
 
 
-def judge(verifier: Verifier, row: Conversation, text: str) -> Judgement:
-    """What the row's verifier says about a completion.
+def judge(verifier: Verifier | None, row: Conversation, text: str) -> Judgement:
+    """What the row's verifier, if it has one, says about a completion.
 
     Raises:
         DataError: the row is at fault; names it.
     """
+    if verifier is None:
+        return Judgement(Outcome.UNCHECKED, 0.0)
     try:
         verdict = verifier(text, row.ground_truth)
     except DataError as error:
@@ -221,14 +242,18 @@ def reward_of(
     ended: bool,
     verification_reward: float,
     missing_eos_reward: float | None,
+    scored: float = 0.0,
 ) -> float | None:
     """The reward of one completion; None where it is not known.
 
     A missing end token replaces the reward: a right answer that does not end is punished too
     (Tülu 3's code; the paper's table 21).
+
+    Args:
+        scored: what the reward model adds.
     """
     if judgement.outcome is Outcome.FAILED:
         return None
     if not ended and missing_eos_reward is not None:
         return missing_eos_reward
-    return verification_reward * judgement.share
+    return verification_reward * judgement.share + scored

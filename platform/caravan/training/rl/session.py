@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
@@ -26,6 +26,7 @@ from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import without_dropout
 from caravan.training.fit import identity
 from caravan.training.models import (
+    check_reads_tokens_of,
     load_policy,
     load_reward_model,
     new_reward_model,
@@ -36,6 +37,7 @@ from caravan.training.models import (
 from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
+from caravan.training.rl.rollout import Rollout
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
 from caravan.verifiers import Verifier
 
@@ -57,11 +59,13 @@ def train_rlvr(
     weights = reads_weights(config.zero_stage)
     policy, tokenizer = load_policy(inputs["policy"], weights=weights)
     collect_as_usual()
-    positions = positions_of(policy.config)
+    ppo, scores = isinstance(config.algorithm, PPOConfig), config.reward_model_multiplier > 0
+    value = _value_model(inputs, tokenizer, weights=weights) if ppo else None
+    reward = _reward_model(inputs["reward_model"], tokenizer, weights=weights) if scores else None
+    models = [model for model in (policy, value, reward) if model is not None]
+    positions = min(positions_of(model.config) for model in models)
     rows = read_rows(inputs["dataset"], Conversation)
     prompts = select_prompts(rows, tokenizer, config, verifiers, positions=positions)
-    ppo = isinstance(config.algorithm, PPOConfig)
-    value = _value_model(inputs, weights=weights) if ppo else None
     policy = _trained(policy, config, device)
     trainer = RLTrainer(
         RLModels(
@@ -70,6 +74,7 @@ def train_rlvr(
             sampler=_sampler(policy, config, device),
             reference=_frozen(policy, config, device) if config.beta > 0 else None,
             value=None if value is None else _trained(value, config, device),
+            reward=None if reward is None else _only_read(reward, config, device),
         ),
         config,
         verifiers,
@@ -143,11 +148,22 @@ def _train(
     return {**last, "policy/collapsed_steps": guard.collapsed_steps}, rollouts
 
 
-def _value_model(inputs: Mapping[str, Path], *, weights: bool) -> PreTrainedModel:
+def _value_model(
+    inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase, *, weights: bool
+) -> PreTrainedModel:
     if "reward_model" in inputs:
-        return load_reward_model(inputs["reward_model"], weights=weights).model
+        return _reward_model(inputs["reward_model"], tokenizer, weights=weights)
     logger.warning("no reward model: the value model starts from the policy, with a new head")
     return new_reward_model(inputs["policy"], weights=weights).model
+
+
+def _reward_model(
+    directory: Path, tokenizer: PreTrainedTokenizerBase, *, weights: bool
+) -> PreTrainedModel:
+    """Of the policy whose tokenizer is given."""
+    model, own = load_reward_model(directory, weights=weights)
+    check_reads_tokens_of(tokenizer, own, directory)
+    return model
 
 
 def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
@@ -162,7 +178,16 @@ def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -
     return placed if config.gradient_checkpointing else placed.eval()
 
 
+def _only_read(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
+    """On `device`, whole on every rank."""
+    placed: Any = place(model, device, gradient_checkpointing=False, zero_stage=config.zero_stage)
+    if spreads_weights(config.zero_stage):
+        return _frozen(placed, config, device)
+    return placed.eval().requires_grad_(False)
+
+
 def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
+    """A copy of `policy` that stays as it is, whole on every rank."""
     if not spreads_weights(config.zero_stage):
         reference: Any = copy.deepcopy(policy).eval()
         return reference.requires_grad_(False)
@@ -228,6 +253,13 @@ def _some_rollouts(step: int, result: RLStep) -> list[RolloutGroup]:
                 outcomes=tuple(r.outcome.value for r in group),
                 rewards=tuple(r.reward for r in group),
                 advantages=tuple(advantages[start : start + n]),
+                scores=_scores(group),
             )
         )
     return groups
+
+
+def _scores(group: Sequence[Rollout]) -> tuple[float, ...] | None:
+    """None where the reward model was not asked."""
+    scores = [rollout.score for rollout in group if rollout.score is not None]
+    return tuple(scores) or None

@@ -50,6 +50,7 @@ from caravan.training.rl.grpo import grpo_loss
 from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_metrics
 from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
 from caravan.training.rl.rollout import RLPrompt, RolloutBatch, collect
+from caravan.training.rl.scores import Scorer
 from caravan.training.seeds import derived_seed
 from caravan.verifiers import Verifier
 
@@ -65,6 +66,8 @@ class RLModels:
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
     """PPO's value model; None for GRPO."""
+    reward: PreTrainedModel | None = None
+    """The reward model that scores completions; None where its score does not count."""
 
 
 class Networks(nn.Module):
@@ -118,11 +121,20 @@ class RLTrainer:
     _lanes: Lanes[Networks] = field(init=False)
     _policy: Updater = field(init=False)
     _value: Updater | None = field(init=False, default=None)
+    _score: Scorer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         config = self.config
         lanes = lanes_on(self.device, self.cpus) if current().count == 1 else 1
         self._lanes = Lanes(Networks(self.models), lanes)
+        if self.models.reward is not None:
+            self._score = Scorer(
+                self.models.reward,
+                tokens_per_pass=config.pass_tokens,
+                bf16=config.bf16,
+                pad_token_id=self.models.tokenizer.pad_token_id,
+                lanes=lanes,
+            )
         steps = config.max_steps * self.updates_per_step
         self._policy = updater_for(self.models.policy, config, steps)
         if isinstance(config.algorithm, PPOConfig):
@@ -168,6 +180,8 @@ class RLTrainer:
                 derived_seed(self.seed, "rollouts", step)
             ),
             workers=self.cpus,
+            score=self._score,
+            reward_model_multiplier=self.config.reward_model_multiplier,
         )
         if not rollouts.counts.any():
             raise StageError(
