@@ -135,7 +135,7 @@ def _checks(recipe: Recipe, recipe_dir: Path, settings: Settings, seen: Seen) ->
     for task in recipe.tasks:
         yield f"task {task.name}", lambda task=task: _task(task, recipe, recipe_dir, seen)  # type: ignore[misc]
     if isinstance(recipe.base_model, ImportedBase):
-        yield "base model", lambda: _model(recipe.base_model, recipe_dir, will_be_tuned=True)
+        yield "base model", lambda: _model(recipe.base_model, recipe_dir)
     if recipe.reward_model and recipe.reward_model.model_name_or_path:
         existing = ImportedBase(model_name_or_path=recipe.reward_model.model_name_or_path)
         yield "reward model", lambda: _reward_model(existing, recipe, recipe_dir)
@@ -323,30 +323,26 @@ def _task(task: EvalTask, recipe: Recipe, recipe_dir: Path, seen: Seen) -> str:
     return f"{len(seen.instances[task.name]):,} instances"
 
 
-def _model(base: BaseModelConfig, recipe_dir: Path, *, will_be_tuned: bool) -> str:
+def _model(base: BaseModelConfig, recipe_dir: Path) -> str:
     from caravan.training.importing import check_import, find_model
 
     assert isinstance(base, ImportedBase)
     source = find_model(base, recipe_dir)
-    checked = check_import(source, base.chat_template, will_be_tuned=will_be_tuned)
+    checked = check_import(source, base.chat_template)
     return "; ".join([base.model_name_or_path, *checked.notes])
 
 
 def _reward_model(existing: ImportedBase, recipe: Recipe, recipe_dir: Path) -> str:
-    from caravan.training.importing import check_import, find_model
+    from caravan.training.importing import check_import, check_reward_model, find_model
     from caravan.training.models import check_reads_tokens_of
 
-    said = _model(existing, recipe_dir, will_be_tuned=False)
-    if (
-        recipe.rlvr
-        and recipe.rlvr.reads_reward_model
-        and isinstance(recipe.base_model, ImportedBase)
-    ):
-        policy, directory = (find_model(m, recipe_dir) for m in (recipe.base_model, existing))
-        check_reads_tokens_of(
-            check_import(policy).tokenizer, check_import(directory).tokenizer, directory
-        )
-    return said
+    directory = find_model(existing, recipe_dir)
+    check_reward_model(directory)
+    base, found = recipe.base_model, check_import(directory, will_be_tuned=False)
+    if recipe.rlvr and recipe.rlvr.reads_reward_model and isinstance(base, ImportedBase):
+        policy = check_import(find_model(base, recipe_dir)).tokenizer
+        check_reads_tokens_of(policy, found.tokenizer, directory)
+    return "; ".join([existing.model_name_or_path, *found.notes])
 
 
 def _lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: Path) -> str:

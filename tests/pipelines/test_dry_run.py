@@ -22,6 +22,8 @@ from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
+from caravan.training.bpe import train_tokenizer
+from caravan.training.models import new_reward_model, save_model
 from caravan_command import command_here
 from caravan_pipelines.cli.run import TOLD_BY_CHECKS
 from caravan_pipelines.dry_run import dry_run
@@ -333,6 +335,20 @@ def test_rlvr_against_a_reward_model_takes_all_prompts(model: Path, tmp_path: Pa
             "reward_model_multiplier": 1.0, "sampling": {"max_completion_length": 8}}  # fmt: skip
     output, _ = check(recipe(tmp_path, **PREFERENCES, reward_model={}, rlvr=rlvr), tmp_path)
     assert "ok      rlvr: 20 prompts\n" in output
+
+    existing = {"model_name_or_path": "model"}
+    output, content = check(recipe(tmp_path, reward_model=existing, rlvr=rlvr), tmp_path)
+    assert not content
+    assert "failed  reward model: " in output
+    assert "LlamaForCausalLM under architectures, so this is no reward model" in output
+
+    scored, _ = new_reward_model(model)
+    save_model(scored, train_tokenizer(["a b"], vocab_size=300, model_max_length=64),
+               tmp_path / "other")  # fmt: skip
+    existing = {"model_name_or_path": "other"}
+    output, content = check(recipe(tmp_path, reward_model=existing, rlvr=rlvr), tmp_path)
+    assert not content
+    assert "the reward model's tokenizer has other tokens than the policy's" in output
 
 
 @pytest.mark.parametrize(

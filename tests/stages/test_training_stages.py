@@ -191,6 +191,22 @@ def test_a_reward_model_that_exists_is_taken_as_it_is(inputs, tmp_path):
     reward_model.run(config.derive(model_name_or_path=str(directory)), inputs, taken)
     assert contents(taken) == contents(trained)
 
+    tokenizer = directory / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"pad_token": None}))
+    padded = Context(tmp_path / "padded")
+    result = reward_model.run(config.derive(model_name_or_path=str(directory)), inputs, padded)
+    assert result.metrics["added_tokens"] == 1
+    before, after = (
+        load_reward_model(c.directory / "out" / "model").model.score.weight for c in (taken, padded)
+    )
+    assert torch.equal(before, after)
+
+
+def test_a_policy_is_no_reward_model(inputs, tmp_path):
+    config = STAGES["reward_model"][1].derive(model_name_or_path=str(inputs["model"]))
+    with pytest.raises(DataError, match="LlamaForCausalLM under architectures, so this is no rewa"):
+        reward_model.run(config, inputs, Context(tmp_path / "taken"))
+
 
 def test_rows_whose_reply_is_cut_off_are_counted_and_dropped(inputs, tmp_path, caplog):
     long = conversations(2)[0].model_copy(

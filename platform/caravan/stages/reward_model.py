@@ -33,10 +33,11 @@ def run(
     config: RewardModelConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
     if config.model_name_or_path is not None:
-        from caravan.training.importing import find_model, import_model
+        from caravan.training.importing import check_reward_model, find_model, import_model
 
         existing = ImportedBase(model_name_or_path=config.model_name_or_path)
         source = find_model(existing, context.recipe_dir)
+        check_reward_model(source)
         target = context.output("model", "model")
         added = import_model(source, target, will_be_tuned=False)
         return StageResult({"added_tokens": added})

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from caravan.data.template import TEMPLATE_HASH
 from caravan.data.template import chat_template as our_template
@@ -140,6 +147,35 @@ def check_import(
     return Importable(tokenizer, asked, tuple(notes))
 
 
+def check_reward_model(source: Path) -> None:
+    """Refuse a model that no completion can be scored with, without reading the weights.
+
+    Raises:
+        DataError: it has another head than one for sequence classification, or several labels.
+    """
+    check_model_directory(source)
+    config = _config(source)
+    if not _classifies(config):
+        kinds = ", ".join(config.architectures or ()) or "nothing"
+        raise DataError(
+            f"{source}: config.json says {kinds} under architectures, so this is no reward model; "
+            "give one with a head for sequence classification"
+        )
+    if config.num_labels != 1:
+        raise DataError(f"{source}: a reward model has one label, not {config.num_labels}")
+
+
+def _config(source: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{source}: config.json cannot be read: {error}") from error
+
+
+def _classifies(config: PretrainedConfig) -> bool:
+    return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+
+
 def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
 
@@ -147,7 +183,10 @@ def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _add_pad(
     source: Path, tokenizer: PreTrainedTokenizerBase, target: Path, *, keep_ends: bool
 ) -> None:
-    model = read_weights(AutoModelForCausalLM, source, dtype="auto")
+    head = AutoModelForCausalLM
+    if _classifies(_config(source)):
+        head = AutoModelForSequenceClassification
+    model = read_weights(head, source, dtype="auto")
     tokenizer.add_special_tokens({"pad_token": PAD})
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
@@ -156,8 +195,9 @@ def _add_pad(
         )
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                layer.weight[known:] = layer.weight[:known].mean(dim=0)
-    ends = model.generation_config.eos_token_id
+                if layer is not None:  # a reward model's head has no row for each token
+                    layer.weight[known:] = layer.weight[:known].mean(dim=0)
+    ends = model.generation_config.eos_token_id if keep_ends else None
     save_model(model, tokenizer, target)
     if keep_ends:  # its own template may end turns with others than the tokenizer's end token
         model.generation_config.eos_token_id = ends
