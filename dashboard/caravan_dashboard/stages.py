@@ -14,9 +14,9 @@ from caravan.registry import RunRow, StageRunRow, State
 from caravan_pipelines.graph import stage_graph
 
 FIRST_METRICS = (
-    "reward", "objective/verified", "objective/scores", "objective/kl", "completions/mean_length", "loss",
-    "validation/loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins", "entropy",
-    "grad_norm", "learning_rate",
+    "reward", "objective/verified", "objective/scores", "objective/kl", "completions/mean_length",
+    "loss", "validation/loss", "accuracy", "rewards/accuracies", "margin", "rewards/margins",
+    "entropy", "grad_norm", "learning_rate",
 )  # fmt: skip
 """Metrics that a reader looks for first, in that order; `loss` stands for `loss/policy`, too."""
 
