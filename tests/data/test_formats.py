@@ -103,8 +103,17 @@ def test_what_a_question_is_about_follows_it_and_no_column_is_unread(prompt, con
         ({"prompt": "q", "completion": "a", "response": "b"}, {"response"}),
         ({"messages": [{"role": "user", "content": "q"}], "prompt": "q"}, {"prompt"}),
         ({"prompt": "q", "ground_truth": "3", "dataset": "gsm8k", "persona": "p"}, set()),
+        (
+            {"messages": [
+                {"role": "user", "content": "q", "name": None, "tool_calls": []},
+                {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "so"},
+            ]},
+            {"messages[].weight", "messages[].reasoning_content"},
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}], "output": []}, set()),
+        ({"prompt": "q", "ground_truth": [{"instruction_id": "x"}], "verifier": "ifeval"}, set()),
     ],
-)
+)  # fmt: skip
 def test_columns_that_nothing_reads_are_named(row, unread):
     asked = AskedRow(row)
     to_conversation(asked, "s/0", LABELS)
@@ -242,6 +251,15 @@ def test_csv_with_newlines_in_cells(tmp_path: Path):
     (tmp_path / "bad.csv").write_text("prompt,completion\na\n")
     with pytest.raises(DataError, match="row 1: more or fewer columns"):
         list(read_raw(tmp_path / "bad.csv"))
+
+
+@pytest.mark.parametrize(
+    "text", ['q,"never closed\np,b\n', '"said \\"so\\"",b\n', '"q" ,b\n'],
+)  # fmt: skip
+def test_csv_whose_quotes_do_not_match_is_refused_not_read_in_part(tmp_path: Path, text: str):
+    (tmp_path / "r.csv").write_text(f"prompt,response\na,b\n{text}")
+    with pytest.raises(DataError, match=r"r.csv, row 2: not CSV \("):
+        list(read_raw(tmp_path / "r.csv"))
 
 
 def test_csv_with_a_cell_of_many_kilobytes(tmp_path: Path):

@@ -51,6 +51,9 @@ REPLIES = ("completion", "response", "output", "answer")
 """Columns of a question, of what it is about, and of its reply. The first that a row has is taken;
 rows with an instruction and a prompt have the instruction once more in the prompt."""
 
+FIELDS_OF_MESSAGES = frozenset({"role", "content", "from", "value"})
+"""What is read of a message."""
+
 VERIFIER_NAMES: Mapping[str, str] = {"gsm": "gsm8k", "MATH": "math", "IFEval": "ifeval"}
 """Spellings of verifiers in the wild, and ours; other names stay as they are."""
 
@@ -205,7 +208,8 @@ def _row(value: Any, where: str, *, halves: bool) -> RawRow:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, RawRow]]:
     with _open(path, newline="") as file:
-        reader = csv.DictReader(file)
+        # strict: a quote that is never closed would take all rows after it into one cell.
+        reader = csv.DictReader(file, strict=True)
         names = reader.fieldnames or ()
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(
@@ -274,9 +278,21 @@ class AskedRow(Mapping[str, Any]):
         return len(self._row)
 
     def unread(self) -> Iterator[str]:
-        """The columns that hold something and were not asked for."""
-        held = (column for column, value in self._row.items() if value is not None and value != "")
-        return (column for column in held if column not in self._asked)
+        """What holds something and was not asked for: columns, and fields of messages, such as
+        `messages[].weight`."""
+        for column, value in self._row.items():
+            if column not in self._asked:
+                if _holds(value):
+                    yield column
+            elif isinstance(value, list | tuple):
+                for turn in value:
+                    if isinstance(turn, Mapping) and turn.keys() & {"role", "from"}:
+                        others = turn.keys() - FIELDS_OF_MESSAGES
+                        yield from (f"{column}[].{name}" for name in others if _holds(turn[name]))
+
+
+def _holds(value: Any) -> bool:
+    return value is not None and value not in ("", [], {})
 
 
 def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
