@@ -83,6 +83,20 @@ def test_a_call_that_fails_says_why_and_the_next_one_is_answered(
     assert failing("go on", "a").correct
 
 
+def test_a_file_that_is_edited_meanwhile_counts_in_the_next_stage_alone(
+    verifier: Make, tmp_path: Path
+) -> None:
+    first = verifier(
+        "import time\ndef verify(completion, truth):\n    return time.sleep(0.1) is None\n"
+    )
+    second = "def verify(completion, truth):\n    raise SystemExit(3)\n"
+    (tmp_path / "own.py").write_text(second)
+    with ThreadPoolExecutor(8) as pool:  # several processes, most of them started after the edit
+        assert all(verdict.correct for verdict in pool.map(first, "a" * 32, "a" * 32))
+    with pytest.raises(VerifierError, match="exit status 3"):
+        verifier(second)("a", "a")
+
+
 def test_what_a_function_prints_and_reads_does_not_disturb(verifier: Make) -> None:
     chatty = verifier(
         "import sys\n"

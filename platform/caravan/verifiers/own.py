@@ -3,14 +3,16 @@
     def verify(completion, ground_truth):
         return completion.endswith(ground_truth)      # or a score from 0 to 1
 
-Each runs in processes of its own, which import the file once: an exception, a crash or a call
-that takes too long costs one verdict, not the stage. The clock is on our side, since a function
-may use its process's alarm, or leave processes behind that keep its pipes open. They have none of
-Caravan's variables, but the rights of the stage; unlike the sandbox, this confines nothing.
+Each runs in processes of its own, which all import the file as it was when the stage began: an
+exception, a crash or a call that takes too long costs one verdict, not the stage. The clock is on
+our side, since a function may use its process's alarm, or leave processes behind that keep its
+pipes open. They have none of Caravan's variables, but the rights of the stage; unlike the sandbox,
+this confines nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -40,6 +42,7 @@ class OwnVerifier:
 
     def __init__(self, path: Path, function: str) -> None:
         self._path, self._function = path.resolve(), function
+        self._source: bytes | None = None
         self._idle: list[_Process] = []
         self._all: list[_Process] = []
 
@@ -69,7 +72,12 @@ class OwnVerifier:
             self._idle.pop().close()
 
     def _started(self) -> _Process:
-        process = _Process(self._path, self._function)
+        if self._source is None:
+            try:
+                self._source = self._path.read_bytes()
+            except OSError as error:
+                raise VerifierError(f"cannot read {self._path}: {error.strerror}") from error
+        process = _Process(self._path, self._function, self._source)
         self._all.append(process)
         return process
 
@@ -95,9 +103,12 @@ def own_verifiers(named: Mapping[str, str], recipe_dir: Path) -> Iterator[dict[s
 
 
 class _Process:
-    """A process that has imported the file and answers; it ends with its stdin."""
+    """A process that has imported the file and answers; it ends with its stdin.
 
-    def __init__(self, path: Path, function: str) -> None:
+    It is given what the file holds: one that is started late must not read it edited.
+    """
+
+    def __init__(self, path: Path, function: str, source: bytes) -> None:
         self._name = f"{path.name}: {function}"
         self._read = b""
         home = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
@@ -114,20 +125,24 @@ class _Process:
         except OSError as error:
             raise VerifierError(f"{self._name}: cannot start its process: {error}") from error
         Thread(target=_relay, args=(self._process.stderr,), daemon=True).start()
+        self._tell({"source": base64.b64encode(source).decode()})
         answer = self._answer(IMPORT_SECONDS)
         if "error" in answer:
             self.close()
             raise VerifierError(f"{path}: {answer['error']}; correct the file")
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, which its answer says
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+        self._tell(request)
         answer = self._answer(CALL_SECONDS)
         if not answer.keys() & {"result", "error"}:
             raise self._ended("gave an answer that is none")
         return answer
+
+    def _tell(self, what: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which its answer says
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
+            self._process.stdin.flush()
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
