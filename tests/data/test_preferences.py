@@ -2,7 +2,7 @@
 
 import pytest
 
-from caravan.data.formats import Labels
+from caravan.data.formats import AskedRow, Labels
 from caravan.data.preferences import to_pair
 from caravan.errors import DataError
 
@@ -23,6 +23,9 @@ def assistant(text: str) -> dict:
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
         {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
         {"prompt": [user("q")], "chosen": "good", "rejected": "bad"},
+        {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+        {"question": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": "q", "instruction": "as before", "chosen": "good", "rejected": "bad"},
         {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
         {
             "prompt": "q",
@@ -58,6 +61,32 @@ def test_a_conversation_keeps_its_earlier_turns_and_its_system_message():
     assert pair.chosen == pair.rejected == "good"
 
 
+@pytest.mark.parametrize("asked", ["prompt", "instruction", "question"])
+@pytest.mark.parametrize("context", ["input", "context"])
+def test_what_is_beside_a_prompt_is_read_as_beside_a_question(asked, context):
+    row = AskedRow(
+        {
+            "system": "Be brief.",
+            "history": [["q1", "a1"]],
+            asked: "Add up.",
+            context: "1 2",
+            "chosen": "3",
+            "rejected": "4",
+        }
+    )
+    pair = to_pair(row, "mine/0", LABELS)
+    assert [m.content for m in pair.prompt] == ["Be brief.", "q1", "a1", "Add up.\n\n1 2"]
+    assert (pair.chosen, pair.rejected) == ("3", "4")
+    assert not list(row.unread())
+
+
+def test_beside_messages_only_the_replies_are_read():
+    row = AskedRow({"prompt": [user("q")], "input": "1 2", "chosen": "3", "rejected": ""})
+    pair = to_pair(row, "mine/0", LABELS)
+    assert [m.content for m in pair.prompt] == ["q"]
+    assert list(row.unread()) == ["input"]
+
+
 @pytest.mark.parametrize(
     "ratings",
     [
@@ -81,7 +110,8 @@ def test_ratings_and_models_are_taken_where_they_are_given(ratings):
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no column 'prompt'"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is neither text nor messages"),
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "'chosen' is neither text nor messages"),
-        ({"question": "q", "chosen": "a", "rejected": "b"}, "'question'; rename it to prompt"),
+        ({"query": "q", "chosen": "a", "rejected": "b"}, "chosen: column 'text' marks no turns"),
+        ({"prompt": "q", "input": 3, "chosen": "a", "rejected": "b"}, "'input' is not text"),
         (
             {"prompt": "q", "chosen": [{"role": "bot", "content": ""}], "rejected": "b"},
             "chosen: .*unknown role 'bot'",

@@ -1,6 +1,7 @@
 """Preference pairs as others write them, read into ours. docs/data-formats.md lists the formats.
 
 {"prompt": "...", "chosen": "...", "rejected": "..."}                      text
+{"instruction": "...", "input": "...", "chosen": "...", "rejected": "..."} text, as Alpaca has it
 {"prompt": [...], "chosen": [{"role": "assistant", ...}], "rejected": ...} messages
 {"chosen": [{"role": "user", ...}, ...], "rejected": [...]}                whole conversations
 {"chosen": "Human: ...\n\nAssistant: ...", "rejected": "..."}              the same as one text each
@@ -12,9 +13,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from caravan.data.formats import PROMPTS, Labels, RawRow, to_conversation
+from caravan.data.formats import CONTEXTS, PROMPTS, Labels, RawRow, to_conversation
 from caravan.data.records import Message, Pair
 from caravan.errors import DataError
+
+ASKED = ("prompt", *(name for name in PROMPTS if name != "prompt"))
+"""Columns of a prompt; the first that a row has is taken."""
 
 RATINGS = (
     ("chosen_rating", "rejected_rating"),
@@ -56,7 +60,8 @@ def to_pair(row: RawRow, id: str, labels: Labels) -> Pair:
 
 def _conversation(row: RawRow, side: Side, labels: Labels) -> tuple[Message, ...]:
     """The prompt with the reply of one side."""
-    value, prompt = row.get(side), row.get("prompt")
+    value = row.get(side)
+    asked = next((name for name in ASKED if row.get(name) is not None), None)
     if side in row and not isinstance(value, Sequence):
         raise DataError(f"column {side!r} is neither text nor messages; correct or remove the row")
     if value is None:
@@ -66,10 +71,9 @@ def _conversation(row: RawRow, side: Side, labels: Labels) -> tuple[Message, ...
         )
     if _is_whole(value):
         turns: RawRow = {"messages": value}
-    elif prompt is not None:
-        turns = {"prompt": prompt, "completion": value}
-    elif other := next((name for name in PROMPTS if row.get(name)), None):
-        raise DataError(f"the prompt is in the column {other!r}; rename it to prompt")
+    elif asked is not None:
+        beside = (*CONTEXTS, "history", "system") if isinstance(row[asked], str) else ()
+        turns = {name: row.get(name) for name in (asked, *beside)} | {"completion": value}
     elif isinstance(value, str):
         turns = {"text": value}
     else:

@@ -29,7 +29,7 @@ from caravan.stages.pair import at_most, summary
 logger = logging.getLogger(__name__)
 
 NAME = "read-pairs"
-VERSION = 1
+VERSION = 2
 
 
 def external_files(config: ReadPairsStageConfig, recipe_dir: Path) -> Iterable[Path]:
