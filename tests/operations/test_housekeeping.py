@@ -12,6 +12,7 @@ import pytest
 
 from caravan.errors import RegistryError
 from caravan.operations.housekeeping import find_garbage
+from caravan.operations.served import mark_served, unmark_served
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.stages.execute import execute
@@ -111,6 +112,27 @@ def test_of_a_deleted_run_goes_what_no_other_run_has(caravan, registry, store, f
     assert {item.digest for item in store.stored()} == outputs(registry, shared)
     assert len(registry.artifacts()) == len(outputs(registry, shared))
     everything_referred_to_is_there(registry, store)
+
+
+def test_a_run_whose_model_is_served_stays_until_the_server_is_stopped_or_serves_another(
+    caravan, settings, registry, finished_run
+):
+    first, second = finished_run(), finished_run(steps=2)
+    model = registry.stage_runs(first)[0].outputs["model"]
+    assert mark_served("judge", model, registry) == first
+    assert f"caravan serve --stop judge), or take the tag away: caravan tag {first}" in caravan(
+        "delete", second, first, "--yes", code=2
+    )
+    assert {run.id for run in registry.list_runs()} == {first, second}
+    assert not collect(settings, registry)
+
+    other = registry.stage_runs(second)[0].outputs["model"]
+    assert mark_served("judge", other, registry, second) == second
+    registry.delete_runs([first])
+    assert unmark_served("judge", registry)
+    registry.delete_runs([second])
+    assert mark_served("judge", other, registry) == ""
+    assert not unmark_served("judge", registry)
 
 
 def test_who_reused_a_deleted_run_has_its_series_and_scores(registry, finished_run):

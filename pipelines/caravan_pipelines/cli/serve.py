@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import yaml
 
@@ -10,10 +11,11 @@ from caravan.cluster.api import kubernetes_api
 from caravan.cluster.profile import load_profile
 from caravan.cluster.serving import Server, apply, manifests, remove
 from caravan.errors import CaravanError
+from caravan.operations.served import mark_served, unmark_served
 from caravan.recipe import Resources
 from caravan.registry import open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.models import find_model
+from caravan_pipelines.cli.models import find_model, run_of
 
 GIB = 2**30
 
@@ -56,6 +58,13 @@ def serve(
         ),
         objects,
     )
+    with open_registry(settings) as registry:
+        if not mark_served(server.name, artifact.digest, registry, run_of(model, registry)):
+            print(
+                f"warning: no run refers to model {artifact.digest[:12]}, so caravan gc removes it "
+                "and pods that start after that find none",
+                file=sys.stderr,
+            )
     print(
         f"{server.name} serves {artifact.digest[:12]} at {server.base_url(profile.namespace)}\n"
         f"stop it with: caravan serve --stop {server.name}"
@@ -63,8 +72,12 @@ def serve(
 
 
 def stop(name: str) -> None:
-    namespace = load_profile(load_settings()).namespace
-    if not remove(_api(), name, namespace):
+    settings = load_settings()
+    namespace = load_profile(settings).namespace
+    removed = remove(_api(), name, namespace)
+    with open_registry(settings) as registry:
+        marked = unmark_served(name, registry)
+    if not removed and not marked:
         raise CaravanError(f"namespace {namespace} has no server called {name!r}")
     print(f"{name} is stopped")
 

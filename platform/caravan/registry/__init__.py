@@ -5,6 +5,7 @@ from caravan.registry.opening import open_registry
 from caravan.registry.registry import Registry
 from caravan.registry.rows import (
     RECIPE_FILES,
+    SERVED_TAG,
     ArtifactRow,
     Backend,
     CurvePoint,
@@ -19,7 +20,8 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "RECIPE_FILES", "ArtifactRow", "Backend", "CurvePoint", "LineageEdge", "MetricRow", "NoteRow",
+    "RECIPE_FILES", "SERVED_TAG", "ArtifactRow", "Backend", "CurvePoint", "LineageEdge",
+    "MetricRow", "NoteRow",
     "Registry", "RunRow", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState",
     "State", "open_registry", "upgrade",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from caravan.registry import queries, writes
 from caravan.registry.database import mask, open_engine, plain_errors
 from caravan.registry.models import now
 from caravan.registry.rows import (
+    SERVED_TAG,
     ArtifactRow,
     Backend,
     CurvePoint,
@@ -157,7 +158,8 @@ class Registry:
         in the store until they are collected.
 
         Raises:
-            RegistryError: one of them is pending or running, or is not there; all stay.
+            RegistryError: one of them is pending or running, has a model that is served, or is not
+                there; all stay.
         """
         with self._write() as session:
             for run_id in run_ids:
@@ -165,6 +167,12 @@ class Registry:
                 if run.state in queries.LIVE:
                     raise RegistryError(
                         f"run {run.id} is {run.state}; stop it first: caravan cancel {run.id}"
+                    )
+                if tag := next((tag for tag in run.tags if tag.startswith(SERVED_TAG)), None):
+                    raise RegistryError(
+                        f"run {run.id} has the tag {tag}: a server reads its model from the store; "
+                        f"stop that first (caravan serve --stop {tag.removeprefix(SERVED_TAG)}), "
+                        f"or take the tag away: caravan tag {run.id} --remove {tag}"
                     )
                 writes.delete_run(session, run.id)
 

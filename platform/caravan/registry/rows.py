@@ -12,6 +12,9 @@ from caravan.registry.states import State
 Direction = Literal["in", "out"]
 Backend = Literal["local", "kubeflow"]
 """Who executes a run."""
+SERVED_TAG = "serving:"
+"""What a tag of a run begins with whose model a server reads; the server's name follows."""
+
 RECIPE_FILES = "artifact:"
 """Before the digest in a run's `recipe_dir` that is an artifact."""
 
