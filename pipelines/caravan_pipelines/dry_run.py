@@ -67,17 +67,20 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
         CaravanError: at least one check failed.
     """
     failed = 0
+
+    def tell(state: str, style: str, says: str) -> None:
+        console.print(Text.assemble((f"{state:<8}", style), says), soft_wrap=True)
+
     for title, check in _checks(recipe, recipe_dir, settings, Seen()):
         try:
-            console.print(Text.assemble(("ok      ", "green"), f"{title}: {check()}"))
+            tell("ok", "green", f"{title}: {check()}")
         except CaravanError as error:
             failed += 1
-            console.print(Text.assemble(("failed  ", "red"), f"{title}: {below(title, error)}"))
+            tell("failed", "red", f"{title}: {below(title, error)}")
         except Exception as error:
             # Not foreseen, but the other checks still have something to tell.
             failed += 1
-            problem = f"{type(error).__name__}: {error}"
-            console.print(Text.assemble(("failed  ", "red"), f"{title}: {problem}"))
+            tell("failed", "red", f"{title}: {type(error).__name__}: {error}")
     if failed:
         raise CaravanError(f"{failed} of the checks failed; nothing was started")
 

@@ -122,6 +122,14 @@ def test_a_run_can_be_shown_compared_and_repeated_from_its_id(registry, settings
     assert (recipe, directory) == (changed.model_copy(update={"seed": 5}), mini.parent)
 
 
+def test_what_is_piped_is_neither_cut_nor_broken(registry, settings, mini, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    differences = command("recipe", "diff", "pocket", str(mini))
+    assert "│ mix.dataset_mixer_list[math-book].count " in differences
+    assert "…" not in differences
+    assert f"ok       work directory: {settings.home}, " in command("doctor")
+
+
 def test_ids_of_runs_are_whole_in_a_list_of_long_tags(registry, settings, mini, command):
     tags = tuple(f"a-long-tag-{i}" for i in range(8))
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent, tags=tags)

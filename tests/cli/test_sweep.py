@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from caravan.errors import RecipeError, StoreError
@@ -22,23 +24,39 @@ def settings(tmp_path):
 def sweep(settings, mini, monkeypatch, capsys):
     """A sweep over three betas whose runs end in the given states; gives what is printed."""
 
-    def call(*ends: State, code: int) -> str:
+    def call(*ends: State, code: int, over: str = "dpo.beta=1,2,5") -> str:
         left = iter(ends)
 
         def execute(run_id, settings, *, detach):
             state = next(left)
             with Registry(settings.resolved_registry_url) as registry:
                 registry.update_run_state(run_id, state)
+                train(registry, run_id, state)
             if state is not State.SUCCEEDED:
                 raise SystemExit(1)
 
         monkeypatch.setattr(command, "execute", execute)
         caravan = command_here(settings, monkeypatch, capsys)
-        printed = caravan("sweep", str(mini), "--over", "dpo.beta=1,2,5", code=code)
+        printed = caravan("sweep", str(mini), "--over", over, code=code)
         assert next(left, None) is None
         return printed
 
     return call
+
+
+def train(registry, run_id, state):
+    """Record the ends of an SFT that all runs share, and of a DPO that knows its beta."""
+    beta = registry.get_run(run_id).recipe["dpo"]["beta"]
+    sft = {"loss": 2.5, "grad_norm": 1.0}
+    for node, metrics in (("sft", sft), ("dpo", {"loss": 0.25, "rewards/margins": beta / 2})):
+        stage = registry.open_stage_run(run_id, node, node, f"{node}-{run_id}")
+        registry.log_metrics(stage.id, 1, {"validation/loss": 3.0 + beta * (node == "dpo")})
+        registry.finish_stage_run(stage.id, state, metrics=metrics)
+
+
+def rows(printed):
+    lines = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line[1:-1]] for line in lines]
 
 
 def states(settings):
@@ -51,11 +69,24 @@ def test_a_member_that_fails_does_not_keep_the_others_from_running(sweep, settin
     printed = sweep(*ends, code=1)
 
     assert states(settings) == ends
-    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in row[2:4]] for row in rows] == [
+    assert [row[1:3] for row in rows(printed)[:3]] == [
         ["succeeded", "dpo.beta=1"], ["failed", "dpo.beta=2"], ["succeeded", "dpo.beta=5"],
     ]  # fmt: skip
     assert "not started" not in printed
+
+
+def test_numbers_of_training_are_compared_where_they_differ(sweep, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    long = "dpo.learning_rate=0.000000500001,0.000000500002"
+    printed = sweep(State.SUCCEEDED, State.SUCCEEDED, code=0, over=long)
+    assert "dpo.learning_rate=0.000000500002" in printed  # whole, as no terminal is too narrow
+    assert "Training, where it differs" not in printed
+
+    printed = sweep(State.SUCCEEDED, State.FAILED, State.SUCCEEDED, code=1)
+    assert "│values│dpo margin│dpo held-out loss│" in re.sub(r" *┃ *", "│", printed)
+    assert rows(printed)[3:] == [
+        ["dpo.beta=1", "0.5", "4"], ["dpo.beta=2", "", ""], ["dpo.beta=5", "2.5", "8"],
+    ]  # fmt: skip
 
 
 def test_all_members_that_succeed_are_a_success(sweep):

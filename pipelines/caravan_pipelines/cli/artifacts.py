@@ -15,7 +15,7 @@ from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan.store.copies import copy_out
-from caravan_pipelines.cli.tables import columns, run_column
+from caravan_pipelines.cli.tables import columns, print_table, run_column
 
 
 def show(reference: str, *, as_json: bool) -> None:
@@ -48,7 +48,7 @@ def show(reference: str, *, as_json: bool) -> None:
     files = Table(*columns("file", "bytes", "sha256"))
     for file in manifest.files:
         files.add_row(Text(file.path), f"{file.size:,}", file.sha256[:12])
-    console.print(files)
+    print_table(console, files)
     runs = run_column(edge.run_id for edge in [*made_from, *made_into])
     lineage = Table(*columns("lineage"), runs, *columns("stage", "artifact"))
     for title, edges in (("made from", made_from), ("made into", made_into)):
@@ -57,7 +57,7 @@ def show(reference: str, *, as_json: bool) -> None:
                 title, Text(edge.run_id), Text(f"{edge.node} {edge.direction}"),
                 Text(f"{edge.name} {edge.digest[:12]}"),
             )  # fmt: skip
-    console.print(lineage)
+    print_table(console, lineage)
 
 
 def get(reference: str, to: Path) -> None:

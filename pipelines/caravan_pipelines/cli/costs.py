@@ -12,6 +12,7 @@ from rich.text import Text
 from caravan.operations.costs import StageCost, project_of, run_costs, stage_cost
 from caravan.registry import Registry, open_registry
 from caravan.settings import Settings, load_settings
+from caravan_pipelines.cli.tables import print_table
 
 
 def of_run(run_id: str, *, as_json: bool) -> None:
@@ -29,7 +30,7 @@ def of_run(run_id: str, *, as_json: bool) -> None:
     for cost in costs:
         _row(table, cost.node, [cost])
     _row(table, "all", costs)
-    Console().print(table)
+    print_table(Console(), table)
 
 
 def of_projects(*, as_json: bool) -> None:
@@ -50,7 +51,7 @@ def of_projects(*, as_json: bool) -> None:
     for project, costs in sorted(by_project.items()):
         budget = settings.budgets.get(project)
         _row(table, project or "(none)", costs, "" if budget is None else f"{budget:,.2f}")
-    Console().print(table)
+    print_table(Console(), table)
 
 
 def _by_project(registry: Registry, settings: Settings) -> dict[str, list[StageCost]]:

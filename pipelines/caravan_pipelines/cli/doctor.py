@@ -25,7 +25,8 @@ def doctor(*, as_json: bool) -> None:
         found.append(finding)
         if not as_json:
             state = (f"{finding.state:<9}", STYLE[finding.state])
-            console.print(Text.assemble(state, (f"{finding.name}: ", "bold"), finding.says))
+            said = Text.assemble(state, (f"{finding.name}: ", "bold"), finding.says)
+            console.print(said, soft_wrap=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     if any(finding.state is Outcome.BROKEN for finding in found):

@@ -17,7 +17,7 @@ from caravan.registry import Registry, RunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.follow import Lines, Seen, look
-from caravan_pipelines.cli.tables import duration, print_results
+from caravan_pipelines.cli.tables import duration, print_results, print_table
 from caravan_pipelines.launch import kubeflow
 from caravan_pipelines.launch.local_log import lines_of
 
@@ -152,7 +152,7 @@ def show_plan(recipe: Recipe, settings: Settings, console: Console) -> None:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for task in tasks:
         table.add_row(*_row(task))
-    console.print(table)
+    print_table(console, table)
     stages, pods = sum(len(task.nodes) for task in tasks), sum(task.pods for task in tasks)
     console.print(
         f"{stages} stages in {pods} pods; about {profile.pod_overhead_seconds:g} s each to start, "

@@ -48,15 +48,16 @@ def diff(old: FileOrRun, new: FileOrRun) -> None:
 
     from caravan.recipe.io import diff as recipe_diff
     from caravan_pipelines.cli.common import read_recipe
+    from caravan_pipelines.cli.tables import columns, print_table
 
     differences = recipe_diff(read_recipe(old)[0], read_recipe(new)[0])
     if not differences:
         print("no difference")
         return
-    table = Table("field", str(old), str(new))
+    table = Table(*columns("field", str(old), str(new)))
     for difference in differences:
         table.add_row(*(Text(str(value)) for value in difference))
-    Console().print(table)
+    print_table(Console(), table)
 
 
 @recipe.command()

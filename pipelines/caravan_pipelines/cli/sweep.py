@@ -16,7 +16,8 @@ from caravan.registry import Registry, ScoreRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli.common import find_recipe
 from caravan_pipelines.cli.run import execute
-from caravan_pipelines.cli.tables import STATE_STYLE, columns, run_column, score_cell
+from caravan_pipelines.cli.tables import STATE_STYLE, columns, print_table, run_column, score_cell
+from caravan_pipelines.cli.training import ends
 from caravan_pipelines.launch import kubeflow, local
 from caravan_pipelines.sweep import Member, new_tag, sweep_members
 
@@ -55,7 +56,9 @@ def sweep(
             refusal = error
             break
     with open_registry(settings) as registry:
-        console.print(sweep_table(runs, registry))
+        print_table(console, sweep_table(runs, registry))
+        if (course := course_table(runs, registry)) is not None:
+            print_table(console, course)
         done = [registry.get_run(run_id).state is State.SUCCEEDED for run_id, _ in runs]
     for member in members[len(runs) :]:
         console.print(Text(f"not started: {'  '.join(member.values)}"), soft_wrap=True)
@@ -98,4 +101,22 @@ def sweep_table(runs: Sequence[tuple[str, Member]], registry: Registry) -> Table
             Text("\n".join(member.values)),
             *cells,
         )
+    return table
+
+
+def course_table(runs: Sequence[tuple[str, Member]], registry: Registry) -> Table | None:
+    """What training came to in each run, as far as that differs between them."""
+    found = [
+        (member, {f"{stage.node} {name}": value for stage in registry.stage_runs(run_id)
+                  for name, value in ends(stage, registry).items()})
+        for run_id, member in runs
+    ]  # fmt: skip
+    names = list(dict.fromkeys(name for _, numbers in found for name in numbers))
+    names = [n for n in names if len({numbers[n] for _, numbers in found if n in numbers}) > 1]
+    if not names:
+        return None
+    table = Table(*columns("values", *names), title="Training, where it differs")
+    for member, numbers in found:
+        cells = (f"{numbers[name]:.4g}" if name in numbers else "" for name in names)
+        table.add_row(Text("\n".join(member.values)), *cells)
     return table

@@ -21,6 +21,8 @@ NUMBERS = {
     "objective/kl": "KL {:.3g}",
 }
 """Metrics that say how training goes, by name, in the order in which they are shown."""
+ENDS = {"loss": "loss", "rewards/margins": "margin", "margin": "margin", "reward": "reward"}
+"""Metrics that runs are compared by, and how they are called."""
 HELD_OUT = "validation/loss"
 """Measured now and then: its last value may be of an earlier step."""
 SPEED = "perf/tokens_per_second"
@@ -57,6 +59,16 @@ def print_course(console: Console, registry: Registry, stages: Iterable[StageRun
             console.print(Text(f"{stage.node}: {stage.warned}", style="yellow"), soft_wrap=True)
         if words := training(stage, registry):
             console.print(f"{stage.node}: {words}", highlight=False, markup=False, soft_wrap=True)
+
+
+def ends(stage: StageRunRow, registry: Registry) -> dict[str, float]:
+    """What the training of a finished stage came to, by the names that people use."""
+    if stage.state is not State.SUCCEEDED:
+        return {}
+    found = {ENDS[name]: value for name, value in stage.metrics.items() if name in ENDS}
+    if held_out := registry.metrics(stage.id, names=(HELD_OUT,), last_steps=1):
+        found["held-out loss"] = held_out[-1].value
+    return found
 
 
 def last_metrics(stage: StageRunRow, registry: Registry) -> dict[str, float]:
