@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
-from caravan.recipe.io import load_recipe, recipe_digest
+from caravan.recipe.io import recipe_digest
 
 TAG = "sweep:"
 
@@ -24,8 +23,10 @@ class Member:
     recipe: Recipe
 
 
-def sweep_members(path: Path, axes: Sequence[str], overrides: Sequence[str]) -> list[Member]:
-    """The recipe in `path` with each combination of the values of `axes`, such as
+def sweep_members(
+    load: Callable[[Sequence[str]], Recipe], axes: Sequence[str], overrides: Sequence[str]
+) -> list[Member]:
+    """The recipe that `load` gives, with each combination of the values of `axes`, such as
     `dpo.beta=1,2,5`.
 
     Raises:
@@ -40,7 +41,7 @@ def sweep_members(path: Path, axes: Sequence[str], overrides: Sequence[str]) -> 
                 f"--over {name}=1,2,5"
             )
     combinations = list(product(*(list(_values(axis)) for axis in axes)))
-    members = [Member(values, load_recipe(path, [*overrides, *values])) for values in combinations]
+    members = [Member(values, load([*overrides, *values])) for values in combinations]
     first: dict[str, Member] = {}
     for member in members:
         other = first.setdefault(recipe_digest(member.recipe), member)

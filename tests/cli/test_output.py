@@ -109,6 +109,7 @@ def test_a_run_can_be_shown_compared_and_repeated_from_its_id(registry, settings
     run_id = local.create_run(changed, settings, recipe_dir=mini.parent)
 
     assert "learning_rate: 0.0003" in command("recipe", "show", run_id)
+    assert f"{run_id}: valid, 22 stages" in command("recipe", "validate", run_id)
     differences = command("recipe", "diff", str(mini), run_id)
     assert [line.split()[1] for line in differences.splitlines() if line.startswith("│")] == [
         "sft.learning_rate"

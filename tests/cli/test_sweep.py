@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 
 from caravan.errors import RecipeError, StoreError
+from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan_command import command_here
@@ -24,7 +26,7 @@ def settings(tmp_path):
 def sweep(settings, mini, monkeypatch, capsys):
     """A sweep over three betas whose runs end in the given states; gives what is printed."""
 
-    def call(*ends: State, code: int, over: str = "dpo.beta=1,2,5") -> str:
+    def call(*ends: State, code: int, over: str = "dpo.beta=1,2,5", recipe: str = "") -> str:
         left = iter(ends)
 
         def execute(run_id, settings, *, detach):
@@ -37,7 +39,7 @@ def sweep(settings, mini, monkeypatch, capsys):
 
         monkeypatch.setattr(command, "execute", execute)
         caravan = command_here(settings, monkeypatch, capsys)
-        printed = caravan("sweep", str(mini), "--over", over, code=code)
+        printed = caravan("sweep", recipe or str(mini), "--over", over, code=code)
         assert next(left, None) is None
         return printed
 
@@ -89,6 +91,16 @@ def test_numbers_of_training_are_compared_where_they_differ(sweep, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_run_stands_for_its_recipe(sweep, settings):
+    sweep(State.SUCCEEDED, code=0, over="dpo.beta=7")
+    sweep(State.SUCCEEDED, code=0, over="sft.num_train_epochs=3", recipe="latest")
+
+    with Registry(settings.resolved_registry_url) as registry:
+        changed, first = (run.recipe for run in registry.list_runs())
+    assert (changed["dpo"]["beta"], changed["sft"]["num_train_epochs"]) == (7, 3)
+    assert first["sft"]["num_train_epochs"] != 3
+
+
 def test_all_members_that_succeed_are_a_success(sweep):
     sweep(*[State.SUCCEEDED] * 3, code=0)
 
@@ -130,4 +142,4 @@ def test_a_member_that_is_refused_comes_after_the_table_of_the_others(sweep, set
 )
 def test_a_sweep_that_would_run_the_same_twice_is_refused(mini, axes, said):
     with pytest.raises(RecipeError, match=said):
-        sweep_members(mini, axes, [])
+        sweep_members(partial(load_recipe, mini), axes, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from kfp_pipeline import End, Step
@@ -36,7 +37,7 @@ def launched(settings: Settings, recipe: Recipe | None = None, **options: object
 
 
 def launched_sweep(settings: Settings, axis: str) -> kubeflow.Submitted:
-    members = sweep_members(MINI, [axis], [])
+    members = sweep_members(partial(load_recipe, MINI), [axis], [])
     tags = [member.values for member in members]
     return kubeflow.launch_together(
         [member.recipe for member in members], settings, recipe_dir=MINI.parent, tags=tags

@@ -13,7 +13,7 @@ from caravan_pipelines.cli.artifact import artifact
 from caravan_pipelines.cli.data import data
 from caravan_pipelines.cli.metrics import metrics
 from caravan_pipelines.cli.model import model
-from caravan_pipelines.cli.recipe import File, FileOrRun, recipe
+from caravan_pipelines.cli.recipe import FileOrRun, recipe
 from caravan_pipelines.cli.registry import registry
 
 app = typer.Typer(
@@ -135,7 +135,7 @@ def launch(
 
 @app.command()
 def sweep(
-    recipe: File,
+    recipe: FileOrRun,
     over: Annotated[
         list[str], typer.Option("--over", metavar="PATH=V,V,...", help="Values of a field.")
     ],

@@ -17,17 +17,6 @@ def shipped_recipes() -> Path:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def find_recipe(name: Path) -> Path:
-    """The file called `name`, or the shipped recipe of that name.
-
-    Raises:
-        RecipeError: there is neither.
-    """
-    if (found := _file(name)) is not None:
-        return found
-    raise RecipeError(f"{name}: no such file, nor a shipped recipe of that name ({_shipped()})")
-
-
 def read_recipe(name: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
     """The recipe in the file called `name`, the shipped one of that name, or that of a run; and the
     directory that its relative paths are meant from.

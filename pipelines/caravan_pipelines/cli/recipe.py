@@ -9,23 +9,21 @@ import typer
 
 recipe = typer.Typer(help="Validate, show and compare recipes.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="Recipe file, or the name of a shipped one.")]
 FileOrRun = Annotated[
     Path, typer.Argument(help="Recipe file, the name of a shipped one, or a run (its recipe).")
 ]
 
 
 @recipe.command()
-def validate(file: File) -> None:
+def validate(file: FileOrRun) -> None:
     """Check a recipe; exit code 2 says what is wrong."""
-    from caravan.recipe.io import load_recipe, recipe_digest
-    from caravan_pipelines.cli.common import find_recipe
+    from caravan.recipe.io import recipe_digest
+    from caravan_pipelines.cli.common import read_recipe
     from caravan_pipelines.graph import stage_graph
 
-    path = find_recipe(file)
-    loaded = load_recipe(path)
+    loaded, _ = read_recipe(file)
     stages = len(stage_graph(loaded))
-    print(f"{path}: valid, {stages} stages, digest {recipe_digest(loaded)[:12]}")
+    print(f"{file}: valid, {stages} stages, digest {recipe_digest(loaded)[:12]}")
 
 
 @recipe.command()

@@ -14,7 +14,7 @@ from caravan.errors import CaravanError
 from caravan.evals.models import in_order, model_of
 from caravan.registry import Registry, ScoreRow, State, open_registry
 from caravan.settings import Settings, load_settings
-from caravan_pipelines.cli.common import find_recipe
+from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.run import execute
 from caravan_pipelines.cli.tables import STATE_STYLE, columns, print_table, run_column, score_cell
 from caravan_pipelines.cli.training import ends
@@ -25,12 +25,13 @@ from caravan_pipelines.sweep import Member, new_tag, sweep_members
 def sweep(
     recipe: Path, axes: list[str], overrides: list[str], tags: tuple[str, ...], *, on_cluster: bool
 ) -> None:
-    path, settings, console = find_recipe(recipe), load_settings(), Console()
-    members = sweep_members(path, axes, overrides)
+    settings, console = load_settings(), Console()
+    _, directory = read_recipe(recipe, overrides)
+    members = sweep_members(lambda values: read_recipe(recipe, values)[0], axes, overrides)
     tags = (*tags, new_tag())
     if on_cluster:
         submitted = kubeflow.launch_together(
-            [member.recipe for member in members], settings, recipe_dir=path.parent,
+            [member.recipe for member in members], settings, recipe_dir=directory,
             tags=[(*tags, *member.values) for member in members],
         )  # fmt: skip
         for run_id, member in zip(submitted.run_ids, members, strict=True):
@@ -43,7 +44,7 @@ def sweep(
         console.print(Text("  ".join(member.values), style="bold"), soft_wrap=True)
         try:
             run_id = local.create_run(
-                member.recipe, settings, recipe_dir=path.parent, tags=(*tags, *member.values)
+                member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.values)
             )
             runs.append((run_id, member))
             execute(run_id, settings, detach=False)
