@@ -2,7 +2,11 @@
 
 import os
 import pty
+import signal
 import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 from transformers import AutoTokenizer
@@ -13,6 +17,7 @@ from caravan.inference.chat import Chat
 from caravan.inference.loading import load_engine
 from caravan.recipe import Sampling
 from caravan_command import CARAVAN
+from caravan_pipelines.cli.chat import CONTROL
 
 GREEDY = Sampling(temperature=0.0, max_completion_length=8)
 
@@ -98,18 +103,44 @@ def test_a_terminal_talks_until_ctrl_d(finished, model):
     )  # fmt: skip
     os.close(theirs)
     shown = ""
-    for line in ("Salt?\n", "/reset\n", "/help\n", "\x04"):
-        shown += _until_prompt(ours)
+    for line in ("Salt?\n", "/reset\n", "/help\n", "half a line", "\x04"):
+        shown += _until(ours, "> ")
         os.write(ours, line.encode())
+        if line == "half a line":
+            _until(ours, line)
+            time.sleep(0.2)  # it waits for the next key
+            process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
     os.close(ours)
-    assert expected in shown
-    assert shown.count("/reset begins anew") == 2
+    assert CONTROL.sub(lambda one: f"\\x{ord(one[0]):02x}", expected) in shown
+    assert shown.count("/reset begins anew") == 3  # Ctrl-C leaves the line, not the chat
 
 
-def _until_prompt(terminal: int) -> str:
+def test_pasted_lines_are_one_turn_and_replies_are_no_commands_to_the_terminal():
+    script = """
+        from caravan_pipelines.cli import chat
+        class Echo:
+            def say(self, text, write): write(text); return True
+        chat.Chat.open, chat.model_path = lambda *_, **__: Echo(), lambda name: name
+        chat.chat("m", "", system="", temperature=0.0, max_tokens=1, seed=0)
+    """
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], env=os.environ | {"TERM": "xterm"},
+        stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(theirs)
+    _until(ours, "> ")
+    os.write(ours, b"\x1b[200~one\ntwo \xe2\x80\xa6 \x07\x1b[201~\n")
+    assert "one\ntwo … \\x07" in _until(ours, "> ")
+    os.write(ours, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(ours)
+
+
+def _until(terminal: int, end: str) -> str:
     shown = b""
-    while not shown.endswith(b"> "):
+    while not shown.endswith(end.encode()):
         shown += os.read(terminal, 4096)
     return shown.decode().replace("\r\n", "\n")
 

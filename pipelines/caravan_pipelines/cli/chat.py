@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 
@@ -13,6 +14,8 @@ from caravan.inference.engine import EngineError
 from caravan.recipe import Sampling
 from caravan_pipelines.cli.models import model_path
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal takes for commands."""
 HELP = "/reset begins anew, /system TEXT too with another system message; Ctrl-D ends"
 
 
@@ -36,11 +39,16 @@ def chat(
         print()
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  # lines can be edited
+        import readline  # lines can be edited
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one turn
     print(HELP)
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError):
         while True:
-            _turn(opened, input("> ").strip())
+            try:
+                _turn(opened, input("> ").strip())
+            except KeyboardInterrupt:  # meant for a reply that has just ended, or for the line
+                print(f"\n{HELP}")
     print()
 
 
@@ -62,4 +70,6 @@ def _turn(chat: Chat, line: str) -> None:
 
 
 def _write(text: str) -> None:
+    if sys.stdout.isatty():  # a reply is text, whatever it holds
+        text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     print(text, end="", flush=True)
