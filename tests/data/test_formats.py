@@ -293,6 +293,9 @@ def test_parquet_numbers_rows_over_batches(tmp_path: Path):
         ("r.jsonl", b'{"a": 1}\n{"a": "x\\ud800"}\n', r"row 2: '\\ud800' is half of a character"),
         ("r.json", b'[{"a": "\\ud83d\\ude00"}, {"a": "\\ude00"}]', "row 2: .* half of a character"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 3 + b'{"a": "\xe9"}\n'), "line 4: not UTF-8"),
+        ("r.json", b'{\n  "data": []\n}\n', "an object over several lines; write one row a line"),
+        ("r.csv", b"prompt;response\nq;a\n", "separated by ';'; write it with commas"),
+        ("r.csv", b"prompt\tresponse\nq\ta\n", r"separated by '\\t'; write it"),
         ("r.parquet", b"PAR1", "write the file again"),
     ],
 )

@@ -164,6 +164,10 @@ def _read_json(path: Path) -> Iterator[tuple[int, RawRow]]:
             for number, row in enumerate(_parse_json(text, f"{path}"), start=1):
                 yield number, _row(row, f"{path}, row {number}", halves=halves)
             return
+        if first.strip() == "{":
+            raise DataError(
+                f"{path}: an object over several lines; write one row a line, or one list of rows"
+            )
         while first:
             if first.strip():
                 where = f"{path}, row {number}"
@@ -211,6 +215,10 @@ def _read_csv(path: Path) -> Iterator[tuple[int, RawRow]]:
         # strict: a quote that is never closed would take all rows after it into one cell.
         reader = csv.DictReader(file, strict=True)
         names = reader.fieldnames or ()
+        if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
+            raise DataError(
+                f"{path}: its columns are separated by {other[0]!r}; write it with commas"
+            )
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(
                 f"{path}: more than one column is called {twice[0]!r}; rename all but one"
