@@ -252,12 +252,27 @@ def rlvr(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     reward_model: str = "",
-) -> str:
-    """Reinforcement learning with verifiable rewards; returns the model."""
+) -> NamedTuple("Reinforced", [("model", str), ("candidates", dict)]):
+    """Reinforcement learning with verifiable rewards; returns the model, or by their steps those
+    that it is yet to be selected from."""
     from caravan_pipelines.step import run_step
 
     inputs = {"policy": policy, "dataset": dataset, "reward_model": reward_model}
-    return run_step(run, "rlvr", inputs, metrics, summary)["model"]
+    out = run_step(run, "rlvr", inputs, metrics, summary)
+    return (out.pop("model", ""), {k: v for k, v in out.items() if k.startswith("step-")})
+
+
+@component
+def select(
+    run: str,
+    candidates: dict,  # type: ignore[type-arg]
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> str:
+    """Take the best of the models that RLVR went through; returns it."""
+    from caravan_pipelines.step import run_step
+
+    return run_step(run, "select", candidates, metrics, summary)["model"]
 
 
 @component

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from caravan.errors import RecipeError
 from caravan.evals.models import EVALUATE, MODELS
-from caravan.recipe import Config, EngineConfig, Recipe, Resources, RespondConfig
+from caravan.recipe import Config, EngineConfig, EvaluateConfig, Recipe, Resources, RespondConfig
 from caravan.stages.configs import (
     CurateStageConfig,
     DecontaminateStageConfig,
@@ -61,8 +61,11 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     if recipe.reward_model:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
     if recipe.rlvr:
-        rewarding = RLVRStageConfig(**recipe.rlvr.model_dump(), verifiers=recipe.verifiers)
-        nodes.append(Node("rlvr", "rlvr", rewarding))
+        nodes.append(Node("rlvr", "rlvr", RLVRStageConfig.of(recipe.rlvr, recipe.verifiers)))
+        if recipe.rlvr.select:
+            assert recipe.evaluate is not None, "select names tasks of evaluate"
+            suite = recipe.evaluate.only(recipe.rlvr.select.tasks)
+            nodes.append(Node("select", "select", _asking(recipe, suite)))
     return (*nodes, *_evaluation_nodes(recipe))
 
 
@@ -118,20 +121,27 @@ def _pair_nodes(recipe: Recipe) -> list[Node]:
 def _evaluation_nodes(recipe: Recipe) -> list[Node]:
     if not recipe.evaluate:
         return []
-    nodes: list[Node] = []
-    rater = recipe.evaluate.judge
-    engine = _engine(recipe, rater.engine) if rater and rater.kind == "llm" else None
-    safety = recipe.evaluate.safety_judge
-    classifier = _engine(recipe, safety.engine) if safety else None
-    for i, name in enumerate(evaluations(recipe)):
-        suite = recipe.evaluate.shard(i % recipe.evaluate.shards)
-        own = {t.verifier: recipe.verifiers[t.verifier] for t in suite.tasks
-               if t.verifier in recipe.verifiers}  # fmt: skip
-        asking = EvaluateStageConfig(
-            evaluate=suite, engine=engine, safety_engine=classifier, verifiers=own
-        )
-        nodes.append(Node(name, "evaluate", asking))
+    shards = recipe.evaluate.shards
+    asked = [_asking(recipe, recipe.evaluate.shard(i)) for i in range(shards)]
+    nodes = [
+        Node(name, "evaluate", asked[i % shards]) for i, name in enumerate(evaluations(recipe))
+    ]
     return [*nodes, Node("report", "report", recipe.report)]
+
+
+def _asking(recipe: Recipe, suite: EvaluateConfig) -> EvaluateStageConfig:
+    """The tasks of `suite`, with who decides about the replies."""
+    rater, safety = suite.judge, suite.safety_judge
+    return EvaluateStageConfig(
+        evaluate=suite,
+        engine=_engine(recipe, rater.engine) if rater and rater.kind == "llm" else None,
+        safety_engine=_engine(recipe, safety.engine) if safety else None,
+        verifiers={
+            t.verifier: recipe.verifiers[t.verifier]
+            for t in suite.tasks
+            if t.verifier in recipe.verifiers
+        },
+    )
 
 
 def evaluated_models(recipe: Recipe) -> list[str]:

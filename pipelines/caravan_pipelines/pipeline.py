@@ -112,8 +112,10 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
         if recipe.rlvr:
             policy = models.get("dpo", start)
             rewarding = {"reward_model": reward_model} if recipe.rlvr.reads_reward_model else {}
-            trained = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **rewarding)
-            models["rlvr"] = out(trained)
+            made = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **rewarding).outputs
+            models["rlvr"] = made["model"]
+            if recipe.rlvr.select:
+                models["rlvr"] = out(step(c.select, "select", candidates=made["candidates"]))
 
         if evaluate:
             step(

@@ -121,6 +121,15 @@ def test_a_recipe_of_some_stages_runs_each_once_and_starts_from_its_base(name, t
             assert recorder.inputs(node)[MODEL_INPUTS[node]] == "base/Output"
 
 
+def test_the_selected_policy_is_the_one_that_is_evaluated(big):
+    assert big.inputs("select")["candidates"] == "rlvr/candidates"
+    evaluations = [s for s in big.steps if s.name.partition(".")[0] == "evaluate"]
+    assert {big.inputs(step.name)["rlvr"] for step in evaluations} == {"select/Output"}
+    pod = pod_of(big.step("select"), run_id="r1", service_account="stage")
+    limits = pod["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "1"  # as of evaluate: rlvr itself has eight
+
+
 def test_a_stage_gets_what_its_recipe_asks_for(big):
     pod = pod_of(big.step("dpo"), run_id="r1", service_account="stage")
     (container,) = pod["spec"]["containers"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -69,6 +70,41 @@ def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, ca
     seconds = {stage["name"]: stage["seconds"] for stage in shown["stages"]}
     assert {name: seconds[name] for name in finished_before} == finished_before, "repeated"
     assert caravan.digests() == undisturbed.digests()
+
+
+def test_the_policy_that_scores_best_is_the_one_that_is_evaluated(
+    undisturbed, caravan, mini, tmp_path
+):
+    shutil.copytree(undisturbed.home, caravan.home)  # all stages up to RLVR are done
+    last = next(s for s in undisturbed.show()["stages"] if s["name"] == "rlvr")["artifacts"]
+    chosen_by = "rlvr.select={every: 2, tasks: [math, constraints]}"
+    process = caravan.start("run", str(mini), "--set", chosen_by)
+    caravan.wait_for(lambda: (caravan.stage("rlvr") or {}).get("done") == 3)
+    process.kill()
+    process.wait()
+    caravan.wait_for(lambda: not caravan.processes(), seconds=60)
+    caravan("resume", "latest")
+
+    stages = {stage["name"]: stage for stage in caravan.show()["stages"]}
+    assert [name for name in stages if not stages[name]["reused"]] == [
+        "rlvr", "select", "evaluate-rlvr", "report",
+    ]  # fmt: skip
+    kept = stages["rlvr"]["artifacts"]
+    assert set(kept) == {"step-2", "step-4", "step-5", "rollouts"}
+    assert kept["step-5"] == last["model"]
+    assert kept["rollouts"] == last["rollouts"]
+
+    caravan("artifact", "get", "latest:select/report", "--to", str(tmp_path / "report"))
+    shown = json.loads((tmp_path / "report" / "selection.json").read_text())
+    means = {one["step"]: one["mean"] for one in shown["candidates"]}
+    assert list(means) == [2, 4, 5]
+    assert shown["step"] == max(means, key=means.get)  # the first of them
+    taken = stages["select"]["artifacts"]["model"]
+    assert taken == kept[f"step-{shown['step']}"]
+    evaluated = caravan("artifact", "show", "--json", "latest:evaluate-rlvr/evaluation").stdout
+    assert taken in json.loads(evaluated)["made_from"]
+    curve = caravan("metrics", "latest", "--stage", "select", check=False).stdout
+    print(curve)
 
 
 def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):

@@ -22,6 +22,7 @@ from caravan_pipelines.pipeline import build_pipeline
 from parts import PARTS, part
 
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
+SELECT = "rlvr.select={{every: 2, tasks: [{tasks}]}}"
 FULL_GRAPH = [
     "base", "curate", "synthesize", "decontaminate", "mix", "sft", "sample-prompts", "judge",
     "pair", "reference", "dpo", "reward-model", "rlvr", "evaluate-base", "evaluate-sft",
@@ -89,6 +90,29 @@ def test_a_changed_verifier_of_ones_own_is_a_new_stage_where_it_decides(tmp_path
     ]  # fmt: skip
     packed = {path.name for path in recipe_files(recipe, tmp_path)}
     assert packed == {"own.py", "qa.jsonl"}
+
+
+def test_what_policies_are_selected_by_does_not_change_how_they_are_trained():
+    pocket = RECIPES / "pocket.yaml"
+    chosen = {
+        tasks: {
+            node.name: node.config
+            for node in stage_graph(load_recipe(pocket, [SELECT.format(tasks=tasks)]))
+        }
+        for tasks in ("math", "math, constraints")
+    }
+    by_math, by_both = chosen.values()
+    assert [name for name in by_math if by_math[name] != by_both[name]] == ["select"]
+    without = {node.name: node.config for node in stage_graph(load_recipe(pocket))}
+    assert set(by_math) - set(without) == {"select"}
+    assert [name for name in without if without[name] != by_math[name]] == ["rlvr"]
+    assert [task.name for task in by_both["select"].evaluate.tasks] == ["math", "constraints"]
+
+
+def test_a_recipe_that_selects_nothing_has_the_keys_that_it_had():
+    recipe = load_recipe(RECIPES / "pocket.yaml")
+    assert "select" not in recipe.rlvr.model_dump()
+    assert "keep_every" not in find_node(recipe, "rlvr").config.model_dump()
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])

@@ -155,6 +155,20 @@ def test_replies_whose_keys_and_values_do_not_fit_are_a_problem(mini):
     assert "lower prompts_per_step" in problem
 
 
+def test_selecting_asks_every_policy_that_is_kept_and_says_what_they_take(tulu):
+    def planned(every):
+        rlvr = tulu.rlvr.derive(max_steps=1000, select={"every": every, "tasks": ["math"]})
+        return plan_of(tulu.derive(rlvr=rlvr))
+
+    often, rarely = planned(100), planned(300)
+    assert stage(often, "select").rows == 5000 * 10
+    assert stage(rarely, "select").rows == 5000 * 4  # 300, 600, 900 and the last
+    assert stage(often, "select").seconds > 2.4 * stage(rarely, "select").seconds
+    assert stage(often, "select").memory_gib == stage(often, "evaluate-rlvr").memory_gib
+    (note,) = (note for note in often.notes if note.startswith("rlvr keeps"))
+    assert "10 policies of 29.9 GiB" in note
+
+
 def test_a_reference_that_does_not_fit_is_named(tulu):
     assert stage(plan_of(tulu), "reference").problem == ""
     old = tulu.dpo.resources.derive(gpu_type="a100-40gb")
@@ -201,7 +215,8 @@ def test_a_safety_classifier_adds_its_own_work_to_an_evaluation(tulu):
         return stage(plan_of(recipe), "evaluate-sft")
 
     safe = tuple(task for task in tulu.evaluate.tasks if task.group == "safety")
-    asked = tulu.derive(evaluate=tulu.evaluate.derive(tasks=safe))
+    unselected = tulu.rlvr.derive(select=None)
+    asked = tulu.derive(rlvr=unselected, evaluate=tulu.evaluate.derive(tasks=safe))
     unjudged = asked.derive(evaluate=asked.evaluate.derive(safety_judge=None))
     with_it, without = evaluation(asked), evaluation(unjudged)
     assert with_it.rows == without.rows == sum([320, 450, 749, 400, 300, 2210])

@@ -58,6 +58,10 @@ pair: {}
 OWN_PAIRS = "{name: mine, origin: {paths: [p.jsonl], kind: files}, license: MIT, skill: chat}"
 
 
+def selecting(every: int, tasks: str) -> str:
+    return f"rlvr: {{algorithm: {{kind: grpo}}, select: {{every: {every}, tasks: {tasks}}}}}\n"
+
+
 def refusal(text: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text, overrides, file="r.yaml")
@@ -214,6 +218,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("rlvr: {algorithm: {kind: grpo}, num_train_epochs: 2}", "has no num_train_epochs"),
         ("rlvr: {algorithm: {kind: grpo}, on_non_finite: skip}", "cannot leave a step out"),
         ("rlvr: {algorithm: {kind: grpo}, sampling: {temperature: 0}}", "temperature above 0"),
+        (selecting(400, "[gsm8k]"), "select.every 400 keeps no policy before the last of"),
+        (
+            selecting(9, "[gsm]"),
+            "rlvr.select.tasks[0]: 'gsm' is no task under evaluate.tasks; did you mean 'gsm8k'?",
+        ),
+        (selecting(9, "[gsm8k, gsm8k]"), "rlvr.select.tasks[1]: 'gsm8k' is there twice"),
         (
             "rlvr: {algorithm: {kind: grpo}, reward_model_multiplier: 1.0}",
             "rlvr.reward_model_multiplier: the recipe has no reward model to score with; add",
@@ -256,8 +266,34 @@ def test_a_contradiction_between_sections_is_refused(added: str, message: str) -
 
 
 @pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            "[{name: gsm8k, task: gsm8k, suite: unseen}]",
+            "rlvr.select.tasks[0]: 'gsm8k' is of the suite unseen, whose scores tell nothing new "
+            "of a model that was chosen by them; take a task of the suite dev",
+        ),
+        (
+            "[{name: gsm8k, task: gsm8k}, {name: chat, task: pocket-chat}]",
+            "rlvr.select.tasks: chat has ratings from 1 to 5, the others shares from 0 to 1",
+        ),
+    ],
+)
+def test_rlvr_selects_by_development_tasks_of_one_scale(tasks: str, message: str) -> None:
+    names = "[gsm8k, chat]" if "chat" in tasks else "[gsm8k]"
+    text = SMALL.replace("\n    - {name: gsm8k, task: gsm8k}", f" {tasks}")
+    assert message in refusal(text + selecting(9, names))
+    assert parse_recipe(SMALL + selecting(9, "[gsm8k]"))
+
+
+@pytest.mark.parametrize(
     ("left_out", "added", "message"),
     [
+        (
+            "evaluate",
+            selecting(9, "[gsm8k]"),
+            "rlvr.select.tasks: gsm8k would be tasks of evaluate, which the recipe lacks; add it",
+        ),
         ("curate", "", "sft: needs the rows of sources; add curate, or leave sft out"),
         (
             "sft",

@@ -181,6 +181,17 @@ def test_the_published_ppo_settings(small: Recipe) -> None:
     assert small.rlvr.sampling.max_completion_length == 2048
 
 
+def test_the_policy_is_selected_as_in_section_6_4(small: Recipe, large: Recipe) -> None:
+    for recipe, every in ((small, 100), (large, 40)):
+        assert recipe.rlvr.select is not None
+        assert recipe.rlvr.select.every == every
+        asked = {t.name: (t.task, t.suite) for t in recipe.tasks}
+        assert [asked[name] for name in recipe.rlvr.select.tasks] == [
+            ("math", "dev"),
+            ("ifeval", "dev"),
+        ]
+
+
 def test_decontamination_as_in_section_3_2(small: Recipe) -> None:
     settings = small.decontaminate
     assert settings.ngram_size == 8
@@ -260,5 +271,6 @@ def test_70b_differs_from_8b_in_nothing_but_this(small: Recipe, large: Recipe) -
         "rlvr.prompts_per_step": 640,
         "rlvr.max_steps": 400_000 // 640,
         "rlvr.save_steps": 40,
+        "rlvr.select.every": 40,
         "rlvr.resources.nodes": 6,
     }

@@ -45,7 +45,7 @@ class Finished:
         self.registry.start_stage_run(opened.id, inputs)
         stored = {}
         for name, directory in outputs.items():
-            kind = "model" if name == "model" else "report"
+            kind = "model" if name == "model" or name.startswith("step-") else "report"
             artifact = self.store.put(directory, kind)
             stored[name] = (artifact, self.store.uri(artifact.digest))
         self.registry.succeed_stage_run(opened.id, stored, **more)

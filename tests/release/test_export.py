@@ -13,6 +13,8 @@ from caravan.errors import CaravanError
 from caravan.recipe.io import recipe_digest
 from caravan.release.export import export_model
 
+from .conftest import SCORE
+
 CHAT = [{"role": "user", "content": "How many bags does the camel carry?"}]
 
 
@@ -54,6 +56,32 @@ def test_what_rlvr_has_trained_is_sampled_as_it_was_trained(finished, caravan, t
     config = GenerationConfig.from_pretrained(tmp_path / "rl")
     assert (config.do_sample, config.temperature, config.top_p) == (True, 0.7, 1.0)
     assert config.max_new_tokens is None
+
+
+def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, caravan, tmp_path):
+    base, sft, dpo = (finished.store.fetch(finished.output(n)) for n in ("base", "sft", "dpo"))
+    report = finished.store.fetch(finished.output("evaluate-dpo", "evaluation"))
+    candidates = {"step-2": sft, "step-4": dpo}
+    finished.run_id = finished.registry.create_run(
+        finished.recipe.model_dump(mode="json"), name="rl", seed=1, recipe_digest="d" * 64
+    )
+    finished.stage("base", {}, {"model": base})
+    finished.stage("rlvr", {"policy": finished.output("base")}, candidates)
+    made = {name: finished.output("rlvr", name) for name in candidates}
+    finished.stage("select", made, {"model": sft}, metrics={"step": 2})
+    finished.stage("evaluate-rlvr", {"model": finished.output("select")},
+                   {"evaluation": report}, scores=[SCORE])  # fmt: skip
+
+    chosen = caravan("model", "card", "latest:select/model")
+    assert "base → rlvr → select." in chosen
+    assert "| step of rlvr | 2 |" in chosen
+    assert "| math | dev | accuracy | 64.5 |" in chosen
+    other = caravan("model", "card", "latest:rlvr/step-4")
+    assert "base → rlvr." in other
+    assert "not evaluated" in other
+    caravan("model", "export", "latest:rlvr/step-4", str(tmp_path / "one"))
+    assert (tmp_path / "one" / "model.safetensors").is_file()
+    assert "has: base/model" in caravan("model", "export", "latest:rlvr/model", "x", code=2)
 
 
 def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):

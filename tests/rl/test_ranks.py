@@ -72,6 +72,19 @@ def test_two_ranks_take_the_steps_of_one_process(inputs, context, algorithm, opt
         assert apart < 0.05 * way, name
 
 
+def test_ranks_keep_whole_policies_along_the_way(inputs, context):
+    settings = config(GRPO, max_steps=3, zero_stage=3, resources=TWO)
+    kept, last = context("kept"), context("last")
+    rlvr.run(settings.derive(keep_every=1), inputs, kept)
+    rlvr.run(settings, inputs, last)
+    weights = {
+        path.parent.name: path.read_bytes() for path in kept.root.glob("out/*/model.safetensors")
+    }
+    assert set(weights) == {"step-1", "step-2", "step-3"}
+    assert weights["step-3"] == (last.root / "out" / "model" / "model.safetensors").read_bytes()
+    assert weights["step-1"] != weights["step-3"]
+
+
 @dataclass
 class Evicted(Evicting, Context):
     after: int = 1

@@ -5,6 +5,7 @@ Decoding is bound by memory or by operations, whichever is slower.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from caravan.errors import CaravanError
@@ -131,6 +132,28 @@ def evaluate(
         flops=sum(p.flops for p in (*plans, *judges)),
         memory_gib=max(p.memory_gib for p in (*plans, *judges)),
         problem=next((p.problem for p in (*plans, *judges) if p.problem), ""),
+    )  # fmt: skip
+
+
+def select(
+    planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
+) -> StagePlan:
+    """One evaluation after another, and a note of what their models take in the store."""
+    rlvr = planned.recipe.rlvr
+    assert rlvr is not None
+    assert rlvr.select is not None
+    count = math.ceil(rlvr.max_steps / rlvr.select.every)
+    gib = 4 * planned.shape.parameters / GIB
+    planned.notes.append(
+        f"rlvr keeps {count:,} policies of {gib:,.1f} GiB to select from, {count * gib:,.0f} GiB "
+        "in the store and beside rlvr and select while they run; raise rlvr.select.every, or lower "
+        "rlvr.max_steps, for fewer"
+    )
+    once = evaluate(planned, node, placement, config)
+    start = placement.device.start_seconds
+    return replace(
+        once, seconds=start + count * (once.seconds - start), rows=count * once.rows,
+        tokens=count * once.tokens, flops=count * once.flops,
     )  # fmt: skip
 
 

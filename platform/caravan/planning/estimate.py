@@ -80,6 +80,8 @@ def _stage(planned: PlannedRecipe, node: Node, gpu: str | None) -> StagePlan:
             return asking_stages.judge(planned, node, placement, config)
         case SynthesizeStageConfig():
             return asking_stages.synthesize(planned, node, placement, config)
+        case EvaluateStageConfig() if node.stage == "select":
+            return asking_stages.select(planned, node, placement, config)
         case EvaluateStageConfig():
             return asking_stages.evaluate(planned, node, placement, config)
     return rows_stage(planned, node, placement)

@@ -69,6 +69,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
         yield from refused_licenses(recipe.curate)
     yield from _refused_licenses_of_pairs(recipe)
     yield from _missing_stages(recipe)
+    yield from _unselectable(recipe)
 
 
 def doubts(recipe: Recipe) -> Iterator[str]:
@@ -333,6 +334,39 @@ def _missing_stages(recipe: Recipe) -> Iterator[str]:
                 "rlvr.reward_model_multiplier: the recipe has no reward model to score with; add "
                 "reward_model (one that exists by its model_name_or_path), or set it to 0"
             )
+
+
+def _unselectable(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with the tasks that RLVR's result is selected by."""
+    from caravan.evals.tasks import TASKS
+
+    if recipe.rlvr is None or recipe.rlvr.select is None:
+        return
+    chosen, tasks = recipe.rlvr.select.tasks, {task.name: task for task in recipe.tasks}
+    if recipe.evaluate is None:
+        yield (
+            f"rlvr.select.tasks: {_listed(chosen)} would be tasks of evaluate, which the recipe "
+            "lacks; add it, or leave rlvr.select out"
+        )
+        return
+    for i, name in enumerate(chosen):
+        if name not in tasks:
+            known = suggest(name, tasks)
+            yield f"rlvr.select.tasks[{i}]: {name!r} is no task under evaluate.tasks{known}"
+        elif tasks[name].suite == "unseen":
+            yield (
+                f"rlvr.select.tasks[{i}]: {name!r} is of the suite unseen, whose scores tell "
+                "nothing new of a model that was chosen by them; take a task of the suite dev"
+            )
+        elif chosen.index(name) < i:
+            yield f"rlvr.select.tasks[{i}]: {name!r} is there twice; leave one out"
+    known_tasks = [tasks[n] for n in chosen if n in tasks and tasks[n].task in TASKS]
+    rated = [task.name for task in known_tasks if TASKS[task.task].judged]
+    if rated and len(rated) < len(known_tasks):
+        yield (
+            f"rlvr.select.tasks: {_listed(rated)} has ratings from 1 to 5, the others shares from "
+            "0 to 1, and the mean of both would follow the ratings; take tasks of one kind"
+        )
 
 
 def _needs_sft(recipe: Recipe) -> Iterator[str]:

@@ -52,6 +52,15 @@ class GRPOConfig(Config):
     """Divide advantages by the group's standard deviation; False is Dr. GRPO (arXiv:2503.20783)."""
 
 
+class SelectConfig(Config):
+    """Which of the policies that RLVR goes through is its result: the best on these tasks."""
+
+    every: PositiveInt
+    """The policy is kept after every so many steps, and after the last."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides."""
+
+
 class RLVRConfig(TrainingConfig):
     """Reinforcement learning with verifiable rewards, with those of a reward model, or both."""
 
@@ -86,6 +95,8 @@ class RLVRConfig(TrainingConfig):
     """Those that have a verifier, or all: a reward model scores what no verifier can check."""
     skills: tuple[Name, ...] = ()
     """Skills whose prompts are trained on; empty takes all."""
+    select: SelectConfig | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Choose among the policies along the way; None takes the last."""
 
     @property
     def reads_reward_model(self) -> bool:
@@ -134,5 +145,11 @@ class RLVRConfig(TrainingConfig):
             raise ValueError(
                 "rlvr learns from what it samples, and at sampling.temperature 0 all completions "
                 "of a prompt are the same; take a temperature above 0"
+            )
+        if self.select is not None and self.select.every >= self.max_steps:
+            raise ValueError(
+                f"select.every {self.select.every} keeps no policy before the last of max_steps "
+                f"{self.max_steps}, so there is nothing to select from; lower it, or leave select "
+                "out"
             )
         return self

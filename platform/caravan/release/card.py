@@ -64,21 +64,21 @@ def _opening(facts: ModelFacts) -> Iterator[str]:
     yield f"# {cell(title(facts))}\n"
     if description := facts.run.recipe.get("description"):
         yield f"{cell(description)}\n"
-    made = " → ".join(stage.node for stage in facts.before if "model" in stage.outputs)
+    made = " → ".join(stage.node for stage in facts.models)
     yield f"Made from {base} by the recipe `{cell(facts.run.name)}`: {made}.\n"
 
 
 def _training(facts: ModelFacts) -> Iterator[str]:
     yield "## Training\n"
-    for stage in facts.before:
-        if "model" not in stage.outputs:
-            continue
+    for stage in facts.models:
         settings = dict(_flat(facts.settings(stage)))
         if names := HYPERPARAMETERS.get(stage.stage):
             settings = {name: settings[name] for name in names if name in settings}
         if stage.stage == "merge":
             settings = {f"weight of {name}": stage.metrics.get(f"weight/{name.split('-')[1]}", "")
                         for name in stage.inputs}  # fmt: skip
+        if stage.stage == "select":
+            settings = {"step of rlvr": f"{stage.metrics.get('step', 0):.0f}"}
         yield f"### {stage.node}\n"
         if settings:
             yield "\n".join(table(("setting", "value"), settings.items()))

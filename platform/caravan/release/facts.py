@@ -50,6 +50,8 @@ class ModelFacts:
     """The stage run of `run` that gave the model."""
     before: tuple[StageRunRow, ...]
     """The stage runs that the model was made by, itself the last, in the order of the run."""
+    models: tuple[StageRunRow, ...] = ()
+    """Those of them that gave a model."""
     sources: tuple[DataSource, ...] = ()
     pairs: tuple[PairsSource, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
@@ -109,12 +111,15 @@ def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "")
     nodes = {edge.node for edge in made}
     stage = next(s for s in stages if digest in s.outputs.values() and s.node == own.node)
     reports = _Reports(store, {s.node: s.outputs for s in stages if s.node in nodes})
-    scores = [s for s in registry.scores(run.id) if model_of(s.node) == stage.node]
+    asked = {s.node for s in stages if model_of(s.node) and s.inputs.get("model") == digest}
+    scores = [s for s in registry.scores(run.id) if s.node in asked]
     before = tuple(s for s in stages if s.node in nodes)
+    gave = {edge.node for edge in made if edge.kind == "model"}
     base = run.recipe.get("base_model", {})
     return ModelFacts(
         digest=digest, run=run, stage=stage,
-        before=before, sources=_sources(run.recipe, reports, trained_by_source(before)),
+        before=before, models=tuple(s for s in before if s.node in gave),
+        sources=_sources(run.recipe, reports, trained_by_source(before)),
         pairs=tuple(pairs for stage in before for pairs in _pairs(run.recipe, stage)),
         scores=tuple(scores),
         base=base.get("model_name_or_path", ""), revision=base.get("revision"),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import Self
 
+from pydantic import Field, PositiveInt
+
 from caravan.recipe import (
     Config,
     CurateConfig,
@@ -123,6 +125,15 @@ class ReferenceStageConfig(Config):
 class RLVRStageConfig(RLVRConfig):
     verifiers: dict[Name, str] = {}  # noqa: RUF012
     """The recipe's own, by name; rows say which they mean."""
+    keep_every: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Steps between two policies that are given out to select from; None gives out the last one
+    alone. By what they are selected is not this stage's matter."""
+
+    @classmethod
+    def of(cls, rlvr: RLVRConfig, verifiers: dict[Name, str]) -> Self:
+        settings = rlvr.model_dump(exclude={"select"})
+        every = None if rlvr.select is None else rlvr.select.every
+        return cls(**settings, verifiers=verifiers, keep_every=every)
 
 
 class EvaluateStageConfig(Config):

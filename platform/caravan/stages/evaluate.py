@@ -9,10 +9,11 @@ hash of the chat template that the model was asked in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
@@ -56,6 +57,17 @@ SCORES = "scores.json"
 Loaded = Sequence[tuple[EvalTask, list[EvalInstance]]]
 Replies = list[list[Generation]]
 Answered = Sequence[tuple[EvalTask, list[EvalInstance], Replies]]
+Progress = Callable[[int, int], None]
+"""Told how much of how much is done."""
+
+
+class Evaluated(NamedTuple):
+    rows: list[ScoredCompletion]
+    """Every reply with its score."""
+    scores: list[Score]
+    """Of each task first the one that it is known by."""
+    template: str | None
+    """Hash of the chat template that the model was asked in."""
 
 
 def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -67,21 +79,11 @@ def external_files(config: EvaluateStageConfig, recipe_dir: Path) -> Iterable[Pa
 def run(
     config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
-    suite = config.evaluate
-    _check_judges(config)
-    loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
-    with own_verifiers(config.verifiers, context.recipe_dir) as of_recipe:
-        replies, template = _ask(loaded, inputs["model"], suite, context)
-        answered, silent = _divided(loaded, replies)
-        found = _score(answered, config, context, VERIFIERS | of_recipe)
-    rows: list[ScoredCompletion] = []
-    scores: list[Score] = []
+    found = evaluate_model(inputs["model"], config, context, context.progress)
     metrics: dict[str, float] = {}
-    for task in suite.tasks:
-        own = found[task.name] + silent[task.name]
-        rows += own
-        of_task = task_scores(task, definition_of(task), own)
-        scores += of_task
+    for task in config.evaluate.tasks:
+        own = [row for row in found.rows if row.task == task.name]
+        of_task = [score for score in found.scores if score.task == task.name]
         if of_task:
             metrics[task.name] = of_task[0].value
         metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
@@ -89,11 +91,30 @@ def run(
         metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
         metrics[f"{task.name}/undecided_share"] = _share(row.score is None for row in own)
     directory = context.output("evaluation", "report")
-    write_rows(directory / INSTANCES, rows)
-    write_json(directory / SCORES, scores_document(suite.tasks, scores))
-    if template is not None:
-        write_stamp(directory, template)
-    return StageResult(metrics=metrics, scores=tuple(scores))
+    write_rows(directory / INSTANCES, found.rows)
+    write_json(directory / SCORES, scores_document(config.evaluate.tasks, found.scores))
+    if found.template is not None:
+        write_stamp(directory, found.template)
+    return StageResult(metrics=metrics, scores=tuple(found.scores))
+
+
+def evaluate_model(
+    model: Path, config: EvaluateStageConfig, context: StageContext, progress: Progress
+) -> Evaluated:
+    suite = config.evaluate
+    _check_judges(config)
+    loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
+    with own_verifiers(config.verifiers, context.recipe_dir) as of_recipe:
+        replies, template = _ask(loaded, model, suite, context.seed, progress)
+        answered, silent = _divided(loaded, replies)
+        found = _score(answered, config, context, VERIFIERS | of_recipe)
+    rows: list[ScoredCompletion] = []
+    scores: list[Score] = []
+    for task in suite.tasks:
+        own = found[task.name] + silent[task.name]
+        rows += own
+        scores += task_scores(task, definition_of(task), own)
+    return Evaluated(rows, scores, template)
 
 
 def _check_judges(config: EvaluateStageConfig) -> None:
@@ -113,7 +134,7 @@ def _check_judges(config: EvaluateStageConfig) -> None:
 
 
 def _ask(
-    loaded: Loaded, model: Path, suite: EvaluateConfig, context: StageContext
+    loaded: Loaded, model: Path, suite: EvaluateConfig, seed: int, tell: Progress
 ) -> tuple[dict[str, Replies], str | None]:
     """The model's replies to every instance, by task, and the hash of what it was asked in."""
     engine = load_engine(
@@ -129,20 +150,20 @@ def _ask(
         finished = done
 
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
-            context.progress(finished + n * part // max(of, 1), total)
+            tell(finished + n * part // max(of, 1), total)
 
         with naming([f"{task.name}: {instance.id}" for instance in instances]):
             given = engine.generate(
                 [instance.messages for instance in instances],
                 task.sampling,
                 n=task.num_generations,
-                seed=context.seed,
+                seed=seed,
                 progress=progress,
             )
         # Without tokens and their probabilities, which for a whole suite are gigabytes.
         replies[task.name] = [[Generation(g.text, g.finish_reason) for g in n] for n in given]
         done += len(instances)
-        context.progress(done, total)
+        tell(done, total)
     unload(engine)
     return replies, asked_in(engine)
 

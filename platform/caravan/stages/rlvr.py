@@ -4,7 +4,8 @@ of a reward model, or with both.
 Inputs: `policy` (the DPO model, also the reference), `dataset` (rows with a verifier are used, or
 all, their prompts without the answers), `reward_model` (PPO's value model starts from it, or from
 the policy where there is none; with a `reward_model_multiplier` it scores completions). Outputs:
-`model`, and `rollouts`, a sample of what the policy wrote along the way (rows of `RolloutGroup`).
+`model`, or the policies along the way that it is yet to be selected from (`step-100`, ...); and
+`rollouts`, a sample of what the policy wrote (rows of `RolloutGroup`).
 
 A step samples completions of a batch of prompts, rewards them, and updates the policy. Prompts
 are reshuffled each pass. A stopped run goes on from its last checkpoint through the same steps.

@@ -2,6 +2,7 @@
 
 PREFIX/checkpoints/KEY/step-00000200/tensors.safetensors
 PREFIX/checkpoints/KEY/step-00000200/state.json     written last: without it there is no copy
+PREFIX/checkpoints/KEY/candidates/step-100/...      models that the checkpoints count on
 PREFIX/checkpoints/KEY/so-far.jsonl                 what the stage shows while it runs
 """
 
@@ -29,15 +30,37 @@ class S3Checkpoints:
         """The variables from which `load_settings` finds the same store."""
         return self._settings.environment()
 
-    def upload(self, directory: Path) -> None:
+    def upload(self, directory: Path, parent: str = "") -> None:
         """Keep a copy of a complete checkpoint, under the name of its directory.
+
+        Args:
+            parent: of other directories: what to keep them under.
 
         Raises:
             StoreError: the store does not take it.
         """
         files = sorted(directory.iterdir(), key=lambda path: path.name == LAST)
         for path in files:
-            self._store.upload(path, f"{self._prefix}{directory.name}/{path.name}")
+            self._store.upload(path, f"{self._place(directory, parent)}{path.name}")
+
+    def has(self, directory: Path, parent: str) -> bool:
+        """Whether there is a copy of every file of a directory that was kept under `parent`.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        place = self._place(directory, parent)
+        return {f"{place}{path.name}" for path in directory.iterdir()} <= set(
+            self._store.keys(place)
+        )
+
+    def fetch_one(self, directory: Path, parent: str) -> None:
+        """Put a directory that was kept under `parent` back in its place, if there is a copy.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        self._download(self._place(directory, parent), directory)
 
     def fetch(self, parent: Path) -> None:
         """Put the newest copy into `parent`, unless it has one as new.
@@ -50,18 +73,14 @@ class S3Checkpoints:
         here = max((path.name for path in parent.glob("step-*")), default="")
         if newest is None or newest <= here:
             return
-        aside = parent / f"fetching-{newest}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for key in self._store.keys(f"{self._prefix}{newest}/"):
-            self._store.download(key, aside / key.rpartition("/")[2])
-        aside.rename(parent / newest)
+        self._download(f"{self._prefix}{newest}/", parent / newest)
 
     def keep(self, names: list[str]) -> None:
-        """Remove all copies but these; where none is to stay, all there is of the stage."""
+        """Remove all copies of checkpoints but these; where none is to stay, all there is of the
+        stage."""
         for key in self._store.keys(self._prefix):
-            name, _, rest = key.removeprefix(self._prefix).partition("/")
-            if name not in names and (rest or not names):
+            name = key.removeprefix(self._prefix).partition("/")[0]
+            if not names or (name.startswith("step-") and name not in names):
                 self._store.remove(key)
 
     @staticmethod
@@ -93,6 +112,21 @@ class S3Checkpoints:
         path = directory / f"{self.key}-{name}"
         self._store.download(key, path)
         return path
+
+    def _place(self, directory: Path, parent: str) -> str:
+        return f"{self._prefix}{parent}{'/' if parent else ''}{directory.name}/"
+
+    def _download(self, place: str, directory: Path) -> None:
+        """Whole or not at all."""
+        keys = list(self._store.keys(place))
+        if not keys:
+            return
+        aside = directory.with_name(f"fetching-{directory.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for key in keys:
+            self._store.download(key, aside / key.rpartition("/")[2])
+        aside.rename(directory)
 
     def _names(self) -> list[str]:
         """Of the complete copies."""

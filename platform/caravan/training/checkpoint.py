@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,12 +143,18 @@ class Checkpoints:
         fingerprint: str,
         keep: int = 2,
         remote: RemoteCheckpoints | None = None,
+        before_copy: Callable[[], None] = lambda: None,
     ) -> None:
-        """`fingerprint` says what is being trained; `keep` is how many checkpoints stay."""
+        """
+        Args:
+            fingerprint: says what is being trained.
+            keep: how many checkpoints stay.
+            before_copy: copies what a checkpoint counts on to `remote`, before the checkpoint.
+        """
         self.directory = workdir / "checkpoints"
         self._fingerprint = fingerprint
         self._keep = keep
-        self._remote = remote
+        self._remote, self._before_copy = remote, before_copy
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -236,10 +242,10 @@ class Checkpoints:
             described = {**json.loads(document), "sha256": _sha256(aside / TENSORS)}
             (aside / STATE).write_text(json.dumps(described))
             for name in (TENSORS, STATE):
-                _sync(aside / name)
+                sync(aside / name)
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-            _sync(self.directory)
+            sync(self.directory)
             for old in self._complete()[self._keep :]:
                 shutil.rmtree(old)
             self._copy(final)
@@ -250,6 +256,7 @@ class Checkpoints:
         if self._remote is None:
             return
         try:
+            self._before_copy()
             self._remote.upload(directory)
             self._remote.keep([path.name for path in self._complete()])
         except StoreError as error:  # the next one will do; training need not stop for it
@@ -354,7 +361,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,12 +6,13 @@ import copy
 import ctypes
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -211,8 +212,17 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a directory that `transformers` and vLLM load: equal weights give equal bytes."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a directory that `transformers` and vLLM load: equal weights give equal bytes.
+
+    Args:
+        weights: take the place of the model's own, where those are spread over ranks.
+    """
     disable_progress_bar()
     directory.mkdir(parents=True, exist_ok=True)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -225,7 +235,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
     tokenizer.chat_template = chat_template(tokenizer)
     tokenizer.save_pretrained(directory)
     _make_portable(directory / "tokenizer_config.json")

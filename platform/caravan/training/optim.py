@@ -8,7 +8,7 @@ optimiser lives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from caravan.errors import CaravanError
 from caravan.recipe import TrainingConfig
-from caravan.training.checkpoint import State, TrainingState
+from caravan.training.checkpoint import State, TrainingState, own_tensors
 from caravan.training.parallel.ranks import current
 
 Scheduler = Literal["linear", "cosine", "constant"]
@@ -129,6 +129,10 @@ class Updater:
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Inside, the parameter is whole on every rank."""
         return nullcontext()
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's own, whole, by name; every rank asks, and the leading one gets them."""
+        return own_tensors(self.model)
 
     def state(self) -> State:
         """What a checkpoint keeps."""

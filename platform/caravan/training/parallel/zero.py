@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -97,6 +97,14 @@ class ZeroUpdater(Updater):
 
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         return _gathered(parameter)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        whole: dict[str, Tensor] = {}
+        for path, value in own_tensors(self.model).items():
+            with _gathered(value) if isinstance(value, nn.Parameter) else nullcontext():
+                if current().leads:
+                    whole[path] = value.detach().to("cpu", copy=True)
+        return whole
 
     def state(self) -> State:
         return _ZeroState(self)

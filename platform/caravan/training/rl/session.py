@@ -19,6 +19,7 @@ from caravan.garbage import collect_as_usual
 from caravan.inference.engine import positions_of
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import PPOConfig, RLVRConfig
+from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.so_far import write_so_far
 from caravan.training.batching import StepSampler
@@ -35,6 +36,7 @@ from caravan.training.models import (
     save_model,
 )
 from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
+from caravan.training.rl.candidates import Candidates
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.rollout import Rollout
@@ -49,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_rlvr(
-    config: RLVRConfig,
+    config: RLVRStageConfig,
     inputs: Mapping[str, Path],
     context: StageContext,
     verifiers: Mapping[str, Verifier],
@@ -82,9 +84,12 @@ def train_rlvr(
         device,
         cpus=config.resources.cpus,
     )
-    metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context)
+    candidates = Candidates(context, config.keep_every, config.max_steps)
+    metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context, candidates)
     if ranks.leads:
-        save_model(policy, tokenizer, context.output("model", "model"))
+        if config.keep_every is None:
+            save_model(policy, tokenizer, context.output("model", "model"))
+        candidates.publish()
         write_rows(context.output("rollouts", "report") / ROWS, rollouts)
     return StageResult(
         {"prompts": len(prompts.rows), "prompts_too_long": prompts.too_long, **metrics}
@@ -97,6 +102,7 @@ def _train(
     config: RLVRConfig,
     policy_dir: Path,
     context: StageContext,
+    candidates: Candidates,
 ) -> tuple[dict[str, float], list[RolloutGroup]]:
     """All steps that are not done yet; gives the metrics of the last one, and rollouts of many.
 
@@ -112,10 +118,13 @@ def _train(
         context.workdir,
         fingerprint=identity("rlvr", config, context.seed, policy_dir, prompts.rows),
         remote=remote,
+        before_copy=candidates.copy,
     )
     with hold_stops() as stop, checkpoints:  # asked to stop, it ends a step and saves
         resumed = checkpoints.restore(state)
         done = resumed.step if resumed else 0
+        if ranks.leads:
+            candidates.restore(done)
         if resumed:
             logger.info("goes on at step %d of %d", done, total)
         guard = CollapseGuard(**resumed.extra["guard"]) if resumed else CollapseGuard()
@@ -134,6 +143,9 @@ def _train(
             if _is_kept(step, total):
                 rollouts += latest
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
+            if candidates.due(step + 1):
+                models, weights = trainer.models, trainer.policy_weights()
+                candidates.save(step + 1, models.policy, models.tokenizer, weights)
             stopping = any(asked for (asked,) in ranks.gather([stop.asked]))
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
                 kept = [group.model_dump(mode="json") for group in rollouts]

@@ -152,6 +152,10 @@ class RLTrainer:
         updaters = [self._policy] if self._value is None else [self._policy, self._value]
         return States([updater.state() for updater in updaters])
 
+    def policy_weights(self) -> Mapping[str, Tensor]:
+        """Of the policy as it is, whole; every rank asks, and the leading one gets them."""
+        return self._policy.weights()
+
     def finish(self) -> None:
         """Make the leader's policy a plain model with its whole weights; no step follows."""
         self._policy.finish()

@@ -1,0 +1,145 @@
+"""Take, of the policies that RLVR went through, the one that scores best (Lambert et al. 2024,
+section 6.4).
+
+Inputs: the candidates, each a model under the name of its step (`step-100`). Outputs: `model`, the
+one whose mean over the tasks is the highest, of equal ones the earliest; `report`, with
+`selection.json` and the same as text, `selection.md`.
+
+A candidate that has its scores is not asked again when the stage goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from caravan.data.card import table
+from caravan.data.io import write_json, write_text
+from caravan.errors import StageError
+from caravan.stages.configs import EvaluateStageConfig
+from caravan.stages.context import StageContext, StageResult
+from caravan.stages.evaluate import Progress, evaluate_model, external_files
+from caravan.store.copies import copy_out
+
+__all__ = ["NAME", "VERSION", "external_files", "run"]
+
+NAME = "select"
+VERSION = 1
+
+OPTIMISM = (
+    "The highest of several noisy scores is on average above what its model would score on other "
+    "questions: compare models by tasks that were not selected by."
+)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """As in an evaluation, without its instances."""
+
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    step: int
+    scores: tuple[TaskScore, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(score.value for score in self.scores)
+
+
+def run(
+    config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
+    steps = sorted(int(name.removeprefix("step-")) for name in inputs)
+    candidates = []
+    for i, step in enumerate(steps):
+
+        def progress(done: int, total: int, i: int = i) -> None:
+            context.progress(i * total + done, len(steps) * total)
+
+        known = context.workdir / f"step-{step}.json"
+        if not known.exists():
+            scored = _evaluated(step, inputs[f"step-{step}"], config, context, progress)
+            context.log(step, {**_values(scored), "mean": scored.mean})
+            write_json(known, asdict(scored))
+        candidates.append(_read(known))
+    chosen = best(candidates)
+    copy_out(inputs[f"step-{chosen.step}"], context.output("model", "model"))
+    directory = context.output("report", "report")
+    write_json(directory / "selection.json", document(candidates, chosen))
+    write_text(directory / "selection.md", page(candidates, chosen))
+    return StageResult(
+        {"step": chosen.step, "candidates": len(candidates), "mean": chosen.mean, **_values(chosen)}
+    )
+
+
+def best(candidates: Iterable[Candidate]) -> Candidate:
+    """The one with the highest mean, of equal ones the earliest."""
+    return max(candidates, key=lambda candidate: (candidate.mean, -candidate.step))
+
+
+def document(candidates: Sequence[Candidate], chosen: Candidate) -> dict[str, Any]:
+    return {
+        "step": chosen.step,
+        "candidates": [{**asdict(one), "mean": one.mean} for one in candidates],
+        "note": OPTIMISM,
+    }
+
+
+def page(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+    """The document in Markdown."""
+    titles = ["step", "mean", *(f"{score.task} ({score.metric})" for score in chosen.scores)]
+    rows = [
+        [
+            f"{one.step}, taken" if one is chosen else one.step,
+            f"{one.mean:.3f}",
+            *(f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})" for s in one.scores),
+        ]
+        for one in candidates
+    ]
+    lines = [
+        f"# Step {chosen.step} of RLVR is taken", "",
+        f"Of {len(candidates)} policies it has the highest mean; in brackets 95 % intervals.", "",
+        *table(titles, rows), "", OPTIMISM,
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _evaluated(
+    step: int, model: Path, config: EvaluateStageConfig, context: StageContext, progress: Progress
+) -> Candidate:
+    """
+    Raises:
+        StageError: a task gave no score.
+    """
+    scores = evaluate_model(model, config, context, progress).scores
+    first: dict[str, TaskScore] = {}
+    for s in scores:
+        first.setdefault(s.task, TaskScore(s.task, s.metric, s.value, s.low, s.high, s.n))
+    for task in config.evaluate.tasks:
+        if task.name not in first:
+            raise StageError(
+                f"no reply of step {step} to task {task.name} could be scored, so nothing says "
+                "how good it is; the log has the reasons"
+            )
+    return Candidate(step, tuple(first.values()))
+
+
+def _read(path: Path) -> Candidate:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Candidate(content["step"], tuple(TaskScore(**score) for score in content["scores"]))
+
+
+def _values(candidate: Candidate) -> dict[str, float]:
+    return {score.task: score.value for score in candidate.scores}

@@ -1,0 +1,117 @@
+"""The policies along the way of RLVR from which its result is selected later.
+
+    workdir/candidates/step-100/    a model directory, whole once it has this name
+
+They belong to the run's checkpoints: one that is resumed from has all candidates up to its step
+beside it, and in a store that other machines reach they are copied before it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from caravan.errors import CaravanError, StoreError
+from caravan.stages.context import StageContext
+from caravan.training.checkpoint import sync
+from caravan.training.models import save_model
+from caravan.training.parallel.ranks import current
+
+if TYPE_CHECKING:
+    from caravan.store.checkpoints import S3Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+class Candidates:
+    """Of one run of RLVR; none where `every` is None."""
+
+    def __init__(self, context: StageContext, every: int | None, total: int) -> None:
+        self._context, self._every, self._total = context, every, total
+        self._directory = context.workdir / "candidates"
+        self._remote: S3Checkpoints | None = getattr(context, "remote_checkpoints", None)
+        self._to_copy: list[Path] = []
+
+    def due(self, step: int) -> bool:
+        """Whether the policy after so many steps is one."""
+        return self._every is not None and (step % self._every == 0 or step == self._total)
+
+    def save(
+        self,
+        step: int,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Keep the policy with these weights; only the leading rank does."""
+        if not current().leads:
+            return
+        final = self._path(step)
+        aside = final.with_name(f"writing-{final.name}")
+        for old in (aside, final):  # of an attempt that did not reach the checkpoint after it
+            shutil.rmtree(old, ignore_errors=True)
+        save_model(policy, tokenizer, aside, weights)
+        for file in aside.iterdir():
+            sync(file)
+        aside.rename(final)
+        sync(self._directory)
+        self._to_copy.append(final)
+
+    def copy(self) -> None:
+        """Put what was saved where other machines reach it.
+
+        Raises:
+            StoreError: the store does not take it; it is tried again with the next checkpoint.
+        """
+        while self._remote is not None and self._to_copy:
+            self._remote.upload(self._to_copy[0], self._directory.name)
+            self._to_copy.pop(0)
+
+    def restore(self, done: int) -> None:
+        """Have all candidates of a run that goes on after `done` steps.
+
+        Raises:
+            CaravanError: one of them is nowhere.
+        """
+        for step in self._steps(done):
+            path = self._path(step)
+            if self._remote is not None:
+                self._match(path, self._remote)
+            if not path.is_dir():
+                raise CaravanError(
+                    f"{path} is missing, which the run's checkpoints count on; delete "
+                    f"{self._context.workdir / 'checkpoints'} to start anew"
+                )
+
+    def _match(self, path: Path, remote: S3Checkpoints) -> None:
+        """Fetch a candidate that only the store has; note one that only this machine may have."""
+        here = path.is_dir()
+        try:
+            if not here:
+                remote.fetch_one(path, self._directory.name)
+            elif remote.has(path, self._directory.name):
+                return
+        except StoreError as error:
+            logger.warning("%s was not looked for in the store: %s", path.name, error)
+        if here:
+            self._to_copy.append(path)
+
+    def publish(self) -> None:
+        """Make each an output of the stage, under the name of its step."""
+        for step in self._steps(self._total):
+            path = self._path(step)
+            target = self._context.output(path.name, "model")
+            shutil.copytree(path, target, copy_function=os.link, dirs_exist_ok=True)
+
+    def _steps(self, done: int) -> list[int]:
+        return [step for step in range(1, done + 1) if self.due(step)]
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step}"
