@@ -101,6 +101,7 @@ def run(
 def evaluate_model(
     model: Path, config: EvaluateStageConfig, context: StageContext, progress: Progress
 ) -> Evaluated:
+    """Ask a model all questions of the suite."""
     suite = config.evaluate
     _check_judges(config)
     loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
