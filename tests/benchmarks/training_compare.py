@@ -25,15 +25,15 @@ TOLERANCE = 1e-5
 
 
 class Side:
-    """A process that trains when it is told to."""
+    """A process that trains when it is told to: a module of this package with its arguments."""
 
-    def __init__(self, task: str, side: str, work: str) -> None:
+    def __init__(self, *arguments: str, module: str = "training_side") -> None:
         # Waiting threads sleep, or they would be counted as if they worked.
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
         path = os.environ.get("PYTHONPATH", "")
         environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.training_side", task, side, work],
+            [sys.executable, "-m", f"tests.benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment,
         )  # fmt: skip
@@ -79,9 +79,7 @@ def compare(task: str, work: str, sides: list[str]) -> None:
             f"| {side} | {spread(rates, 1)} | {spread(ratios, 2)} | {passes:.2f} "
             f"| {runs[0]['peak_mib']:.0f}, of which {runs[0]['start_mib']:.0f} before training |"
         )
-    versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    print(f"\n{date.today()}, {versions}, {threads} thread(s)", flush=True)
+    print(conditions(), flush=True)
 
 
 def equal_first_step(task: str, work: str) -> None:
@@ -96,6 +94,12 @@ def equal_first_step(task: str, work: str) -> None:
         assert difference <= TOLERANCE, f"{name}: {ours[name]} and {value}"
         print(f"first step in float32, {name}: {ours[name]:.6f}, TRL {value:.6f}")
     print(flush=True)
+
+
+def conditions() -> str:
+    """When, with what and on how many threads it was measured."""
+    versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
+    return f"\n{date.today()}, {versions}, {os.environ.get('OMP_NUM_THREADS', '1')} thread(s)"
 
 
 def spread(values: list[float], digits: int) -> str:
