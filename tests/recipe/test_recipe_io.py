@@ -235,6 +235,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("rlvr: {algorithm: {kind: grpo}, verification_reward: 0}", "so nothing is rewarded"),
         ("rlvr: {algorithm: {kind: grpo}, reward_model_multiplier: -1}", "equal to 0"),
         (
+            "rlvr: {algorithm: {kind: grpo}, rollouts: {kind: vllm, tensor_parallel_size: 2}, "
+            "resources: {gpus: 3}}",
+            "tensor_parallel_size 2 does not divide the 3 training processes of a node",
+        ),
+        (
             "dpo: {}",
             "it needs pair.sources with pairs of your own, or sample_prompts, respond, judge",
         ),

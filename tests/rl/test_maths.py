@@ -15,7 +15,7 @@ from caravan.training.rl.advantages import (
     whiten,
 )
 from caravan.training.rl.grpo import grpo_loss
-from caravan.training.rl.ppo import clipped_surrogate, clipped_value_loss
+from caravan.training.rl.ppo import clipped_surrogate, clipped_value_loss, importance_weights
 
 LOG2 = math.log(2)
 
@@ -140,6 +140,41 @@ def test_clipped_tokens_have_no_gradient():
     clipped_surrogate(new, torch.zeros(5), advantages, epsilon=0.2).loss.backward()
     # Where it counts, the gradient of -A * ratio is -A * ratio.
     torch.testing.assert_close(new.grad, tensor([0.0, 2.0, -0.5, 0.0, -3.0]))
+
+
+@pytest.mark.parametrize("cap", [1.5, math.inf])
+def test_importance_weights_undo_what_another_sampler_prefers_up_to_their_cap(cap):
+    """Summed over every token that a sampler may draw, with the probability that it does, the
+    gradient is that of the expected advantage of the policy itself, less where the cap binds."""
+    torch.manual_seed(0)
+    logits, advantages = torch.randn(9, requires_grad=True), torch.randn(9)
+    policy, sampler = logits.log_softmax(0), torch.randn(9).log_softmax(0)
+    weights = importance_weights(policy.detach(), sampler, cap=cap)
+    drawn = sampler.exp() * advantages
+    clipped_surrogate(policy, policy.detach(), drawn, epsilon=0.2, weights=weights).loss.backward()
+
+    free = torch.zeros_like(logits).requires_grad_()
+    with torch.no_grad():
+        free.copy_(logits)
+    p = free.softmax(0)
+    expected, capped = tensor(0.0), 0
+    for k in range(9):
+        ratio = (p[k] / sampler[k].exp()).item()
+        capped += ratio > cap
+        expected = expected + advantages[k] * p[k] * min(1.0, cap / ratio)
+    (-expected).backward()
+    assert capped == (0 if cap == math.inf else 4)
+    torch.testing.assert_close(logits.grad, free.grad)
+
+
+def test_importance_weights_leave_the_penalty_of_grpo_as_it_is():
+    new, advantages = tensor([0.0, 0.0]), tensor([1.0, 2.0])
+    reference = tensor([LOG2, 0.0])
+    loss = grpo_loss(
+        new, new, reference, advantages,
+        epsilon=0.2, epsilon_high=None, beta=0.5, weights=tensor([0.5, 2.0]),
+    )  # fmt: skip
+    assert loss.loss.item() == pytest.approx(-(0.5 * 1 + 2 * 2) + 0.5 * (1 - LOG2))
 
 
 def test_the_value_loss_by_hand():

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from collections import Counter
 
 import pytest
@@ -10,8 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from caravan.data.io import read_rows, write_rows
 from caravan.data.records import RolloutGroup
-from caravan.errors import CaravanError, DataError, StageError, StoreUnavailableError
-from caravan.recipe import GRPOConfig, PPOConfig, Resources, Sampling
+from caravan.errors import (
+    CaravanError,
+    DataError,
+    MissingExtraError,
+    StageError,
+    StoreUnavailableError,
+)
+from caravan.recipe import GRPOConfig, PPOConfig, Resources, Sampling, VLLMRollouts
 from caravan.stages import rlvr
 from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.so_far import FILE
@@ -78,7 +85,7 @@ def test_the_policy_learns(inputs, context, algorithm):
 def test_a_copy_that_is_sampled_from_has_the_weights_of_each_step(inputs, context, monkeypatch):
     from_itself, from_a_copy = context("itself"), context("copy")
     rlvr.run(config(), inputs, from_itself)
-    monkeypatch.setattr(session, "_sampler", session._whole_copy)
+    monkeypatch.setattr(session, "_samples_from_a_copy", lambda config, device: True)
     rlvr.run(config(), inputs, from_a_copy)
     assert digest(from_a_copy) == digest(from_itself)
 
@@ -353,6 +360,22 @@ def test_an_unknown_verifier_is_refused_before_anything_runs(inputs, context, tm
 def test_no_prompt_to_train_on_says_what_there_is(inputs, context):
     with pytest.raises(DataError, match="verifiable rows: digits, other; skills asked for: maths"):
         rlvr.run(config(skills=("maths",)), inputs, context("run"))
+
+
+def test_keys_and_checkpoints_depend_on_what_samples_where_it_is_not_our_own_sampler():
+    assert "rollouts" not in config().model_dump()
+    with_vllm = config(rollouts=VLLMRollouts()).model_dump()
+    assert with_vllm["rollouts"]["kind"] == "vllm"
+    assert RLVRStageConfig.model_validate(with_vllm).rollouts == VLLMRollouts()
+
+
+def test_vllm_that_is_not_installed_is_refused_before_anything_is_read(
+    context, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    nowhere = {"policy": tmp_path / "none", "dataset": tmp_path / "none"}
+    with pytest.raises(MissingExtraError, match="rollouts of kind vllm needs 'vllm'"):
+        rlvr.run(config(rollouts=VLLMRollouts()), nowhere, context("run"))
 
 
 def test_weights_that_are_not_numbers_are_an_error(inputs, context, tmp_path):

@@ -43,8 +43,6 @@ RUBRIC_TOKENS = 300
 """Of what a judge is told beside prompt and reply."""
 CLASSIFIER_FRAME_TOKENS, CLASSIFIER_REPLY_TOKENS = 100, 20
 """What a safety classifier is told beside prompt and reply, and its three answers."""
-VLLM_ROWS = 256
-"""Sequences that vLLM decodes at once on one device."""
 
 
 def respond(
@@ -222,7 +220,7 @@ def _asked(
         batch = (
             engine.batch_size
             if isinstance(engine, TransformersEngineConfig)
-            else (VLLM_ROWS * max(1, placement.count // engine.tensor_parallel_size))
+            else (work.VLLM_ROWS * max(1, placement.count // engine.tensor_parallel_size))
         )
         gpu = placement.on_gpu
         held = (2 if gpu else 4) * shape.parameters / GIB

@@ -176,8 +176,9 @@ def training_setup(
     config: TrainingConfig, shape: ModelShape, *, gpu: bool, ranks: int, lanes: int
 ) -> TrainingSetup:
     """What one process of a training stage holds, from the stage's part of the recipe."""
-    trained, frozen = 1, 0
+    trained, frozen, samples = 1, 0, False
     if isinstance(config, RLVRConfig):
+        samples = config.rollouts.kind == "transformers"
         trained = 2 if config.algorithm.kind == "ppo" else 1
         frozen = (config.beta > 0) + (config.reward_model_multiplier > 0)
     return TrainingSetup(
@@ -192,7 +193,7 @@ def training_setup(
         nf4=config.quantization is not None,
         gpu=gpu,
         lanes=lanes,
-        samples=isinstance(config, RLVRConfig),
+        samples=samples,
         offload=config.zero_offload,
     )
 

@@ -7,7 +7,7 @@ reach, or the exchange of weights between ranks where that takes longer.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from caravan.planning import work
 from caravan.planning.devices import GIB, Placement
@@ -25,7 +25,14 @@ from caravan.planning.memory import (
 from caravan.planning.plan import StagePlan
 from caravan.planning.planned import Node, PlannedRecipe
 from caravan.planning.work import Rows, Work, loading_seconds
-from caravan.recipe import DPOConfig, PretrainedBase, RewardModelConfig, RLVRConfig, SFTConfig
+from caravan.recipe import (
+    DPOConfig,
+    PretrainedBase,
+    RewardModelConfig,
+    RLVRConfig,
+    SFTConfig,
+    VLLMRollouts,
+)
 from caravan.stages.configs import ReferenceStageConfig
 
 TOKENIZER_SECONDS = 4.0
@@ -119,19 +126,9 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     one = replace(setup, trained=1)
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
-    # Prompts are shared out whole: ranks beyond their number have nothing to sample.
-    of_rank = math.ceil(config.prompts_per_step / setup.ranks) * algorithm.num_generations
     idle = setup.gib(0) + placement.device.base_gib
-    length = prompt + config.sampling.max_completion_length
-    at_once, cache = rows_at_once(
-        of_rank, setup.shape, placement, idle, length, bf16=setup.samples_in_bf16
-    )
-    sampled = work.decoding(
-        setup.shape, placement.for_one_process(), rows=of_rank, prompt_tokens=prompt,
-        reply_tokens=reply, longest_reply=config.sampling.max_completion_length,
-        batch_size=at_once, continuous=False,
-    )  # fmt: skip
-    batch = Work(sampled.seconds, sampled.flops * rollouts / of_rank)
+    sampled = _sampled(setup, placement, config, idle, prompt, reply)
+    batch = sampled.work
     measured = (updates > 1) + (config.beta > 0) + (config.reward_model_multiplier > 0) + ppo
     forward = work.forward_passes(one, placement, rows, tokens_per_pass=tokens)
     trained = work.training(
@@ -146,15 +143,83 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     all_rows = replace(rows, count=rollouts * config.max_steps)
     plan = _trained(node, placement, setup, all_rows, found, tokens,
                     rollouts / config.num_mini_batches, config.max_length)  # fmt: skip
-    memory = max(plan.memory_gib, idle + cache)
-    problem = plan.problem
+    memory = max(plan.memory_gib, idle + sampled.gib)
+    problem = plan.problem or sampled.problem
     if not problem and memory > placement.memory_gib * HEADROOM:
         problem = (
-            f"keys and values of {at_once:,} replies take {cache:.1f} GiB, "
-            f"{memory:.1f} GiB in all of {placement.memory_gib:.0f}; lower "
-            "prompts_per_step, num_generations or max_completion_length"
+            f"{sampled.holds} {sampled.gib:.1f} GiB, {memory:.1f} GiB in all of "
+            f"{placement.memory_gib:.0f}; lower {sampled.lower}"
         )
     return replace(plan, memory_gib=memory, problem=problem)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What the rollouts of one step take."""
+
+    work: Work
+    gib: float
+    """On each device, beside the training."""
+    holds: str
+    """What that is for, as the beginning of a sentence."""
+    lower: str
+    """What takes less of it."""
+    problem: str = ""
+
+
+def _sampled(
+    setup: TrainingSetup,
+    placement: Placement,
+    config: RLVRConfig,
+    idle: float,
+    prompt: float,
+    reply: float,
+) -> _Sampled:
+    """
+    Args:
+        idle: GiB that training holds on each device between passes.
+        prompt, reply: in tokens.
+    """
+    n, rollouts = config.algorithm.num_generations, config.rollouts
+    size, shape = 1, setup.shape
+    length = prompt + config.sampling.max_completion_length
+    if isinstance(rollouts, VLLMRollouts):
+        size = rollouts.tensor_parallel_size
+    # Prompts are shared out whole: samplers beyond their number have nothing to do.
+    rows = math.ceil(config.prompts_per_step / max(1, setup.ranks // size)) * n
+
+    def work_of(at_once: int) -> Work:
+        one = placement.for_one_process()
+        found = work.decoding(
+            shape, replace(one, count=one.count * size), rows=rows, prompt_tokens=prompt,
+            reply_tokens=reply, longest_reply=config.sampling.max_completion_length,
+            batch_size=at_once, continuous=isinstance(rollouts, VLLMRollouts),
+        )  # fmt: skip
+        return Work(found.seconds, found.flops * config.prompts_per_step * n / rows)
+
+    if isinstance(rollouts, VLLMRollouts):
+        share = rollouts.gpu_memory_utilization * placement.memory_gib
+        weights = (2 if placement.on_gpu else 4) * shape.parameters / GIB
+        at_once, _ = rows_at_once(
+            min(rows, work.VLLM_ROWS), shape, replace(placement, memory_gib=share * size), weights,
+            length, bf16=placement.on_gpu,
+        )  # fmt: skip
+        problem = ""
+        if weights / size > share * HEADROOM:
+            problem = (
+                f"the weights of vLLM take {weights / size:.1f} GiB of the {share:.1f} that are "
+                "its share; raise rollouts.tensor_parallel_size or gpu_memory_utilization"
+            )
+        return _Sampled(
+            work_of(at_once), share, "vLLM takes", "rollouts.gpu_memory_utilization", problem
+        )
+    at_once, cache = rows_at_once(rows, shape, placement, idle, length, bf16=setup.samples_in_bf16)
+    return _Sampled(
+        work_of(at_once),
+        cache,
+        f"keys and values of {at_once:,} replies take",
+        "prompts_per_step, num_generations or max_completion_length",
+    )
 
 
 def _setup(

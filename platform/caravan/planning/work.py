@@ -14,6 +14,8 @@ BACKWARD = 2
 KERNELS_OF_BACKWARD = 2
 DECODE_UTILISATION = 0.5
 """Share of training's MFU that decoding many rows at once reaches."""
+VLLM_ROWS = 256
+"""Sequences that vLLM decodes at once on one device."""
 
 
 @dataclass(frozen=True)

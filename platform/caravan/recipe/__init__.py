@@ -43,7 +43,13 @@ from caravan.recipe.preferences import (
     SamplePromptsConfig,
 )
 from caravan.recipe.recipe import Recipe
-from caravan.recipe.rlvr import GRPOConfig, PPOConfig, RLVRConfig
+from caravan.recipe.rlvr import (
+    GRPOConfig,
+    PPOConfig,
+    RLVRConfig,
+    TransformersRollouts,
+    VLLMRollouts,
+)
 from caravan.recipe.sources import (
     CurateConfig,
     FileSource,
@@ -112,5 +118,7 @@ __all__ = [
     "SynthesizeConfig",
     "TrainingConfig",
     "TransformersEngineConfig",
+    "TransformersRollouts",
     "VLLMEngineConfig",
+    "VLLMRollouts",
 ]

@@ -61,6 +61,28 @@ class SelectConfig(Config):
     """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides."""
 
 
+class TransformersRollouts(Config):
+    """From the policy in the training process, with the probabilities that are trained."""
+
+    kind: Literal["transformers"] = "transformers"
+
+
+class VLLMRollouts(Config):
+    """From vLLM beside the training processes, which gets the policy's weights before each step.
+
+    Its probabilities are nearly the policy's: each token's loss is weighted by the ratio of the
+    two (truncated importance sampling, Yao et al. 2025).
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs, of as many training processes of a node, that one vLLM is divided over."""
+    gpu_memory_utilization: Fraction = 0.5
+    """Share of each GPU that it fills while it samples; it gives it back for the updates."""
+    importance_ratio_cap: PositiveFloat = 2.0
+    """Greatest weight of a token (C in the paper)."""
+
+
 class RLVRConfig(TrainingConfig):
     """Reinforcement learning with verifiable rewards, with those of a reward model, or both."""
 
@@ -93,6 +115,12 @@ class RLVRConfig(TrainingConfig):
     """How completions are drawn; `top_p` must stay at 1."""
     prompts: Literal["verifiable", "all"] = "verifiable"
     """Those that have a verifier, or all: a reward model scores what no verifier can check."""
+    rollouts: TransformersRollouts | VLLMRollouts = Field(
+        default=TransformersRollouts(),
+        discriminator="kind",
+        exclude_if=lambda value: value == TransformersRollouts(),
+    )
+    """What samples: `{kind: transformers}`, or `{kind: vllm}`, which is made for GPUs."""
     skills: tuple[Name, ...] = ()
     """Skills whose prompts are trained on; empty takes all."""
     select: SelectConfig | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -152,4 +180,16 @@ class RLVRConfig(TrainingConfig):
                 f"{self.max_steps}, so there is nothing to select from; lower it, or leave select "
                 "out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_vllm_has_processes_of_one_node(self) -> Self:
+        if isinstance(self.rollouts, VLLMRollouts):
+            on_node = self.resources.gpus or self.resources.processes
+            if on_node % self.rollouts.tensor_parallel_size:
+                raise ValueError(
+                    f"rollouts.tensor_parallel_size {self.rollouts.tensor_parallel_size} does not "
+                    f"divide the {on_node} training processes of a node (resources.gpus, or "
+                    "processes where there are none); take a number that does"
+                )
         return self

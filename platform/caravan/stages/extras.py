@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from caravan.errors import MissingExtraError, missing_extra
-from caravan.recipe import TrainingConfig
+from caravan.recipe import RLVRConfig, TrainingConfig
 
 
 def check_extras(config: TrainingConfig, *, several: bool) -> None:
@@ -17,10 +17,12 @@ def check_extras(config: TrainingConfig, *, several: bool) -> None:
     Raises:
         MissingExtraError: says which extra of the distribution is missing.
     """
+    vllm = isinstance(config, RLVRConfig) and config.rollouts.kind == "vllm"
     wanted = (
         (config.lora is not None, "peft", "lora", "lora"),
         (config.quantization is not None, "bitsandbytes", "qlora", "quantization"),
         (config.zero_stage > 0 and several, "deepspeed", "deepspeed", "zero_stage above 0"),
+        (vllm, "vllm", "vllm", "rollouts of kind vllm"),
     )
     for asked, module, extra, feature in wanted:
         if asked and find_spec(module) is None:

@@ -119,12 +119,18 @@ class Updater:
         self.optimizer.zero_grad()
         return Update(learning_rate, norm)
 
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's weights by name, each whole while it is looked at; every rank asks for all
+        of them."""
+        for name, parameter in self.model.named_parameters():
+            with self._whole(parameter):
+                yield name, parameter.detach()
+
     def write_to(self, copy: nn.Module) -> None:
         """Give a copy of the model, of any precision, the weights as they are; every rank does."""
         with torch.no_grad():
-            for own, other in zip(self.model.parameters(), copy.parameters(), strict=True):
-                with self._whole(own):
-                    other.copy_(own)
+            for (_, own), other in zip(self.each_weight(), copy.parameters(), strict=True):
+                other.copy_(own)
 
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Inside, the parameter is whole on every rank."""

@@ -91,9 +91,9 @@ class ZeroUpdater(Updater):
             raise unusable_gradient(step, norm)
         return Update(learning_rate, norm)
 
-    def write_to(self, copy: nn.Module) -> None:
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
         self.engine  # noqa: B018  # until it is there, one rank alone may have the weights
-        super().write_to(copy)
+        return super().each_weight()
 
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         return _gathered(parameter)

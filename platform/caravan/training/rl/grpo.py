@@ -20,6 +20,7 @@ def grpo_loss(
     epsilon: float,
     epsilon_high: float | None,
     beta: float,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate plus `beta` times the k3 estimate of the KL, summed over the tokens.
 
@@ -31,9 +32,15 @@ def grpo_loss(
         old_logprobs: [S] under the policy that sampled.
         reference: [S] under the reference policy.
         advantages: [S], each completion's advantage at all its tokens.
+        weights: [S] of the tokens in the surrogate; see `clipped_surrogate`.
     """
     surrogate = clipped_surrogate(
-        logprobs, old_logprobs, advantages, epsilon=epsilon, epsilon_high=epsilon_high
+        logprobs,
+        old_logprobs,
+        advantages,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        weights=weights,
     )
     if beta == 0:
         return surrogate

@@ -91,7 +91,8 @@ def means_of(sums: Sums) -> dict[str, float]:
     """Sums over tokens as means; `objective/kl` per completion, as open-instruct reports it."""
     per_token = ("entropy", "kl", "mismatch/logprob_abs_mean", "mismatch/kl")
     per_update_token = (
-        "loss/policy", "loss/value", "clip_ratio", "value/clip_ratio", "policy/approx_kl"
+        "loss/policy", "loss/value", "clip_ratio", "value/clip_ratio", "policy/approx_kl",
+        "mismatch/importance_weight", "mismatch/capped_ratio",
     )  # fmt: skip
     means: dict[str, float] = {}
     for names, unit in (

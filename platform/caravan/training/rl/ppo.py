@@ -30,6 +30,7 @@ def clipped_surrogate(
     *,
     epsilon: float,
     epsilon_high: float | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
     """PPO's clipped objective (arXiv:1707.06347, eq. 7), negated.
 
@@ -40,17 +41,32 @@ def clipped_surrogate(
         epsilon: The ratio counts from `1 - epsilon` ...
         epsilon_high: ... to `1 + epsilon_high` (clip-higher, DAPO, arXiv:2503.14476, eq. 10);
             None is `epsilon`.
+        weights: [S] of the tokens, as `importance_weights`; None weighs all alike.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     high = epsilon if epsilon_high is None else epsilon_high
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - epsilon, 1.0 + high)
+    losses = torch.maximum(unclipped, clipped)
     return PolicyLoss(
-        torch.maximum(unclipped, clipped).sum(),
+        (losses if weights is None else weights * losses).sum(),
         (clipped > unclipped).sum().detach(),
         (0.5 * log_ratio.detach().square()).sum(),
     )
+
+
+def importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:
+    """Truncated importance sampling: what a token counts that another program sampled.
+
+    min(p / q, cap), with p of the trainer and q of the sampler, from the same weights: "Your
+    efficient RL framework secretly brings you off-policy RL training" (Yao et al. 2025).
+
+    Args:
+        old_logprobs: [S] under the policy that sampled, as the trainer computes it.
+        sampler_logprobs: [S] as the sampler reported them.
+    """
+    return (old_logprobs - sampler_logprobs).exp().clamp(max=cap)
 
 
 class ValueLoss(NamedTuple):

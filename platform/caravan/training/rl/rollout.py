@@ -20,15 +20,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from caravan.data.records import Conversation
 from caravan.errors import DataError
-from caravan.inference.sampler import TokenSequence, draw, generate_tokens
+from caravan.inference.sampler import TokenSequence
 from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import Sampling
 from caravan.training.batching import TokenRow
 from caravan.training.parallel.ranks import current
+from caravan.training.rl.samplers import Sampler
 from caravan.verifiers import OwnVerifier, Verifier, waits
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class RolloutBatch:
 
 
 def collect(
-    policy: PreTrainedModel,
+    sampler: Sampler,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[RLPrompt],
     verifiers: Mapping[str, Verifier],
@@ -140,7 +141,7 @@ def collect(
     sampling: Sampling,
     verification_reward: float,
     missing_eos_reward: float | None,
-    generator: torch.Generator,
+    seed: int,
     workers: int = 1,
     score: Callable[[Sequence[TokenRow]], Sequence[float]] | None = None,
     reward_model_multiplier: float = 0.0,
@@ -148,31 +149,17 @@ def collect(
     """Sample `num_generations` completions of each prompt, verify and reward them.
 
     Args:
-        generator: on the policy's device, and in the same state on every rank.
+        seed: what the step's tokens are drawn with; the same on every rank.
         workers: threads for verifiers that start processes.
         score: the reward model; None asks none.
 
     Raises:
         DataError: a row names no known verifier, or has a ground truth that its verifier refuses.
     """
-    ranks = current()
-    numbers = range(ranks.rank, len(prompts), ranks.count)
-    own = [prompts[number] for number in numbers]
-    uniforms = draw(
-        sampling.max_completion_length, len(prompts), num_generations, generator, policy.device
+    own = sampler.sample(
+        [prompt.token_ids for prompt in prompts], n=num_generations, sampling=sampling, seed=seed
     )
-    groups = generate_tokens(
-        policy,
-        [prompt.token_ids for prompt in own],
-        n=num_generations,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_new_tokens=sampling.max_completion_length,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        uniforms=uniforms[:, list(numbers)],
-    )
-    drawn = [(prompt, s) for prompt, group in zip(own, groups, strict=True) for s in group]
+    drawn = [(prompts[number], s) for number, group in own.items() for s in group]
     texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
     rows = [prompt.row for prompt, _ in drawn]
     scores: Sequence[float | None] = [None] * len(drawn)
@@ -203,10 +190,10 @@ def collect(
             drawn, texts, judgements, scores, strict=True
         )
     ]
-    found = ranks.collect(
+    found = current().collect(
         [
             (number, rollouts[i * num_generations : (i + 1) * num_generations])
-            for i, number in enumerate(numbers)
+            for i, number in enumerate(own)
         ]
     )
     in_order = sorted(found, key=itemgetter(0))

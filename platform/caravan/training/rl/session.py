@@ -6,6 +6,7 @@ import copy
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caravan.data.io import ROWS, read_rows, write_rows
 from caravan.data.records import Conversation, RolloutGroup
 from caravan.garbage import collect_as_usual
-from caravan.inference.engine import positions_of
+from caravan.inference.engine import EngineError, positions_of
 from caravan.interruption import StageStopped, hold_stops
-from caravan.recipe import PPOConfig, RLVRConfig
+from caravan.recipe import PPOConfig, RLVRConfig, VLLMRollouts
 from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.so_far import write_so_far
@@ -40,6 +41,7 @@ from caravan.training.rl.candidates import Candidates
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.rollout import Rollout
+from caravan.training.rl.samplers import ModelSampler, Sampler
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
 from caravan.verifiers import Verifier
 
@@ -69,11 +71,12 @@ def train_rlvr(
     rows = read_rows(inputs["dataset"], Conversation)
     prompts = select_prompts(rows, tokenizer, config, verifiers, positions=positions)
     policy = _trained(policy, config, device)
+    sampler = _sampler(policy, tokenizer, config, device, context.workdir)
     trainer = RLTrainer(
         RLModels(
             policy=policy,
             tokenizer=tokenizer,
-            sampler=_sampler(policy, config, device),
+            sampler=sampler,
             reference=_frozen(policy, config, device) if config.beta > 0 else None,
             value=None if value is None else _trained(value, config, device),
             reward=None if reward is None else _only_read(reward, config, device),
@@ -85,7 +88,8 @@ def train_rlvr(
         cpus=config.resources.cpus,
     )
     candidates = Candidates(context, config.keep_every, config.max_steps)
-    metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context, candidates)
+    with closing(sampler):
+        metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context, candidates)
     if ranks.leads:
         if config.keep_every is None:
             save_model(policy, tokenizer, context.output("model", "model"))
@@ -133,7 +137,12 @@ def _train(
         rollouts = [RolloutGroup.model_validate(group) for group in kept]
         context.progress(done, total)
         for step in range(done, total):
-            result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
+            try:
+                result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
+            except EngineError:
+                if stop.asked:  # a signal to all processes of a terminal has ended vLLM, too
+                    raise StageStopped(stop.signal_number or signal.SIGTERM) from None
+                raise
             guard.watch(result.metrics)
             metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
             context.log(step + 1, metrics)
@@ -212,12 +221,28 @@ def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -
     return reference
 
 
-def _sampler(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
-    """The policy itself, unless its weights are spread over the ranks, or a GPU decodes several
-    times faster from a copy in bfloat16."""
-    if spreads_weights(config.zero_stage) or _halves(config, device):
-        return _whole_copy(policy, config, device)
-    return policy
+def _sampler(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RLVRConfig,
+    device: torch.device,
+    workdir: Path,
+) -> Sampler:
+    if isinstance(config.rollouts, VLLMRollouts):
+        # Loaded only here: it needs vLLM.
+        from caravan.training.rl.vllm_sampler import VLLMSampler
+
+        length = min(config.max_length, positions_of(policy.config))
+        return VLLMSampler(config.rollouts, tokenizer, length, workdir)
+    copied = _samples_from_a_copy(config, device)
+    model = _whole_copy(policy, config, device) if copied else policy
+    return ModelSampler(model, tokenizer)
+
+
+def _samples_from_a_copy(config: RLVRConfig, device: torch.device) -> bool:
+    """Where the policy's weights are spread over the ranks, or a GPU decodes several times faster
+    in bfloat16."""
+    return spreads_weights(config.zero_stage) or _halves(config, device)
 
 
 def _halves(config: RLVRConfig, device: torch.device) -> bool:

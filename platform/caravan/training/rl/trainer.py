@@ -1,7 +1,8 @@
 """One step of reinforcement learning: roll out, score, update.
 
 The policy that samples is always the policy that is trained: nothing is stale, so the ratio of the
-first update is 1 up to the rounding between passes. All randomness of step k comes from
+first update is 1 up to the rounding between passes. Where another program samples, with nearly its
+probabilities, tokens are weighted for the difference. All randomness of step k comes from
 (seed, k); a run is resumed from weights, optimiser moments and the step number alone.
 
 Departures from open-instruct's Tülu 3 code: losses are averaged over the tokens of a whole
@@ -48,8 +49,14 @@ from caravan.training.rl.forward import (
 )
 from caravan.training.rl.grpo import grpo_loss
 from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_metrics
-from caravan.training.rl.ppo import PolicyLoss, clipped_surrogate, clipped_value_loss
+from caravan.training.rl.ppo import (
+    PolicyLoss,
+    clipped_surrogate,
+    clipped_value_loss,
+    importance_weights,
+)
 from caravan.training.rl.rollout import RLPrompt, RolloutBatch, collect
+from caravan.training.rl.samplers import Sampler
 from caravan.training.rl.scores import Scorer
 from caravan.training.seeds import derived_seed
 from caravan.verifiers import Verifier
@@ -59,9 +66,7 @@ from caravan.verifiers import Verifier
 class RLModels:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    sampler: PreTrainedModel
-    """What rollouts are sampled from: the policy itself, or a whole copy that gets its weights
-    before each step, where they are spread over the ranks or a GPU decodes in bfloat16."""
+    sampler: Sampler
     reference: PreTrainedModel | None
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
@@ -169,8 +174,7 @@ class RLTrainer:
             DataError: a row cannot be verified as it is.
         """
         started = time.perf_counter()
-        if self.models.sampler is not self.models.policy:
-            self._policy.write_to(self.models.sampler)
+        self.models.sampler.load(self._policy)
         rollouts = collect(
             self.models.sampler,
             self.models.tokenizer,
@@ -180,9 +184,7 @@ class RLTrainer:
             sampling=self.config.sampling,
             verification_reward=self.config.verification_reward,
             missing_eos_reward=self.config.missing_eos_reward,
-            generator=torch.Generator(self.device).manual_seed(
-                derived_seed(self.seed, "rollouts", step)
-            ),
+            seed=derived_seed(self.seed, "rollouts", step),
             workers=self.cpus,
             score=self._score,
             reward_model_multiplier=self.config.reward_model_multiplier,
@@ -384,7 +386,9 @@ class RLTrainer:
     ) -> Sums:
         batch, first = part.batch.to(self.device), targets.old_logprobs is None
         seen = self._policy.forward(partial(self._tokens, batch=batch, entropy=first), model)
-        loss = self._policy_loss(seen.logprobs, rollouts, targets, part)
+        old = self._old_logprobs(seen.logprobs, rollouts, targets, part)
+        weights = self._importance_weights(old, rollouts, part)
+        loss = self._policy_loss(seen.logprobs, old, weights, rollouts, targets, part)
         _check_finite(update, "policy loss", loss.loss, rollouts, part)
         share = loss.loss / tokens
         self._policy.backward(share if part.counts else 0.0 * share)
@@ -399,6 +403,9 @@ class RLTrainer:
                 "update_tokens": len(seen.logprobs),
             },
         )
+        if weights is not None and (cap := self.models.sampler.importance_ratio_cap):
+            sums["mismatch/importance_weight"] = weights.sum().item()
+            sums["mismatch/capped_ratio"] = (weights >= cap).sum().item()
         if targets.old_logprobs is None:
             as_sampled = described(
                 rollouts,
@@ -410,8 +417,28 @@ class RLTrainer:
             add(sums, as_sampled)
         return sums
 
-    def _policy_loss(
+    def _old_logprobs(
         self, logprobs: Tensor, rollouts: RolloutBatch, targets: _Targets, part: Pass
+    ) -> Tensor:
+        if targets.old_logprobs is None:
+            return logprobs.detach()
+        return gather(targets.old_logprobs, rollouts.mask, part.indices).to(logprobs.device)
+
+    def _importance_weights(self, old: Tensor, rollouts: RolloutBatch, part: Pass) -> Tensor | None:
+        cap = self.models.sampler.importance_ratio_cap
+        if cap is None:
+            return None
+        sampled = gather(rollouts.sampler_logprobs, rollouts.mask, part.indices)
+        return importance_weights(old, sampled.to(old.device), cap=cap)
+
+    def _policy_loss(
+        self,
+        logprobs: Tensor,
+        old: Tensor,
+        weights: Tensor | None,
+        rollouts: RolloutBatch,
+        targets: _Targets,
+        part: Pass,
     ) -> PolicyLoss:
         algorithm = self.config.algorithm
 
@@ -419,9 +446,10 @@ class RLTrainer:
             return gather(source, rollouts.mask, part.indices).to(logprobs.device)
 
         advantages = of(targets.advantages)
-        old = logprobs.detach() if targets.old_logprobs is None else of(targets.old_logprobs)
         if isinstance(algorithm, PPOConfig):
-            return clipped_surrogate(logprobs, old, advantages, epsilon=algorithm.epsilon)
+            return clipped_surrogate(
+                logprobs, old, advantages, epsilon=algorithm.epsilon, weights=weights
+            )
         assert targets.reference is not None
         return grpo_loss(
             logprobs,
@@ -431,6 +459,7 @@ class RLTrainer:
             epsilon=algorithm.epsilon,
             epsilon_high=algorithm.epsilon_high,
             beta=self.config.beta,
+            weights=weights,
         )
 
     def _value_pass(
