@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import weakref
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 
 from caravan.errors import require
@@ -12,6 +14,7 @@ from caravan.inference.engine import EngineError
 from caravan.inference.sampler import TokenSequence
 
 _END_SECONDS = 60.0
+_POLL_SECONDS = 1.0
 
 
 class VLLMProcess:
@@ -54,6 +57,35 @@ class VLLMProcess:
         # vLLM ends its processes when it is collected; at the end of this process, multiprocessing
         # may wait for them before that.
         atexit.register(_end, weakref.ref(self.llm.llm_engine.engine_core))
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of `LLM`, whose caller would wait for ever where its process ends meanwhile.
+
+        Raises:
+            EngineError: it has ended.
+        """
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(getattr(self.llm, method)(*args, **kwargs))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        Thread(target=ask, daemon=True).start()
+        while not wait([answer], timeout=_POLL_SECONDS).done:
+            if not self._alive():
+                break
+        if self._alive():
+            return answer.result()
+        raise EngineError(
+            "vLLM's process has ended; its last lines are in the log above (one that was killed "
+            "has usually run out of memory: lower gpu_memory_utilization, or ask for more "
+            "memory_gib)"
+        )
+
+    def _alive(self) -> bool:
+        return all(process.is_alive() for process in self._processes)
 
     def close(self) -> None:
         """End the processes, and wait until they hold nothing of the device's memory."""

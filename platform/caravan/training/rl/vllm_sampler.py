@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.errors import StageError, require
-from caravan.inference.engine import EngineError
 from caravan.inference.sampler import TokenSequence
 from caravan.inference.vllm_process import VLLMProcess, sequence_of
 from caravan.recipe import Sampling, VLLMRollouts
@@ -32,7 +31,6 @@ from caravan.training.seeds import derived_seed
 IN_MEMORY = Path("/dev/shm")
 _ROOM = 1.1
 """Free space that files need, as a multiple of the weights."""
-_FEATURE = "rollouts of kind vllm"
 _OF_TORCHRUN = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
     "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -88,14 +86,14 @@ class VLLMSampler:
             return {}
         ranks, size = current(), self._config.tensor_parallel_size
         own = range(ranks.rank // size, len(prompts), ranks.count // size)
-        with _named_death():
-            outputs = self._process.llm.generate(
-                [{"prompt_token_ids": list(prompts[number])} for number in own],
-                [self._params(n, sampling, derived_seed(seed, "prompt", number)) for number in own],
-                use_tqdm=False,
-            )
-            if self._on_gpu:
-                self._process.llm.sleep(level=2)
+        outputs = self._process.call(
+            "generate",
+            [{"prompt_token_ids": list(prompts[number])} for number in own],
+            [self._params(n, sampling, derived_seed(seed, "prompt", number)) for number in own],
+            use_tqdm=False,
+        )
+        if self._on_gpu:
+            self._process.call("sleep", level=2)
         return {
             number: [sequence_of(completion) for completion in output.outputs]
             for number, output in zip(own, outputs, strict=True)
@@ -107,7 +105,7 @@ class VLLMSampler:
             self._process = None
 
     def _params(self, n: int, sampling: Sampling, seed: int) -> Any:
-        vllm = require("vllm", extra="vllm", feature=_FEATURE)
+        vllm = require("vllm", extra="vllm", feature="rollouts of kind vllm")
         return vllm.SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -161,28 +159,13 @@ class VLLMSampler:
                     hf_overrides={"tie_word_embeddings": False},
                 )
             return
-        llm = self._process.llm
-        with _named_death():
-            if self._on_gpu:
-                llm.wake_up(tags=["weights"])
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-            if self._on_gpu:
-                llm.wake_up(tags=["kv_cache"])
-            llm.reset_prefix_cache()  # its keys and values are of the old weights
-
-
-@contextmanager
-def _named_death() -> Iterator[None]:
-    """Say that it was vLLM's process that ended."""
-    exceptions: Any = require("vllm.v1.engine.exceptions", extra="vllm", feature=_FEATURE)
-    try:
-        yield
-    except exceptions.EngineDeadError as error:
-        raise EngineError(
-            "vLLM's process has ended; its last lines are in the log above (one that was killed "
-            "has usually run out of memory: lower rollouts.gpu_memory_utilization, or ask for more "
-            "memory_gib)"
-        ) from error
+        call = self._process.call
+        if self._on_gpu:
+            call("wake_up", tags=["weights"])
+        call("collective_rpc", "reload_weights", kwargs={"weights_path": str(directory)})
+        if self._on_gpu:
+            call("wake_up", tags=["kv_cache"])
+        call("reset_prefix_cache")  # its keys and values are of the old weights
 
 
 @contextmanager
