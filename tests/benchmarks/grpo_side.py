@@ -26,6 +26,7 @@ from caravan.recipe import RLVRConfig
 from caravan.training.models import place, prepare_torch
 from caravan.training.rl import trainer as rl
 from caravan.training.rl.rollout import RLPrompt
+from caravan.training.rl.samplers import ModelSampler
 from caravan.verifiers.verdict import Verdict
 
 WARM_UP = 2
@@ -85,7 +86,8 @@ def caravan(work: g.Work, *, bf16: bool) -> Marks:
         bf16=bf16,
         resources={"cpus": THREADS},
     )
-    models = rl.RLModels(policy, w.tokenizer(g.SHAPE), policy, reference, None)
+    tokenizer = w.tokenizer(g.SHAPE)
+    models = rl.RLModels(policy, tokenizer, ModelSampler(policy, tokenizer), reference, None)
     trainer = rl.RLTrainer(models, config, {"even": _verify}, 0, device, cpus=THREADS)
     prompts = [RLPrompt(_row(i, w.words(ids)), tuple(ids)) for i, ids in enumerate(g.prompts(work))]
     marks, tokens = Marks(), 0

@@ -14,6 +14,7 @@ from caravan.training.dropout import without_dropout
 from caravan.training.models import load_policy
 from caravan.training.rl import trainer as rl
 from caravan.training.rl.rollout import Outcome, RLPrompt, Rollout, RolloutBatch
+from caravan.training.rl.samplers import ModelSampler
 
 from .conftest import row
 
@@ -72,7 +73,9 @@ def caravans_step(policy_dir, beta, monkeypatch):
         sampling=Sampling(max_completion_length=LONGEST),
         bf16=False,
     )
-    models = rl.RLModels(model.eval(), tokenizer, model, reference if beta else None, None)
+    models = rl.RLModels(
+        model.eval(), tokenizer, ModelSampler(model, tokenizer), reference if beta else None, None
+    )
     trainer = rl.RLTrainer(models, config, {}, 0, torch.device("cpu"))
     return trainer.step(0, prompts).metrics
 
