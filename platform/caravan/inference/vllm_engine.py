@@ -52,14 +52,14 @@ class VLLMEngine:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Generation]]:
-        llm = self._process.llm
         replies = [[TOO_LONG] * n for _ in prompts]
-        positions = llm.llm_engine.model_config.max_model_len
+        positions = self._process.llm.llm_engine.model_config.max_model_len
         for start in range(0, len(prompts), _PER_CALL):
             end = min(start + _PER_CALL, len(prompts))
             encoded = dict(enumerate(self.format.encode_all(prompts[start:end], start), start))
             asked = [i for i, ids in encoded.items() if leaves_room(ids, positions)]
-            outputs = llm.generate(
+            outputs = self._process.call(
+                "generate",
                 [{"prompt_token_ids": encoded[i]} for i in asked],
                 [_sampling_params(sampling, n, reply_seed(seed, prompts[i], 0)) for i in asked],
                 use_tqdm=False,
