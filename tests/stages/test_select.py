@@ -28,9 +28,14 @@ CONFIG = EvaluateStageConfig(
 )
 
 
-def candidate(step: int, *values: float) -> select.Candidate:
-    scores = (select.TaskScore(f"task {i}", "acc", v, 0.0, 1.0, 9) for i, v in enumerate(values))
-    return select.Candidate(step, tuple(scores))
+def candidate(step: int, *values: float, undecided: float = 0.0) -> select.Candidate:
+    return select.Candidate(
+        step,
+        tuple(
+            select.TaskScore(f"task {i}", "acc", value, 0.0, 1.0, 9, 0.0, 0.0, undecided)
+            for i, value in enumerate(values)
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,16 @@ def test_the_highest_mean_is_taken_and_of_equal_ones_the_earliest(
     scores: Sequence[tuple[float, ...]], step: int
 ) -> None:
     assert select.best(candidate(int(s), *values) for s, *values in scores).step == step
+
+
+def test_a_high_score_over_the_few_replies_that_were_decided_is_not_taken() -> None:
+    lucky, worse, good = candidate(1, 1.0, undecided=0.9), candidate(2, 0.3), candidate(3, 0.4)
+    assert select.best([lucky, worse, good]) is good
+    assert select.best([lucky, candidate(2, 0.5, undecided=0.3)]) is lucky
+    assert select.best([candidate(1, 0.5, undecided=0.1), good]).step == 1
+    page = select.page([lucky, worse, good], good)
+    assert "Of the 2 of 3 policies whose replies are decided it has the highest mean" in page
+    assert "undecided: 90 %" in page
 
 
 @pytest.fixture
@@ -125,3 +140,30 @@ def test_a_candidate_without_a_score_is_not_taken_for_a_bad_one(
     monkeypatch.setattr(select, "evaluate_model", lambda *_: only)
     with pytest.raises(StageError, match="no reply of step 2 to task constraints could be scored"):
         select.run(CONFIG, inputs, make_context())
+
+
+def test_a_policy_of_whose_replies_few_are_decided_is_not_taken_for_the_best(
+    make_context: Callable, inputs: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of step 2 the verifier fails on all replies but one, which is right."""
+    stage = make_context()
+    rows = [{"prompt": f"{word}?", "ground_truth": word} for word in ("one", "two", "six")]
+    (Path(stage.recipe_dir) / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = Path(stage.recipe_dir) / "asked"
+    (Path(stage.recipe_dir) / "own.py").write_text(
+        "def own(completion, ground_truth):\n"
+        f"    with open({str(asked)!r}, 'a+') as file:\n"
+        "        file.write(ground_truth)\n"
+        "        file.seek(0)\n"
+        "        if file.read().count('one') == 2:\n"
+        "            return 0.5\n"
+        "    return {'one': 1}[ground_truth]\n"
+    )
+    own = EvalTask(name="own", task="verify", verifier="own", path="own.jsonl", sampling=SHORT)
+    config = EvaluateStageConfig(
+        evaluate=CONFIG.evaluate.derive(tasks=[own]), verifiers={"own": "own.py:own"}
+    )
+    result = select.run(config, inputs, stage)
+    assert result.metrics == {"step": 10, "candidates": 2, "mean": 0.5, "own": 0.5}
+    assert "undecided: 67 %" in (stage.outputs["report"] / "selection.md").read_text()
+    assert "step 2: more than 20 % of the replies to a task could not be decided" in caplog.text

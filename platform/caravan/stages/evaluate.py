@@ -86,10 +86,10 @@ def run(
         of_task = [score for score in found.scores if score.task == task.name]
         if of_task:
             metrics[task.name] = of_task[0].value
-        metrics[f"{task.name}/truncated"] = _share(r.finish_reason == "length" for r in own)
-        metrics[f"{task.name}/too_long"] = _share(r.finish_reason == "too_long" for r in own)
+        metrics[f"{task.name}/truncated"] = share(r.finish_reason == "length" for r in own)
+        metrics[f"{task.name}/too_long"] = share(r.finish_reason == "too_long" for r in own)
         metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
-        metrics[f"{task.name}/undecided_share"] = _share(row.score is None for row in own)
+        metrics[f"{task.name}/undecided_share"] = share(row.score is None for row in own)
     directory = context.output("evaluation", "report")
     write_rows(directory / INSTANCES, found.rows)
     write_json(directory / SCORES, scores_document(config.evaluate.tasks, found.scores))
@@ -267,6 +267,7 @@ def _loaded(
     unload(found)
 
 
-def _share(flags: Iterable[bool]) -> float:
+def share(flags: Iterable[bool]) -> float:
+    """0 where there are none."""
     values = list(flags)
     return sum(values) / len(values) if values else 0.0

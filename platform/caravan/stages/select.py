@@ -5,12 +5,15 @@ Inputs: the candidates, each a model under the name of its step (`step-100`). Ou
 one whose mean over the tasks is the highest, of equal ones the earliest; `report`, with
 `selection.json` and the same as text, `selection.md`.
 
-A candidate that has its scores is not asked again when the stage goes on.
+A score over the few replies that a judge or a verifier could decide about is no match for one over
+all: a candidate with such a score is taken only where every other has one, too. A candidate that
+has its scores is not asked again when the stage goes on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +22,15 @@ from typing import Any
 
 from caravan.data.card import table
 from caravan.data.io import write_json, write_text
-from caravan.errors import StageError
+from caravan.errors import StageError, some
+from caravan.evals.caveats import MANY, lacking
+from caravan.evals.scoring import ScoredCompletion
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.stages.evaluate import Progress, evaluate_model, external_files
+from caravan.stages.evaluate import Progress, evaluate_model, external_files, share
 from caravan.store.copies import copy_out
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["NAME", "VERSION", "external_files", "run"]
 
@@ -46,12 +53,21 @@ class TaskScore:
     low: float
     high: float
     n: int
+    truncated: float
+    too_long: float
+    undecided: float
+    """Shares of the replies, as beside the score of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     step: int
     scores: tuple[TaskScore, ...]
+
+    @property
+    def decided(self) -> bool:
+        """Whether its scores are about most of its replies."""
+        return all(score.undecided <= MANY for score in self.scores)
 
     @property
     def mean(self) -> float:
@@ -74,6 +90,7 @@ def run(
             context.log(step, {**_values(scored), "mean": scored.mean})
             write_json(known, asdict(scored))
         candidates.append(_read(known))
+    _warn_of_undecided(candidates)
     chosen = best(candidates)
     copy_out(inputs[f"step-{chosen.step}"], context.output("model", "model"))
     directory = context.output("report", "report")
@@ -85,8 +102,19 @@ def run(
 
 
 def best(candidates: Iterable[Candidate]) -> Candidate:
-    """The one with the highest mean, of equal ones the earliest."""
-    return max(candidates, key=lambda candidate: (candidate.mean, -candidate.step))
+    """Of those whose replies are decided, or of all where none's are: the one with the highest
+    mean, of equal ones the earliest."""
+    return max(candidates, key=lambda one: (one.decided, one.mean, -one.step))
+
+
+def _warn_of_undecided(candidates: Sequence[Candidate]) -> None:
+    if undecided := [f"step {one.step}" for one in candidates if not one.decided]:
+        every = len(undecided) == len(candidates)
+        logger.warning(
+            "%s: more than %.0f %% of the replies to a task could not be decided about, so %s",
+            some(undecided), 100 * MANY,
+            "the selection says little" if every else "only the others are selected from",
+        )  # fmt: skip
 
 
 def document(candidates: Sequence[Candidate], chosen: Candidate) -> dict[str, Any]:
@@ -104,16 +132,25 @@ def page(candidates: Sequence[Candidate], chosen: Candidate) -> str:
         [
             f"{one.step}, taken" if one is chosen else one.step,
             f"{one.mean:.3f}",
-            *(f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})" for s in one.scores),
+            *(_cell(score) for score in one.scores),
         ]
         for one in candidates
     ]
+    decided = sum(one.decided for one in candidates)
+    compared = f"{len(candidates)} policies"
+    if 0 < decided < len(candidates):
+        compared = f"the {decided} of {compared} whose replies are decided"
     lines = [
         f"# Step {chosen.step} of RLVR is taken", "",
-        f"Of {len(candidates)} policies it has the highest mean; in brackets 95 % intervals.", "",
+        f"Of {compared} it has the highest mean; in brackets 95 % intervals.", "",
         *table(titles, rows), "", OPTIMISM,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _cell(score: TaskScore) -> str:
+    value = f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+    return f"{value}, {caveat}" if (caveat := lacking(score)) else value
 
 
 def _evaluated(
@@ -123,10 +160,12 @@ def _evaluated(
     Raises:
         StageError: a task gave no score.
     """
-    scores = evaluate_model(model, config, context, progress).scores
+    rows, scores, _ = evaluate_model(model, config, context, progress)
     first: dict[str, TaskScore] = {}
     for s in scores:
-        first.setdefault(s.task, TaskScore(s.task, s.metric, s.value, s.low, s.high, s.n))
+        if s.task not in first:
+            lacks = _lacks([row for row in rows if row.task == s.task])
+            first[s.task] = TaskScore(s.task, s.metric, s.value, s.low, s.high, s.n, **lacks)
     for task in config.evaluate.tasks:
         if task.name not in first:
             raise StageError(
@@ -134,6 +173,14 @@ def _evaluated(
                 "how good it is; the log has the reasons"
             )
     return Candidate(step, tuple(first.values()))
+
+
+def _lacks(rows: Sequence[ScoredCompletion]) -> dict[str, float]:
+    return {
+        "truncated": share(row.finish_reason == "length" for row in rows),
+        "too_long": share(row.finish_reason == "too_long" for row in rows),
+        "undecided": share(row.score is None for row in rows),
+    }
 
 
 def _read(path: Path) -> Candidate:
