@@ -19,6 +19,7 @@ from caravan.stages.configs import (
     JudgeStageConfig,
     ReadPairsStageConfig,
     ReferenceStageConfig,
+    ReportStageConfig,
     RespondStageConfig,
     RLVRStageConfig,
     SynthesizeStageConfig,
@@ -126,7 +127,8 @@ def _evaluation_nodes(recipe: Recipe) -> list[Node]:
     nodes = [
         Node(name, "evaluate", asked[i % shards]) for i, name in enumerate(evaluations(recipe))
     ]
-    return [*nodes, Node("report", "report", recipe.report)]
+    report = ReportStageConfig.of(recipe.report, recipe.rlvr)
+    return [*nodes, Node("report", "report", report)]
 
 
 def _asking(recipe: Recipe, suite: EvaluateConfig) -> EvaluateStageConfig:

@@ -102,10 +102,10 @@ def test_what_policies_are_selected_by_does_not_change_how_they_are_trained():
         for tasks in ("math", "math, constraints")
     }
     by_math, by_both = chosen.values()
-    assert [name for name in by_math if by_math[name] != by_both[name]] == ["select"]
+    assert [name for name in by_math if by_math[name] != by_both[name]] == ["select", "report"]
     without = {node.name: node.config for node in stage_graph(load_recipe(pocket))}
     assert set(by_math) - set(without) == {"select"}
-    assert [name for name in without if without[name] != by_math[name]] == ["rlvr"]
+    assert [name for name in without if without[name] != by_math[name]] == ["rlvr", "report"]
     assert [task.name for task in by_both["select"].evaluate.tasks] == ["math", "constraints"]
 
 
@@ -113,6 +113,7 @@ def test_a_recipe_that_selects_nothing_has_the_keys_that_it_had():
     recipe = load_recipe(RECIPES / "pocket.yaml")
     assert "select" not in recipe.rlvr.model_dump()
     assert "keep_every" not in find_node(recipe, "rlvr").config.model_dump()
+    assert find_node(recipe, "report").config.model_dump() == recipe.report.model_dump()
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])

@@ -62,8 +62,12 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     base, sft, dpo = (finished.store.fetch(finished.output(n)) for n in ("base", "sft", "dpo"))
     report = finished.store.fetch(finished.output("evaluate-dpo", "evaluation"))
     candidates = {"step-2": sft, "step-4": dpo}
+    rlvr = finished.recipe.rlvr.derive(select={"every": 2, "tasks": ["math"]})
     finished.run_id = finished.registry.create_run(
-        finished.recipe.model_dump(mode="json"), name="rl", seed=1, recipe_digest="d" * 64
+        finished.recipe.derive(rlvr=rlvr).model_dump(mode="json"),
+        name="rl",
+        seed=1,
+        recipe_digest="d" * 64,
     )
     finished.stage("base", {}, {"model": base})
     finished.stage("rlvr", {"policy": finished.output("base")}, candidates)
@@ -76,9 +80,11 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     assert "base → rlvr → select." in chosen
     assert "| step of rlvr | 2 |" in chosen
     assert "| math | dev | accuracy | 64.5 |" in chosen
+    assert "policy was selected by its scores on math: there its scores" in chosen
     other = caravan("model", "card", "latest:rlvr/step-4")
     assert "base → rlvr." in other
     assert "not evaluated" in other
+    assert "was selected" not in other
     caravan("model", "export", "latest:rlvr/step-4", str(tmp_path / "one"))
     assert (tmp_path / "one" / "model.safetensors").is_file()
     assert "has: base/model" in caravan("model", "export", "latest:rlvr/model", "x", code=2)

@@ -30,13 +30,12 @@ from caravan.recipe import (
     EvaluateConfig,
     LLMJudge,
     ProgramJudge,
-    ReportConfig,
     Resources,
     SafetyJudge,
     Sampling,
 )
 from caravan.stages import evaluate, report
-from caravan.stages.configs import EvaluateStageConfig
+from caravan.stages.configs import EvaluateStageConfig, ReportStageConfig
 from caravan.verifiers import verify
 from foreign import LLAMA3, write_foreign
 from scripted_endpoint import Messages, scripted_endpoint
@@ -407,7 +406,7 @@ def run_report(
     make_context: Callable[..., Any], inputs: dict[str, Path], name: str = "report"
 ) -> Any:
     context = make_context(name)
-    result = report.run(ReportConfig(bootstrap_samples=500), inputs, context)
+    result = report.run(ReportStageConfig(bootstrap_samples=500), inputs, context)
     return result, context.outputs["report"]
 
 
@@ -433,6 +432,21 @@ def test_report_says_what_changed_and_whether_it_is_more_than_chance(
     assert "chat:sft>base" not in {s.task for s in result.scores if s.metric == "win_rate"}
     assert by_task["math:dpo>sft"].metric == "difference"
     assert result.metrics["average_change/rlvr"] == pytest.approx(0.35)
+
+
+def test_report_says_by_what_the_last_policy_was_selected(
+    make_context: Callable[..., Any], inputs: dict[str, Path]
+) -> None:
+    _, directory = run_report(make_context, inputs)
+    assert "selected" not in (directory / "report.html").read_text()
+    assert "selected_by" not in json.loads((directory / "report.json").read_text())
+    context = make_context("selected")
+    config = ReportStageConfig(bootstrap_samples=500, selected_by=("math",))
+    report.run(config, inputs, context)
+    page = (context.outputs["report"] / "report.html").read_text()
+    assert "policy was selected by its scores on math: there its scores" in page
+    document = json.loads((context.outputs["report"] / "report.json").read_text())
+    assert document["selected_by"] == ["math"]
 
 
 def test_report_says_where_replies_were_cut_off_and_where_nothing_changed(

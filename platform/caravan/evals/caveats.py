@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 MANY = 0.2
@@ -42,6 +43,14 @@ def lacking(replies: Replies) -> str:
         ("undecided", replies.undecided),
     )
     return ", ".join(f"{what}: {100 * share:.0f} %" for what, share in parts if share > MANY)
+
+
+def selected_by_scores(tasks: Sequence[str]) -> str:
+    """What is to be known of the scores of RLVR's policy on the tasks that it was selected by."""
+    return (
+        f"RLVR's policy was selected by its scores on {', '.join(tasks)}: there its scores, and "
+        "what they gain, are on average too high, and their intervals do not say by how much."
+    )
 
 
 def without_spread(difference: Estimate, shown: str) -> str:

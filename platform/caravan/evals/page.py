@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from caravan.data.records import Message
 from caravan.data.template import TEMPLATE_HASH
 from caravan.data.template_stamp import SHOWN
-from caravan.evals.caveats import lacking, without_spread
+from caravan.evals.caveats import lacking, selected_by_scores, without_spread
 from caravan.evals.comparison import Change, Evaluation, Sample, WinRate
 from caravan.evals.figures import stage_colour, stage_name
 from caravan.evals.scoring import ScoredCompletion
@@ -33,8 +33,10 @@ def render_page(
     samples: Sequence[Sample],
     data: Mapping[str, Any],
     pictures: Mapping[str, Path],
+    selected_by: Sequence[str] = (),
 ) -> str:
-    """The page. `data` is what is known of the training data; see `caravan.stages.report`."""
+    """The page. `data` is what is known of the training data; see `caravan.stages.report`. Of
+    `selected_by` are tasks that RLVR's policy was selected by."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"points": _points, "percent": _percent, "number": _number}
     template = environment.from_string(
@@ -57,6 +59,7 @@ def render_page(
         rates=[_rate(rate) for rate in rates],
         samples=[_sample(sample) for sample in samples],
         data=data,
+        selected=selected_by_scores(selected_by) if selected_by else "",
         pictures=dict.fromkeys(PICTURES, "")
         | {name: _data_uri(path) for name, path in pictures.items()},
     )

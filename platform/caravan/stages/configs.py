@@ -23,6 +23,7 @@ from caravan.recipe import (
     PairConfig,
     PassTokens,
     PoolMember,
+    ReportConfig,
     Resources,
     RLVRConfig,
     Sampling,
@@ -134,6 +135,16 @@ class RLVRStageConfig(RLVRConfig):
         settings = rlvr.model_dump(exclude={"select"})
         every = None if rlvr.select is None else rlvr.select.every
         return cls(**settings, verifiers=verifiers, keep_every=every)
+
+
+class ReportStageConfig(ReportConfig):
+    selected_by: tuple[Name, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Tasks whose scores RLVR's policy was selected by: there they are too high."""
+
+    @classmethod
+    def of(cls, report: ReportConfig, rlvr: RLVRConfig | None) -> Self:
+        select = rlvr.select if rlvr is not None else None
+        return cls(**report.model_dump(), selected_by=() if select is None else select.tasks)
 
 
 class EvaluateStageConfig(Config):

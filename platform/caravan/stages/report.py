@@ -29,7 +29,7 @@ from caravan.evals.comparison import (
 )
 from caravan.evals.page import render_page
 from caravan.evals.stats import Interval
-from caravan.recipe import ReportConfig
+from caravan.stages.configs import ReportStageConfig
 from caravan.stages.context import Score, StageContext, StageResult
 
 NAME = "report"
@@ -41,7 +41,9 @@ _BOOTSTRAP_SEED = 20241122
 """Fixed, so that the same evaluations give the same intervals in every run."""
 
 
-def run(config: ReportConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def run(
+    config: ReportStageConfig, inputs: Mapping[str, Path], context: StageContext
+) -> StageResult:
     evaluations = load_evaluations(inputs)
     if not evaluations:
         raise DataError("the report has no evaluation to show")
@@ -65,9 +67,13 @@ def run(config: ReportConfig, inputs: Mapping[str, Path], context: StageContext)
         samples=shown,
         data=data,
         pictures=pictures,
+        selected_by=config.selected_by,
     )
     write_text(directory / "report.html", page)
-    write_json(directory / "report.json", document(evaluations, steps, rates, shown, data))
+    numbers = document(evaluations, steps, rates, shown, data)
+    if config.selected_by:
+        numbers["selected_by"] = list(config.selected_by)
+    write_json(directory / "report.json", numbers)
     context.progress(1, 1)
     return StageResult(
         metrics={f"win_rate/{_versus(rate)}": rate.interval.value for rate in rates}
