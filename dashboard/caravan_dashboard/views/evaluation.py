@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from caravan.evals.caveats import lacking, without_spread
+from caravan.evals.caveats import lacking, selected_by_scores, without_spread
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
@@ -66,6 +66,10 @@ def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
         return
     ui.show(score_table(scores, chosen, several))
     st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
+    for run_id in run_ids:
+        if tasks := evaluation.selected_by(library.registry().get_run(run_id).recipe):
+            of_run = f"{run_id}: " if several else ""
+            st.caption(of_run + selected_by_scores(tasks))
     data = evaluation.interval_rows(scores, chosen)
     if not data.empty:
         st.altair_chart(charts.intervals(data, series_colours(chosen, several)))
