@@ -137,7 +137,7 @@ def check_import(
     if asked.own is not None:
         notes.append(
             f"it is asked in {asked}; what is trained from it is asked in the Tülu chat template "
-            f"({TEMPLATE_HASH[:SHOWN]}), which it knows once SFT has taught it"
+            f"({TEMPLATE_HASH[:SHOWN]}), which nothing but SFT teaches it"
         )
     elif foreign:
         notes.append(
