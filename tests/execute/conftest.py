@@ -113,13 +113,17 @@ def hold(recipe_dir):
 
     class Hold:
         def at(self, step):
-            (recipe_dir / "hold-at").write_text(str(step))
+            aside = recipe_dir / "hold-at.new"
+            aside.write_text(str(step))
+            aside.replace(recipe_dir / "hold-at")  # a stage that looks meanwhile sees a number
 
         def until_reached(self):
-            wait_until((recipe_dir / "holding").exists)
+            step = (recipe_dir / "hold-at").read_text()
+            wait_until((recipe_dir / f"holding-{step}").exists)
 
         def release(self):
             (recipe_dir / "hold-at").unlink()
-            (recipe_dir / "holding").unlink(missing_ok=True)
+            for held in recipe_dir.glob("holding-*"):
+                held.unlink()
 
     return Hold()

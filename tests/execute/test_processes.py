@@ -249,7 +249,6 @@ def test_what_a_killed_process_measured_while_the_registry_was_away_arrives_once
         wait_until(lambda: len(registry.metrics(registry.stage_runs(run_id)[0].id)) == 2)
 
     stoppable_postgres.stop()
-    (recipe_dir / "holding").unlink()
     hold.at(4)
     hold.until_reached()  # two more points, which only the work directory has
     process.kill()

@@ -47,7 +47,7 @@ def run(config: CountConfig, inputs: Mapping[str, Path], context: StageContext) 
         if wanted(context, "exit-at") == step:
             raise SystemExit(3)
         while wanted(context, "hold-at") == step:
-            (context.recipe_dir / "holding").touch()
+            (context.recipe_dir / f"holding-{step}").touch()
             time.sleep(0.02)
     output = context.output("model", "model")
     (output / "weights.txt").write_text(f"{config.steps} {context.seed} {sorted(inputs)}\n")
