@@ -43,12 +43,6 @@ def tasks(scores: Sequence[ScoreRow]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys((s.task, s.metric, s.suite) for s in scores if model_of(s.node)))
 
 
-def selected_by(recipe: Mapping[str, Any]) -> list[str]:
-    """The tasks by which a run selects RLVR's policy; none where it takes the last."""
-    select = (recipe.get("rlvr") or {}).get("select") or {}
-    return list(select.get("tasks", ()))
-
-
 def comparisons(scores: Sequence[ScoreRow]) -> list[ScoreRow]:
     """Win rates of one model over another, which the report stage computes."""
     return [s for s in scores if model_of(s.node) is None and s.metric == "win_rate"]

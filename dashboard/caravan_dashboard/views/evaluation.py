@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from caravan.evals.caveats import lacking, selected_by_scores, without_spread
+from caravan.evals.caveats import lacking, selected_by, selected_by_scores, without_spread
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
-from caravan.registry import Registry, ScoreRow
+from caravan.registry import Registry, RunRow, ScoreRow
 from caravan_dashboard import charts, evaluation, library, ui
 from caravan_dashboard.evaluation import Column, Transition
 from caravan_dashboard.markup import Html, caveat, facts, join, mono, prose, table, tag, turn
@@ -32,10 +32,8 @@ VIEWS = ["Scores", "Instances"]
 def main() -> None:
     st.title("Evaluation")
     run = ui.chosen_run()
-    others = [other.id for other in ui.other_runs(run, OTHER_RUNS)]
-    scores = library.registry().scores(run.id)
-    for other in others:
-        scores += library.registry().scores(other)
+    runs = [run, *ui.other_runs(run, OTHER_RUNS)]
+    scores = [score for one in runs for score in library.registry().scores(one.id)]
     if not evaluation.columns(scores):
         ui.empty("No scores yet. They show here as soon as the first model has been evaluated.")
         return
@@ -46,16 +44,16 @@ def main() -> None:
     if view == "Instances":
         show_instances(scores, run.id)
     else:
-        show_scores(scores, [run.id, *others])
+        show_scores(scores, runs)
 
 
 # --- scores -------------------------------------------------------------------------------------
 
 
-def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
+def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
     columns = evaluation.columns(scores)
     models = list(dict.fromkeys(column.model for column in columns))
-    several = len(run_ids) > 1
+    several = len(runs) > 1
     wanted = st.pills(
         "Models", models, selection_mode="multi", default=models[-1:] if several else models,
         key="models several" if several else "models", label_visibility="collapsed",
@@ -66,9 +64,9 @@ def show_scores(scores: list[ScoreRow], run_ids: list[str]) -> None:
         return
     ui.show(score_table(scores, chosen, several))
     st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
-    for run_id in run_ids:
-        if tasks := evaluation.selected_by(library.registry().get_run(run_id).recipe):
-            of_run = f"{run_id}: " if several else ""
+    for run in runs:
+        if tasks := selected_by(run.recipe):
+            of_run = f"{run.id}: " if several else ""
             st.caption(of_run + selected_by_scores(tasks))
     data = evaluation.interval_rows(scores, chosen)
     if not data.empty:

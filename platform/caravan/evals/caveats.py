@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 MANY = 0.2
 """Share of the replies above which what they lack is told beside the score."""
@@ -43,6 +43,12 @@ def lacking(replies: Replies) -> str:
         ("undecided", replies.undecided),
     )
     return ", ".join(f"{what}: {100 * share:.0f} %" for what, share in parts if share > MANY)
+
+
+def selected_by(recipe: Mapping[str, Any]) -> list[str]:
+    """The tasks by which a run selects RLVR's policy; none where it takes the last."""
+    select = (recipe.get("rlvr") or {}).get("select") or {}
+    return list(select.get("tasks", ()))
 
 
 def selected_by_scores(tasks: Sequence[str]) -> str:

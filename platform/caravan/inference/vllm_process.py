@@ -36,15 +36,15 @@ class VLLMProcess:
         """
         vllm = require("vllm", extra="vllm", feature="the vllm engine")
         platforms = require("vllm.platforms", extra="vllm", feature="the vllm engine")
-        self.on_cpu = bool(platforms.current_platform.is_cpu())
+        on_cpu = platforms.current_platform.is_cpu()
         others = multiprocessing.active_children()
         try:
             self.llm: Any = vllm.LLM(
                 model=model,
                 logprobs_mode="processed_logprobs",
                 load_format="safetensors",
-                dtype="float32" if self.on_cpu else dtype,
-                enforce_eager=self.on_cpu,
+                dtype="float32" if on_cpu else dtype,
+                enforce_eager=on_cpu,
                 disable_log_stats=True,
                 **options,
             )
@@ -73,9 +73,8 @@ class VLLMProcess:
                 answer.set_exception(error)
 
         Thread(target=ask, daemon=True).start()
-        while not wait([answer], timeout=_POLL_SECONDS).done:
-            if not self._alive():
-                break
+        while self._alive() and not wait([answer], timeout=_POLL_SECONDS).done:
+            pass
         if self._alive():
             return answer.result()
         raise EngineError(

@@ -21,7 +21,6 @@ from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
     "RECIPE_FILES", "SERVED_TAG", "ArtifactRow", "Backend", "CurvePoint", "LineageEdge",
-    "MetricRow", "NoteRow",
-    "Registry", "RunRow", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState",
-    "State", "open_registry", "upgrade",
+    "MetricRow", "NoteRow", "Registry", "RunRow", "RunState", "ScoreInstanceRow", "ScoreRow",
+    "StageRunRow", "StageState", "State", "open_registry", "upgrade",
 ]  # fmt: skip

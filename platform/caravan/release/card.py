@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from caravan.data.card import cell, table
-from caravan.evals.caveats import lacking, selected_by_scores
+from caravan.evals.caveats import lacking, selected_by, selected_by_scores
 from caravan.registry import ScoreRow
 from caravan.release.facts import ModelFacts
 
@@ -146,7 +146,7 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
     yield "\n".join(table(("task", "suite", "metric", "score", "95 % interval", "n"), rows))
     yield ""
     if any(stage.stage == "select" for stage in facts.before):
-        yield f"{cell(selected_by_scores(facts.run.recipe['rlvr']['select']['tasks']))}\n"
+        yield f"{cell(selected_by_scores(selected_by(facts.run.recipe)))}\n"
 
 
 def _numbers(score: ScoreRow) -> tuple[str, str]:

@@ -86,10 +86,11 @@ def run(
         of_task = [score for score in found.scores if score.task == task.name]
         if of_task:
             metrics[task.name] = of_task[0].value
-        metrics[f"{task.name}/truncated"] = share(r.finish_reason == "length" for r in own)
-        metrics[f"{task.name}/too_long"] = share(r.finish_reason == "too_long" for r in own)
+        lacking = shares(own)
+        metrics[f"{task.name}/truncated"] = lacking["truncated"]
+        metrics[f"{task.name}/too_long"] = lacking["too_long"]
         metrics[f"{task.name}/undecided"] = sum(row.score is None for row in own)
-        metrics[f"{task.name}/undecided_share"] = share(row.score is None for row in own)
+        metrics[f"{task.name}/undecided_share"] = lacking["undecided"]
     directory = context.output("evaluation", "report")
     write_rows(directory / INSTANCES, found.rows)
     write_json(directory / SCORES, scores_document(config.evaluate.tasks, found.scores))
@@ -267,7 +268,11 @@ def _loaded(
     unload(found)
 
 
-def share(flags: Iterable[bool]) -> float:
-    """0 where there are none."""
-    values = list(flags)
-    return sum(values) / len(values) if values else 0.0
+def shares(rows: Sequence[ScoredCompletion]) -> dict[str, float]:
+    """What is told beside a score, in shares of its replies; 0 where there are none."""
+    count = max(1, len(rows))
+    return {
+        "truncated": sum(row.finish_reason == "length" for row in rows) / count,
+        "too_long": sum(row.finish_reason == "too_long" for row in rows) / count,
+        "undecided": sum(row.score is None for row in rows) / count,
+    }

@@ -24,10 +24,9 @@ from caravan.data.card import table
 from caravan.data.io import write_json, write_text
 from caravan.errors import StageError, some
 from caravan.evals.caveats import MANY, lacking
-from caravan.evals.scoring import ScoredCompletion
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.stages.evaluate import Progress, evaluate_model, external_files, share
+from caravan.stages.evaluate import Progress, evaluate_model, external_files, shares
 from caravan.store.copies import copy_out
 
 logger = logging.getLogger(__name__)
@@ -164,7 +163,7 @@ def _evaluated(
     first: dict[str, TaskScore] = {}
     for s in scores:
         if s.task not in first:
-            lacks = _lacks([row for row in rows if row.task == s.task])
+            lacks = shares([row for row in rows if row.task == s.task])
             first[s.task] = TaskScore(s.task, s.metric, s.value, s.low, s.high, s.n, **lacks)
     for task in config.evaluate.tasks:
         if task.name not in first:
@@ -173,14 +172,6 @@ def _evaluated(
                 "how good it is; the log has the reasons"
             )
     return Candidate(step, tuple(first.values()))
-
-
-def _lacks(rows: Sequence[ScoredCompletion]) -> dict[str, float]:
-    return {
-        "truncated": share(row.finish_reason == "length" for row in rows),
-        "too_long": share(row.finish_reason == "too_long" for row in rows),
-        "undecided": share(row.score is None for row in rows),
-    }
 
 
 def _read(path: Path) -> Candidate:

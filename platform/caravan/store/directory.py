@@ -21,6 +21,7 @@ from pathlib import Path
 
 from caravan.errors import StoreError
 from caravan.store.base import Stored
+from caravan.store.durable import sync
 from caravan.store.manifest import (
     Artifact,
     FileEntry,
@@ -97,7 +98,7 @@ class DirectoryStore:
                 return manifest.artifact
             _write_durably(scratch / "manifest.json", manifest.to_bytes())
             for path in (scratch, *_directories(files)):
-                _sync(path)
+                sync(path)
             for path in _directories(files):
                 path.chmod(0o555)
             self._commit(scratch, digest)
@@ -144,7 +145,7 @@ class DirectoryStore:
             broken = scratch.with_name(f"{scratch.name}-replaced")
             target.rename(broken)
             _remove(broken)
-        _sync(target.parent)
+        sync(target.parent)
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -248,14 +249,6 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 def _directories(top: Path) -> list[Path]:
     return [top, *(p for p in top.rglob("*") if p.is_dir())]
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from caravan.errors import CaravanError, StoreError
+from caravan.store.durable import sync
 from caravan.training.parallel.ranks import current
 
 logger = logging.getLogger(__name__)
@@ -359,12 +359,3 @@ def _read(directory: Path) -> dict[str, Any] | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.errors import CaravanError, StoreError
 from caravan.stages.context import StageContext
-from caravan.training.checkpoint import sync
+from caravan.store.durable import sync
 from caravan.training.models import save_model
 from caravan.training.parallel.ranks import current
 
