@@ -292,31 +292,22 @@ def _source(
 
 
 def _pair_source(source: PairSource, recipe_dir: Path, sample: list[Pair]) -> str:
-    from caravan.data.card import counted, not_read
-    from caravan.stages.read_pairs import load_pairs, unfit
+    from caravan.data.card import counted
+    from caravan.stages.read_pairs import load_pairs, remarks, unfit
 
     unread: set[str] = set()
     rows = load_pairs(source, recipe_dir, unread=unread)
-    if isinstance(source.origin, HubSource):
-        rows = islice(rows, SAMPLE_ROWS)
-    reasons: Counter[str] = Counter()
-    fit = 0
-    for pair in rows:
-        if reason := unfit(pair):
-            reasons[reason] += 1
-            continue
-        fit += 1
-        if fit <= SAMPLE_ROWS:
-            sample.append(pair)
+    on_hub = isinstance(source.origin, HubSource)
+    pairs = list(islice(rows, SAMPLE_ROWS) if on_hub else rows)
+    reasons = Counter(reason for pair in pairs if (reason := unfit(pair)))
+    fit = [pair for pair in pairs if not unfit(pair)]
     if not fit:
         raise DataError(f"source {source.name} holds no pair to learn from; check its origin")
-    on_hub = isinstance(source.origin, HubSource)
-    said = ["the first pairs can be read" if on_hub else f"{fit:,} pairs"]
+    sample += fit[:SAMPLE_ROWS]
+    said = ["the first pairs can be read" if on_hub else f"{len(fit):,} pairs"]
     if reasons:
         said.append(f"to be dropped: {counted(reasons)}")
-    if unread:
-        said.append(not_read(unread))
-    return "; ".join(said)
+    return "; ".join([*said, *remarks(pairs, unread)])
 
 
 def _task(task: EvalTask, recipe: Recipe, recipe_dir: Path, seen: Seen) -> str:

@@ -138,6 +138,7 @@ def test_turns_of_a_text_are_found_at_markers_only():
         ({"ground_truth": [{"id": "x"}], "verifier": "ifeval"}, "ifeval", [{"id": "x"}]),
         ({"reward_model": {"ground_truth": "3"}, "data_source": "gsm8k"}, "gsm8k", "3"),
         ({}, None, None),
+        ({"ground_truth": "", "verifier": "math"}, None, None),  # an empty cell
         ({"dataset": "some-mixture"}, None, None),
     ],
 )  # fmt: skip
@@ -160,6 +161,7 @@ def test_verifier_and_ground_truth(row, verifier, ground_truth):
         ({"messages": [{"role": "user", "content": ["x"]}]}, "'content' is not text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no user's turn"),
         ({"prompt": 3}, "not a list"),
+        ({"prompt": "q", "completion": float("nan")}, "column 'completion' is not text"),
         ({"instruction": 3}, "'instruction' is not text"),
         ({"prompt": "q", "persona": 3}, "field 'persona'"),
         ({"prompt": "q", "ground_truth": ["1", "2"], "dataset": ["a", "b"]}, "names 2 verifiers"),

@@ -141,6 +141,22 @@ def test_what_is_not_read_not_answered_or_dropped_is_told_once_a_source(
     assert "| a | verdict |" in (context.outputs["card"] / "card.md").read_text()
 
 
+def test_what_stands_for_a_missing_value_is_told_and_stays(tmp_path, make_context, caplog):
+    """Of a table written with pandas' `na_rep="nan"`; in another, None is the right answer."""
+    (tmp_path / "a.csv").write_text("prompt,completion\none,a nan\ntwo,nan\nthree, NaN\n")
+    write(tmp_path / "b.jsonl", ("What does print() return?", "None"))
+    sources = (source("a", "a.csv"), source("b", "b.jsonl"))
+    context = make_context()
+    curate.run(CurateConfig(sources=sources), {}, context)
+    of_a, of_b, of_all = caplog.messages
+    assert "source a: 3 rows; 2 with a turn that is only nan, None or null (a/1, a/2): " in of_a
+    assert "source b: 1 rows; 1 with a turn that is only nan, None or null (b/0): " in of_b
+    assert "all sources: 4 rows; 3 with a turn that is only nan, None or null" in of_all
+    card = card_of(context)
+    assert card["kept"] == 4
+    assert [s["may_be_missing"] for s in card["sources"]] == [2, 1]
+
+
 def test_text_of_a_row_cannot_break_out_of_the_card(tmp_path: Path, make_context):
     write(tmp_path / "a.jsonl", ("```\n# Fake heading\n<script>", "````x"))
     context = make_context()

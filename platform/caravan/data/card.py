@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from caravan.data.missing import any_missing, may_be_missing
 from caravan.data.records import Conversation
 from caravan.errors import some
 from caravan.recipe import Source
@@ -28,6 +29,8 @@ class SourceCard:
     without_reply: int = 0
     unread: set[str] = field(default_factory=set)
     """Columns of its rows that nothing reads."""
+    missing: list[str] = field(default_factory=list)
+    """Ids of rows with a text that may stand for a missing value."""
     dropped: Counter[str] = field(default_factory=Counter)
     verifiable: int = 0
     turns: list[int] = field(default_factory=list)
@@ -43,6 +46,8 @@ class SourceCard:
         """Count a row that was read."""
         self.available += 1
         self.without_reply += not row.has_reply
+        if any_missing(message.content for message in row.messages):
+            self.missing.append(row.id)
 
     def remarks(self) -> list[str]:
         """What whoever chose the source may not expect of its rows."""
@@ -51,6 +56,8 @@ class SourceCard:
             said.append("none has a reply: prompts only, not trained on in SFT")
         elif self.without_reply:
             said.append(f"{self.without_reply:,} without a reply")
+        if self.missing:
+            said.append(may_be_missing(self.missing))
         if self.unread:
             said.append(not_read(self.unread))
         return said
@@ -77,6 +84,7 @@ class SourceCard:
             "available": self.available,
             "kept": self.kept,
             "without_reply": self.without_reply,
+            "may_be_missing": len(self.missing),
             "columns_not_read": sorted(self.unread),
             "dropped": dict(sorted(self.dropped.items())),
             "verifiable": self.verifiable,
@@ -119,6 +127,7 @@ def card_json(cards: Iterable[SourceCard]) -> dict[str, Any]:
         "available": sum(card.available for card in cards),
         "kept": sum(card.kept for card in cards),
         "without_reply": sum(card.without_reply for card in cards),
+        "may_be_missing": sum(len(card.missing) for card in cards),
         "dropped": dict(sorted(dropped.items())),
         "by_skill": dict(sorted(by_skill.items())),
         "by_license": dict(sorted(by_license.items())),

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 NAME = "curate"
-VERSION = 2
+VERSION = 3
 
 
 def external_files(config: CurateConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -100,6 +100,8 @@ def run(
 def _warn_of_all(card: Mapping[str, Any]) -> None:
     """The last warning, which is the one that is shown of a stage, is of all sources."""
     remarks = [f"{card['without_reply']:,} without a reply"] if card["without_reply"] else []
+    if card["may_be_missing"]:
+        remarks.append(f"{card['may_be_missing']:,} with a turn that is only nan, None or null")
     if names := [source["name"] for source in card["sources"] if source["columns_not_read"]]:
         remarks.append(f"not all columns are read of {', '.join(names)}")
     _warn("all sources", card["available"], card["dropped"], remarks)

@@ -16,6 +16,7 @@ from pathlib import Path
 from caravan.data.card import not_read
 from caravan.data.formats import Labels, RawRow
 from caravan.data.io import ROWS, write_rows
+from caravan.data.missing import any_missing, may_be_missing
 from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
 from caravan.errors import DataError
@@ -50,8 +51,8 @@ def run(
     for source in config.pair.sources:
         unread: set[str] = set()
         found = list(load_pairs(source, context.recipe_dir, unread=unread))
-        if unread:
-            logger.warning("source %s: %s", source.name, not_read(unread))
+        if said := remarks(found, unread):
+            logger.warning("source %s: %s", source.name, "; ".join(said))
         if not found:
             raise DataError(f"source {source.name} holds no row; check its origin")
         counts["available"] += len(found)
@@ -95,12 +96,25 @@ def load_pairs(
     return read_source(source.name, source.origin, recipe_dir, read, unread)
 
 
+def remarks(pairs: Iterable[Pair], unread: Iterable[str]) -> list[str]:
+    """What whoever chose the source may not expect of its pairs."""
+    said = []
+    if missing := [pair.id for pair in pairs if any_missing(_texts(pair))]:
+        said.append(may_be_missing(missing))
+    if unread:
+        said.append(not_read(unread))
+    return said
+
+
 def unfit(pair: Pair) -> str:
     """Why nothing can be learnt from a pair; empty where something can."""
-    turns = [message.content for message in pair.prompt]
-    if not all(text.strip() for text in (*turns, pair.chosen, pair.rejected)):
+    if not all(text.strip() for text in _texts(pair)):
         return "empty message"
     return "equal replies" if pair.chosen.strip() == pair.rejected.strip() else ""
+
+
+def _texts(pair: Pair) -> list[str]:
+    return [*(message.content for message in pair.prompt), pair.chosen, pair.rejected]
 
 
 def _as_prompt(pair: Pair) -> Conversation:
