@@ -73,6 +73,19 @@ def test_pairs_to_learn_from_stay_and_all_others_are_counted(
     }  # fmt: skip
 
 
+def test_pairs_that_their_ratings_contradict_are_named_and_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ratings = ((5, 2), (1, 4), (3, 3))
+    rated = [row(i, score_chosen=c, score_rejected=r) for i, (c, r) in enumerate(ratings)]
+    write(tmp_path / "mine.jsonl", [*rated, row(3)])
+    result = read_pairs.run(stage_config(), {}, Context(tmp_path))
+    [said] = caplog.messages
+    assert "source mine: 2 whose chosen reply is not rated higher" in said
+    assert "(mine/1, mine/2)" in said
+    assert (result.metrics["pairs"], result.metrics["not_rated_higher"]) == (4, 2)
+
+
 def test_a_random_choice_is_taken_where_the_recipe_wants_fewer(tmp_path: Path) -> None:
     write(tmp_path / "mine.jsonl", [row(number) for number in range(50)])
     read_pairs.run(stage_config(max_pairs=10), {}, Context(tmp_path))

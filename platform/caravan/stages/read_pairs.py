@@ -19,7 +19,7 @@ from caravan.data.io import ROWS, write_rows
 from caravan.data.missing import any_missing, may_be_missing
 from caravan.data.preferences import to_pair
 from caravan.data.records import Conversation, Pair
-from caravan.errors import DataError
+from caravan.errors import DataError, some
 from caravan.recipe import FileSource, PairSource
 from caravan.stages.configs import ReadPairsStageConfig
 from caravan.stages.context import StageContext, StageResult
@@ -30,7 +30,7 @@ from caravan.stages.pair import at_most, summary
 logger = logging.getLogger(__name__)
 
 NAME = "read-pairs"
-VERSION = 2
+VERSION = 3
 
 
 def external_files(config: ReadPairsStageConfig, recipe_dir: Path) -> Iterable[Path]:
@@ -56,6 +56,7 @@ def run(
         if not found:
             raise DataError(f"source {source.name} holds no row; check its origin")
         counts["available"] += len(found)
+        counts.update("not_rated_higher" for pair in found if not_rated_higher(pair))
         for pair in found:
             if reason := unfit(pair):
                 counts[f"dropped/{reason}"] += 1
@@ -101,9 +102,20 @@ def remarks(pairs: Iterable[Pair], unread: Iterable[str]) -> list[str]:
     said = []
     if missing := [pair.id for pair in pairs if any_missing(_texts(pair))]:
         said.append(may_be_missing(missing))
+    if doubtful := [pair.id for pair in pairs if not_rated_higher(pair)]:
+        said.append(
+            f"{len(doubtful):,} whose chosen reply is not rated higher than the rejected one "
+            f"({some(doubtful)}): they are trained on as chosen says; where the ratings are right, "
+            "swap the replies or take the pair out"
+        )
     if unread:
         said.append(not_read(unread))
     return said
+
+
+def not_rated_higher(pair: Pair) -> bool:
+    """Whether the ratings of a pair do not agree with what was chosen."""
+    return pair.chosen_rating is not None and pair.margin <= 0
 
 
 def unfit(pair: Pair) -> str:
