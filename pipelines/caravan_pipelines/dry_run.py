@@ -274,11 +274,12 @@ def _source(
     rows = load(source, recipe.seed, recipe_dir, recipe.verifiers, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
-        if card.available <= SAMPLE_ROWS:
-            seen.rows.append(row)
         if card.available <= FILTERED_ROWS and (reason := filters.reason_to_drop(row)):
             card.dropped[reason] += 1
-        elif takes_all or (row.verifier is not None and row.ground_truth is not None):
+            continue
+        if card.available <= SAMPLE_ROWS:
+            seen.rows.append(row)
+        if takes_all or (row.verifier is not None and row.ground_truth is not None):
             seen.trainable[row.skill] += 1
     if not card.available:
         raise DataError(f"source {source.name} holds no row; check its origin")

@@ -111,6 +111,9 @@ def test_what_a_question_is_about_follows_it_and_no_column_is_unread(prompt, con
             {"messages[].weight", "messages[].reasoning_content"},
         ),
         ({"conversations": [{"from": "human", "value": "q"}], "output": []}, set()),
+        ({"prompt": "q", "completion": "a", "label": True}, set()),
+        ({"prompt": "q", "completion": "a", "label": 0}, {"label"}),
+        ({"prompt": "q", "completion": "a", "label": "sports"}, {"label"}),
         ({"prompt": "q", "ground_truth": [{"instruction_id": "x"}], "verifier": "ifeval"}, set()),
     ],
 )  # fmt: skip

@@ -157,6 +157,24 @@ def test_what_stands_for_a_missing_value_is_told_and_stays(tmp_path, make_contex
     assert [s["may_be_missing"] for s in card["sources"]] == [2, 1]
 
 
+def test_replies_that_are_labelled_bad_are_dropped_not_imitated(tmp_path, make_context):
+    """KTO's format, as JSON and as a CSV has it; a class called 0 or false-friend is none."""
+    rows = [
+        {"prompt": "one", "completion": "good", "label": True},
+        {"prompt": "one", "completion": "bad", "label": False},
+        {"prompt": "two", "completion": "a class", "label": 0},
+        {"prompt": "three", "completion": "a class", "label": "false-friend"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.csv").write_text("prompt,completion,label\nfour,bad,False\nfive,good,True\n")
+    context = make_context()
+    sources = (source("a", "a.jsonl"), source("b", "b.csv"))
+    result = curate.run(CurateConfig(sources=sources), {}, context)
+    assert [row.id for row in rows_of(context)] == ["a/0", "a/2", "a/3", "b/1"]
+    assert result.metrics["dropped/label false"] == 2
+    assert "label" not in (context.outputs["dataset"] / "rows.jsonl").read_text()
+
+
 def test_text_of_a_row_cannot_break_out_of_the_card(tmp_path: Path, make_context):
     write(tmp_path / "a.jsonl", ("```\n# Fake heading\n<script>", "````x"))
     context = make_context()

@@ -6,6 +6,7 @@
 {"instruction": "...", "context": "...", "response": "..."}            Dolly
 {"prompt": "...", "completion": "..."}                                 prompt and completion
 {"question": "...", "answer": "..."}                                   GSM8K
+{"prompt": "...", "completion": "...", "label": false}                 KTO: a reply good or bad
 {"text": "### Human: ...### Assistant: ..."}                           one text with turns
 {"messages": [...], "ground_truth": "19", "dataset": "gsm8k"}          open-instruct RLVR
 """
@@ -289,7 +290,7 @@ class AskedRow(Mapping[str, Any]):
         """What holds something and was not asked for: columns, and fields of messages, such as
         `messages[].weight`."""
         for column, value in self._row.items():
-            if column not in self._asked:
+            if column not in self._asked or (column == "label" and not _is_label(value)):
                 if _holds(value):
                     yield column
             elif isinstance(value, list | tuple):
@@ -322,6 +323,7 @@ def to_conversation(row: RawRow, id: str, labels: Labels) -> Conversation:
             license=labels.license,
             verifier=(verifier or labels.verifier) if ground_truth is not None else None,
             ground_truth=ground_truth,
+            label=False if str(row.get("label")).lower() == "false" else None,
             persona=row.get("persona"),
         )
     except ValidationError as error:
@@ -466,6 +468,11 @@ def _ground_truth(row: RawRow) -> tuple[Any, str | None]:
             f"but {verifier!r:.80}; correct the row"
         )
     return truth, VERIFIER_NAMES.get(verifier, verifier) if verifier else None
+
+
+def _is_label(value: Any) -> bool:
+    """Whether this is KTO's label, also as a CSV has it, and not the name or number of a class."""
+    return str(value).lower() in ("true", "false")
 
 
 def _check_truth(value: Any, where: str, depth: int) -> None:

@@ -45,6 +45,8 @@ class Conversation(Record):
     """Name of the verifier that decides whether an answer is right, if one can."""
     ground_truth: Any = None
     """What the verifier compares with: a number as text, or a list of constraints."""
+    label: Literal[False] | None = None
+    """False, as in KTO's datasets: the reply is a bad one, not to be imitated."""
     persona: str | None = None
     """The persona a synthesised prompt was written for."""
 

@@ -140,6 +140,8 @@ class Filters:
     def reason_to_drop(self, row: Conversation) -> str | None:
         if not all(message.content.strip() for message in row.messages):
             return "empty message"
+        if row.label is False:
+            return "label false"
         replies = (m.content for m in row.messages if m.role == "assistant")
         if self._forbidden and any(self._forbidden.search(reply) for reply in replies):
             return "forbidden phrase"
