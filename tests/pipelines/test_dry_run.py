@@ -24,7 +24,7 @@ from caravan.recipe.io import load_recipe
 from caravan.settings import Settings
 from caravan.training.bpe import train_tokenizer
 from caravan.training.models import new_reward_model, save_model
-from caravan_command import command_here
+from caravan_command import MINI, command_here
 from caravan_pipelines.cli.run import TOLD_BY_CHECKS
 from caravan_pipelines.dry_run import dry_run
 from foreign import GEMMA, write_foreign
@@ -241,11 +241,32 @@ def test_what_a_run_will_not_read_train_on_or_keep_is_told_for_each_source(
 
 
 def test_a_source_with_a_broken_row_is_named_once(model: Path, tmp_path: Path) -> None:
-    found = recipe(tmp_path)
+    """Not once more by what would have looked at its rows."""
+    rlvr = {"algorithm": {"kind": "grpo"}, "max_length": 64,
+            "sampling": {"max_completion_length": 8}}  # fmt: skip
+    found = recipe(tmp_path, rlvr=rlvr)
     (tmp_path / "rows.jsonl").write_text('{"messages": 3}\n')
     output, content = check(found, tmp_path)
     assert not content
     assert f"failed  source rows: {tmp_path}/rows.jsonl, row 1: column 'messages'" in output
+    assert output.count("failed  ") == 1
+    assert "skipped template and masks: not checked, as source rows failed" in output
+    assert "skipped rlvr: not checked, as source rows failed" in output
+
+
+def test_a_tokenizer_like_that_of_the_run_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    monkeypatch.setattr(
+        "caravan.training.bpe.train_tokenizer",
+        lambda *args, **kwargs: trained.append(train_tokenizer(*args, **kwargs)) or trained[-1],
+    )
+    output, content = check(load_recipe(MINI), tmp_path)
+    assert content, output
+    assert "ok      template and masks" in output
+    assert "ok      prompts" in output
+    assert len(trained) == 1
 
 
 def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(

@@ -23,7 +23,7 @@ from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import recipe_digest
-from caravan.registry import Registry, RunRow, open_registry
+from caravan.registry import RECIPE_FILES, Registry, RunRow, open_registry
 from caravan.registry.states import State
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
@@ -170,7 +170,8 @@ def launch_together(
             )
             runs.append(registry.get_run(run_id))
             # A collection may have taken the files before a run referred to them.
-            pack_files(recipe, recipe_dir.resolve(), store, registry)
+            if files and not store.exists(files.removeprefix(RECIPE_FILES)):
+                pack_files(recipe, recipe_dir.resolve(), store, registry)
         return _submit(runs, client, profile, settings, registry)
 
 

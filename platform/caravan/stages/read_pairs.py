@@ -51,8 +51,8 @@ def run(
     for source in config.pair.sources:
         unread: set[str] = set()
         found = list(load_pairs(source, context.recipe_dir, unread=unread))
-        if said := remarks(found, unread):
-            logger.warning("source %s: %s", source.name, "; ".join(said))
+        if told := remarks(found, unread):
+            logger.warning("source %s: %s", source.name, "; ".join(told))
         if not found:
             raise DataError(f"source {source.name} holds no row; check its origin")
         counts["available"] += len(found)

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from caravan.data.records import Conversation, EvalInstance, Message
+from caravan.data.records import Message
 from caravan.errors import RecipeError, some
-from caravan.evals.tasks import load_instances
 from caravan.inference.engine import leaves_room, naming
-from caravan.inference.prompt_format import PromptFormat
-from caravan.recipe import HubSource, Recipe
+from caravan.inference.prompt_format import prompt_format
+from caravan.recipe import ChatTemplate, HubSource, ImportedBase
+from caravan_pipelines.dry_run.models import positions_of_base
+from caravan_pipelines.dry_run.seen import Seen
 
 
-def prompt_lengths(
-    recipe: Recipe,
-    recipe_dir: Path,
-    rows: Sequence[Conversation],
-    asked: PromptFormat,
-    positions: int,
-    read: Mapping[str, Sequence[EvalInstance]],
-) -> str:
+def lengths(seen: Seen, *, trains: bool) -> str:
     """How many prompts leave the recipe's model no room for a reply; no run fails of them.
 
     Args:
-        asked: What the model is asked in.
-        rows: Of the sources, as far as they are looked at.
-        read: Questions that have been read already, by task.
+        trains: The model that is asked is one that the run trains.
     """
+    recipe, rows = seen.recipe, seen.rows
+    if not rows and not seen.instances:
+        seen.needs("task")
+        seen.needs("source")
+    positions = positions_of_base(recipe, seen.recipe_dir)
+    chosen: ChatTemplate | None = "tulu"  # as most of the models that are asked
+    if isinstance(recipe.base_model, ImportedBase) and not trains:
+        chosen = recipe.base_model.chat_template
+    asked = prompt_format(seen.tokenizer, chosen)
 
     def too_long(names: Sequence[str], prompts: Sequence[Sequence[Message]]) -> int:
         with naming(names):
             return sum(not leaves_room(ids, positions) for ids in asked.encode_all(prompts))
 
     said = []
-    for task in recipe.tasks:
-        instances = read.get(task.name) or load_instances(task, recipe.seed, recipe_dir)
+    for name, instances in seen.instances.items():
         if count := too_long([i.id for i in instances], [i.messages for i in instances]):
             said.append(
-                f"{count:,} of {len(instances):,} of task {task.name}, which count as not answered"
+                f"{count:,} of {len(instances):,} of task {name}, which count as not answered"
             )
     if recipe.respond is not None and (
         count := too_long([row.id for row in rows], [row.prompt for row in rows])
@@ -51,12 +49,10 @@ def prompt_lengths(
     return f"without {room}: {'; '.join(said)}" if said else f"all leave {room}"
 
 
-def rlvr_prompts(recipe: Recipe, trainable: Counter[str]) -> str:
-    """How many prompts RLVR may train on.
-
-    Args:
-        trainable: Rows of the sources that it takes, by skill; of the hub's, the first ones.
-    """
+def of_rlvr(seen: Seen) -> str:
+    """How many prompts RLVR may train on; of the hub's sources, the first ones are looked at."""
+    seen.needs("source")
+    recipe, trainable = seen.recipe, seen.trainable
     assert recipe.rlvr is not None
     skills, takes_all = recipe.rlvr.skills, recipe.rlvr.prompts == "all"
     count = sum(n for skill, n in trainable.items() if not skills or skill in skills)
