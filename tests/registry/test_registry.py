@@ -92,6 +92,24 @@ def test_a_run_is_timed_from_its_first_start_to_its_end(registry, new_run):
     assert (resumed.started_at, resumed.finished_at, resumed.error) == (started, None, None)
 
 
+@pytest.mark.parametrize("end", [State.FAILED, State.CANCELLED, None])
+def test_a_pause_before_a_run_goes_on_is_not_counted(registry, new_run, end):
+    """None: the process was lost, and said nothing."""
+    run_id = new_run()
+    registry.update_run_state(run_id, State.RUNNING)
+    time.sleep(0.2)
+    registry.heartbeat_run(run_id)
+    if end:
+        registry.update_run_state(run_id, end)
+    time.sleep(0.6)
+    registry.update_run_state(run_id, State.RUNNING)
+    time.sleep(0.2)
+    registry.update_run_state(run_id, State.SUCCEEDED)
+    run = registry.get_run(run_id)
+    assert 0.4 <= run.seconds < 0.9
+    assert (run.finished_at - run.started_at).total_seconds() > 1.0
+
+
 def test_a_run_whose_heart_has_stopped_is_interrupted_until_a_stage_beats(registry, new_run):
     run_id = new_run()
     registry.update_run_state(run_id, State.RUNNING)

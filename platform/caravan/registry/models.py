@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0006"
+SCHEMA_VERSION = "0007"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -104,6 +104,7 @@ class Run(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    paused_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
     error: Mapped[str | None] = mapped_column(Text)
 
 

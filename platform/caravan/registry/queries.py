@@ -111,7 +111,7 @@ def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: flo
                 started_at=r.started_at, finished_at=r.finished_at, heartbeat_at=heartbeat,
                 error=r.error, tags=tuple(tags.get(r.id, ())),
                 backend=cast(Backend, r.backend), backend_run_id=r.backend_run_id,
-                caravan_version=r.caravan_version,
+                caravan_version=r.caravan_version, paused_seconds=r.paused_seconds,
                 # On a cluster a run may wait for a node for hours; its backend knows its state.
                 state=r.state if r.backend_run_id else
                 _derived(r.state, heartbeat or r.created_at, stale_after_seconds),

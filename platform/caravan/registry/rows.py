@@ -41,10 +41,14 @@ class RunRow:
     caravan_version: str = ""
     """Of the process that created the run; empty of runs from before it was recorded."""
     tags: tuple[str, ...] = ()
+    paused_seconds: float = 0.0
+    """Between its ends and its going on."""
 
     @property
     def seconds(self) -> float | None:
-        return _seconds(self.started_at, self.finished_at or self.heartbeat_at)
+        """That it was worked on, without pauses."""
+        found = _seconds(self.started_at, self.finished_at or self.heartbeat_at)
+        return None if found is None else max(0.0, found - self.paused_seconds)
 
 
 @dataclass(frozen=True)

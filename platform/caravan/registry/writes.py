@@ -58,6 +58,10 @@ def update_run_state(session: Session, run_id: str, state: State, error: str | N
     if run is None:
         raise RegistryError(f"no run {run_id!r}; `caravan runs` lists them")
     at = m.now()
+    # A local run whose process was lost has no end, and its last beat stands for it.
+    ended = run.finished_at or (run.heartbeat_at if run.backend == "local" else None)
+    if run.started_at and ended and not state.finished:
+        run.paused_seconds += max(0.0, (at - ended).total_seconds())
     run.state, run.error, run.heartbeat_at = state, _storable(error), at
     if state == State.RUNNING:
         run.started_at, run.finished_at = run.started_at or at, None
