@@ -106,3 +106,17 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, mini, small_disk, com
     assert "space" in output.lower()
     assert str(small_disk) in output
     assert not list((small_disk / "store").rglob("rows.jsonl"))
+
+
+def test_a_full_disk_of_runs_is_named_before_one_starts(tmp_path, mini, small_disk, command):
+    (small_disk / "filler").write_bytes(b"x" * 2**20)
+    caravan = command(
+        tmp_path,
+        CARAVAN_HOME=str(small_disk / "home"),
+        CARAVAN_STORE_URL=str(tmp_path / "store"),
+        CARAVAN_REGISTRY_URL=f"sqlite:///{tmp_path}/registry.db",
+    )
+    output = caravan.refused("run", str(mini))
+
+    assert f"{small_disk}/home/runs" in output
+    assert "No space left on device; free some space" in output

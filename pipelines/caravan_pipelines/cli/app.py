@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from enum import StrEnum
 from typing import Annotated
@@ -389,5 +390,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a disk or a network that nobody below spoke of in better words
-        print(f"error: {error}", file=sys.stderr)
+        unnamed = error.errno == errno.ENOSPC and not error.filename
+        way_out = (
+            "; free some on the disks of CARAVAN_HOME, the store and TMPDIR" if unnamed else ""
+        )
+        print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(2)

@@ -174,11 +174,12 @@ def _make_directory(directory: Path) -> None:
     """Make a directory of the home, and see that files can be made in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"?")  # a full disk has room for names
     except OSError as error:
         raise CaravanError(
-            f"{directory}: {error.strerror}; make it a directory that can be written to "
-            "(CARAVAN_HOME names another place)"
+            f"{directory}: {error.strerror}; free some space, or make it a directory that can be "
+            "written to (CARAVAN_HOME names another place)"
         ) from error
 
 

@@ -125,6 +125,8 @@ def _translate(error: DBAPIError, url: URL) -> RegistryError:
             )
         if "full" in lowered:
             return RegistryError(f"{where}: the disk is full; free some space, then resume the run")
+        if "disk i/o" in lowered:
+            return RegistryError(f"{where}: {reason}; see that its disk is neither full nor broken")
         if "readonly" in lowered or "unable to open" in lowered:
             return RegistryError(
                 f"{where}: {reason}; the file and its directory must exist and be writable "
