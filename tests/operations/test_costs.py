@@ -79,6 +79,19 @@ def test_every_stage_is_costed_with_what_it_runs_with(path, registry, new_run, s
     assert costed == {node.name: node.resources for node in nodes}
 
 
+def test_pairs_of_ones_own_cost_what_the_recipe_gives_them(registry, new_run, stage, recipe):
+    source = {"name": "mine", "license": "Apache-2.0", "skill": "chat",
+              "origin": {"kind": "files", "paths": ["mine.jsonl"]}}  # fmt: skip
+    own = recipe.derive(
+        sample_prompts=None, respond=None, judge=None,
+        pair={"sources": [source], "resources": {"cpus": 7}},
+    )  # fmt: skip
+    run_id = new_run(recipe=own)
+    stage(run_id, "pair", 3600, stage="read_pairs")
+    (cost,) = run_costs(registry.get_run(run_id), registry, PRICES)
+    assert cost.core_hours == pytest.approx(7, rel=1e-2)
+
+
 def test_a_failed_attempt_costs_and_a_reused_stage_does_not(registry, new_run, stage):
     first = new_run()
     stage(first, "sft", 3600, state=State.FAILED)

@@ -201,6 +201,21 @@ def test_a_reference_that_does_not_fit_is_named(tulu):
     assert stage(plan_of(fits), "reference").problem == ""
 
 
+def test_processes_without_gpu_share_the_memory_and_exchange_gradients(mini):
+    def planned(zero_stage: int, **resources: int) -> StagePlan:
+        given = {"cpus": 4, "memory_gib": 8, **resources}
+        sft = mini.sft.derive(resources=given, zero_stage=zero_stage)
+        return stage(plan_of(mini.derive(sft=sft)), "sft")
+
+    one, four, sharded = planned(0), planned(0, processes=4), planned(3, processes=4)
+    assert (one.device_memory_gib, four.device_memory_gib) == (8, 2)
+    assert one.devices == four.devices == 4
+    assert sharded.memory_gib < four.memory_gib
+    reference = stage(plan_of(mini), "reference")
+    dpo = mini.dpo.derive(resources=mini.dpo.resources.derive(processes=2))
+    assert stage(plan_of(mini.derive(dpo=dpo)), "reference") == reference
+
+
 def test_node_labels_name_devices():
     named = Resources(gpus=8, gpu_type="NVIDIA-H100-80GB-HBM3")
     assert place(named).device.name == "h100"

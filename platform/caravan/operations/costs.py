@@ -16,7 +16,9 @@ from caravan.planning.devices import gpu_name
 from caravan.recipe import Resources
 from caravan.registry import Registry, RunRow, StageRunRow
 
-SECTIONS = {"base": "base_model", "reference": "dpo", "select": "evaluate"}
+SECTIONS = {
+    "base": "base_model", "read_pairs": "pair", "reference": "dpo", "select": "evaluate",
+}  # fmt: skip
 """Of the recipe, for stages that are not called as theirs."""
 PROJECT_TAG = "project:"
 ANY_GPU = "gpu"

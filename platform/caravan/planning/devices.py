@@ -68,11 +68,13 @@ class Placement:
     memory_gib: float
     """Of each GPU, or of the process where there is none."""
     nodes: int = 1
+    processes: int = 1
+    """That train on each node that has no GPU."""
 
     @property
     def ranks(self) -> int:
-        """Processes that train: one for each GPU, one for all cores."""
-        return self.count if self.on_gpu else self.nodes
+        """Processes that train."""
+        return self.count if self.on_gpu else self.nodes * self.processes
 
     @property
     def on_gpu(self) -> bool:
@@ -80,8 +82,9 @@ class Placement:
 
     @property
     def lanes(self) -> int:
-        """Passes side by side in one process: one on each core, where there is no GPU."""
-        return 1 if self.on_gpu else self.count // self.nodes
+        """Passes side by side in one process: one on each core, where there is no GPU and no other
+        process."""
+        return 1 if self.on_gpu or self.ranks > 1 else self.count
 
     @property
     def link(self) -> float:
@@ -91,7 +94,8 @@ class Placement:
     def for_one_process(self) -> Placement:
         """What a stage that does not train on ranks makes use of."""
         count = 1 if self.on_gpu else self.count // self.nodes
-        return replace(self, count=count, nodes=1)
+        memory = self.memory_gib * self.processes
+        return replace(self, count=count, memory_gib=memory, nodes=1, processes=1)
 
     @property
     def flops(self) -> float:
@@ -107,7 +111,8 @@ def place(resources: Resources, gpu: str | None = None) -> Placement:
     """
     if not resources.gpus:
         cores = resources.cpus * resources.nodes
-        return Placement(DEVICES["cpu"], cores, resources.memory_gib, resources.nodes)
+        memory = resources.memory_gib / resources.processes
+        return Placement(DEVICES["cpu"], cores, memory, resources.nodes, resources.processes)
     wanted = resources.gpu_type or gpu or DEFAULT_GPU
     device = gpu_named(wanted)
     memory = 40.0 if device.name == "a100" and "40gb" in wanted.lower() else device.memory_gib
