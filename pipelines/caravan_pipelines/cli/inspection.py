@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.data.card import not_read
-from caravan.data.formats import AskedRow, Labels, RawRow, read_raw, to_conversation
+from caravan.data.formats import AskedRow, Labels, to_conversation
 from caravan.data.io import ROWS, read_rows
 from caravan.data.preferences import to_pair
+from caravan.data.readers import RawRow, read_raw
 from caravan.data.records import Conversation, Pair
 from caravan.errors import CaravanError, DataError
 from caravan.recipe.checks import suggest

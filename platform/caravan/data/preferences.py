@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from caravan.data.formats import CONTEXTS, PROMPTS, Labels, RawRow, to_conversation
+from caravan.data.formats import CONTEXTS, PROMPTS, Labels, to_conversation
+from caravan.data.readers import RawRow
 from caravan.data.records import Message, Pair
 from caravan.errors import DataError
 

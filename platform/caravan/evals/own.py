@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caravan.data.formats import Labels, RawRow, read_raw, to_conversation
+from caravan.data.formats import Labels, to_conversation
+from caravan.data.readers import RawRow, read_raw
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError
 from caravan.evals.reading import refuse_shots

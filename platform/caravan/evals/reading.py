@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caravan.data.formats import read_raw
+from caravan.data.readers import read_raw
 from caravan.data.records import EvalInstance, Message
 from caravan.errors import DataError
 

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 from caravan.data.card import SourceCard, card_json, card_markdown, counted
 from caravan.data.dedup import Duplicate, ExactDuplicates, NearDuplicates, text_of
-from caravan.data.formats import AskedRow, Labels, RawRow, read_hub, read_raw, to_conversation
+from caravan.data.formats import AskedRow, Labels, to_conversation
 from caravan.data.io import ROWS, write_json, write_rows, write_text
+from caravan.data.readers import RawRow, read_hub, read_raw
 from caravan.data.records import Conversation, Record
 from caravan.errors import DataError, RecipeError
 from caravan.recipe import CurateConfig, FileSource, GeneratedSource, HubSource, Source

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from caravan.data.card import not_read
-from caravan.data.formats import Labels, RawRow
+from caravan.data.formats import Labels
 from caravan.data.io import ROWS, write_rows
 from caravan.data.missing import any_missing, may_be_missing
 from caravan.data.preferences import to_pair
+from caravan.data.readers import RawRow
 from caravan.data.records import Conversation, Pair
 from caravan.errors import DataError, some
 from caravan.recipe import FileSource, PairSource

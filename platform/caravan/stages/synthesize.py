@@ -29,9 +29,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from caravan.data.dedup import normalise
-from caravan.data.formats import read_raw
 from caravan.data.io import ROWS, to_line, write_json, write_rows
 from caravan.data.mixing import generator
+from caravan.data.readers import read_raw
 from caravan.data.records import Conversation, Message, Record
 from caravan.data.synthesis_prompts import (
     PROMPTS,
