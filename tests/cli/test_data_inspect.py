@@ -102,6 +102,16 @@ def test_a_file_of_ones_own_is_read_as_a_source_is(
     )
 
 
+@pytest.mark.parametrize(
+    ("label", "said"), [("False", "label false: a run drops"), ("3", "columns not read: label")]
+)
+def test_a_reply_labelled_bad_is_said_to_be_dropped(
+    inputs: dict[str, Path], tmp_path: Path, label: str, said: str
+) -> None:
+    (tmp_path / "kto.csv").write_text(f"prompt,completion,label\nq,a,{label}\n")
+    assert inspect(tmp_path / "kto.csv", "--model", inputs["model"]).startswith(said)
+
+
 def test_the_tokenizer_of_a_base_model_may_lack_a_pad_token(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -66,8 +66,10 @@ def inspect(
     chosen = _pick(_records(path, stage, unread), row_id, path)
     sides = list(_sides(chosen, _tokenizer(reference, model), max_length))
     console = Console()
-    if ignored := unread - Conversation.model_fields.keys():
+    if ignored := unread - (Conversation.model_fields.keys() - {"label"}):
         console.print(Text(not_read(ignored), style="yellow"), soft_wrap=True)
+    if isinstance(chosen, Conversation) and chosen.label is False:
+        console.print(Text("label false: a run drops this row", style="yellow"), soft_wrap=True)
     for side in sides:
         console.print(_summary(side), highlight=False)
         # Without colours the mask would not be seen.
