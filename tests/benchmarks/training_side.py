@@ -29,6 +29,7 @@ from caravan.recipe import DPOConfig, SFTConfig
 from caravan.training import attention, models
 from caravan.training.batching import StepSampler
 from caravan.training.dpo import dpo_job
+from caravan.training.frozen import Frozen
 from caravan.training.models import place, prepare_torch
 from caravan.training.reference import reference_logprobs
 from caravan.training.sft import sft_job
@@ -100,8 +101,9 @@ def caravan(task: str, work: w.Work, *, bf16: bool, compiled: bool = False) -> M
         rows = w.pair_rows(work)
         started = now()
         reference = reference_logprobs(
-            model, rows, tokens_per_pass=work.tokens_per_pass, bf16=bf16, pad_token_id=w.PAD
-        )
+            Frozen(copy.deepcopy(model)), rows,
+            tokens_per_pass=work.tokens_per_pass, bf16=bf16, pad_token_id=w.PAD,
+        )  # fmt: skip
         marks.preparation = now() - started
         job = dpo_job(model, rows, reference, dpo, pad_token_id=w.PAD, seed=0)
     job.__dict__["sampler"] = InOrder(**{

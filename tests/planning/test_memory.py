@@ -77,11 +77,22 @@ def test_adapters_and_four_bits_and_offloading_hold_less(tiny_policy):
 
 def test_rlvr_on_a_gpu_samples_from_a_copy_in_half_precision():
     n = LLAMA[8].parameters
-    on_gpu = TrainingSetup(LLAMA[8], gpu=True, samples=True, frozen=1)
-    assert on_gpu.whole_copies_bytes() == (2 + 4) * n
-    assert replace(on_gpu, ranks=8, zero_stage=3).whole_copies_bytes() == (2 + 2) * n
-    assert replace(on_gpu, bf16=False).whole_copies_bytes() == 4 * n  # the policy itself
-    assert replace(on_gpu, gpu=False).whole_copies_bytes() == 4 * n
+    on_gpu = TrainingSetup(LLAMA[8], gpu=True, samples=True)
+    assert on_gpu.sampled_copy_bytes() == 2 * n
+    assert replace(on_gpu, ranks=8, zero_stage=3).sampled_copy_bytes() == 2 * n
+    assert replace(on_gpu, bf16=False).sampled_copy_bytes() == 0  # the policy itself
+    assert replace(on_gpu, gpu=False).sampled_copy_bytes() == 0
+
+
+def test_a_frozen_model_is_spread_like_a_trained_one_under_zero_3():
+    n = LLAMA[8].parameters
+    alone = TrainingSetup(LLAMA[8], trained=0, frozen=1)
+    assert alone.state_bytes() == 4 * n
+    assert replace(alone, ranks=8, zero_stage=2).state_bytes() == 4 * n
+    of_eight = replace(alone, ranks=8, zero_stage=3)
+    at_a_time = 2 * 4 * LLAMA[8].layer_parameters + 4 * LLAMA[8].head_parameters
+    assert of_eight.state_bytes() == 4 * n / 8 + at_a_time
+    assert replace(of_eight, offload="all").state_bytes() == at_a_time
 
 
 def test_copies_that_are_not_held_are_not_counted_as_freed():

@@ -48,6 +48,14 @@ def test_the_key_of_a_stage_knows_nothing_of_the_device():
     assert len(keys) == 1
 
 
+def test_the_key_of_the_reference_pass_knows_nothing_of_its_ranks():
+    dpo = STAGES["dpo"][1]
+    ranks = {"zero_stage": 3, "zero_offload": "all", "resources": SMALL.derive(nodes=2, gpus=8)}
+    asked = [ReferenceStageConfig.of(one) for one in (dpo, dpo.derive(**ranks))]
+    assert (asked[1].zero_stage, asked[1].resources.training_processes) == (3, 16)
+    assert len({stage_key(reference, one, {"model": "m"}, 17) for one in asked}) == 1
+
+
 def test_a_run_goes_on_on_a_device_with_less_memory(inputs, tmp_path):
     stage, config = STAGES["sft"]
     undisturbed, moved = Context(tmp_path / "a"), Context(tmp_path / "b", stop_at=3)

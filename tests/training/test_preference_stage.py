@@ -18,6 +18,7 @@ from caravan.stages import dpo
 from caravan.training import reference
 from caravan.training.batching import TokenRow
 from caravan.training.divergence import Divergence, mismatched
+from caravan.training.frozen import Frozen
 from caravan.training.models import Policy
 from caravan.training.reference import load_reference, reference_logprobs, save_reference
 from caravan.training.tokenize import PairRow, tokenize_pairs
@@ -171,7 +172,8 @@ def test_a_doubtful_beta_is_told_at_the_start(
 def test_the_reference_is_the_log_probability_of_the_completions(policy: Policy) -> None:
     rows = rows_of(policy, 3)
     pad = policy.tokenizer.pad_token_id
-    found = reference_logprobs(policy.model, rows, tokens_per_pass=64, bf16=False, pad_token_id=pad)
+    read = Frozen(policy.model)
+    found = reference_logprobs(read, rows, tokens_per_pass=64, bf16=False, pad_token_id=pad)
     for row, (chosen, rejected) in zip(rows, found.tolist(), strict=True):
         for side, value in ((row.chosen, chosen), (row.rejected, rejected)):
             ids = torch.tensor([list(side.input_ids)])
@@ -194,12 +196,11 @@ def test_the_reference_is_frozen_while_it_is_read(
 
     monkeypatch.setattr(reference, "token_logprobs", spied)
     reference_logprobs(
-        policy.model, rows_of(policy, 3), tokens_per_pass=64, bf16=True,
+        Frozen(policy.model), rows_of(policy, 3), tokens_per_pass=64, bf16=True,
         pad_token_id=policy.tokenizer.pad_token_id,
     )  # fmt: skip
     assert seen
     assert not any(seen)
-    assert all(p.requires_grad for p in policy.model.parameters())
 
 
 def test_the_reference_of_other_pairs_is_refused(policy: Policy, tmp_path: Path) -> None:

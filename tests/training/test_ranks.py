@@ -15,13 +15,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from caravan.data.io import write_rows
 from caravan.errors import MissingExtraError
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import DPOConfig, LoRAConfig, Resources, RewardModelConfig, SFTConfig
-from caravan.stages import dpo, reward_model, sft
+from caravan.stages import dpo, reference, reward_model, sft
+from caravan.stages.configs import ReferenceStageConfig
 from caravan.training.models import load_policy, load_reward_model, save_model
-from tiny import Context, Evicting
+from caravan.training.reference import FILE
+from tiny import Context, Evicting, pairs
 
 COMMON = {
     "learning_rate": 1e-2,
@@ -38,6 +42,7 @@ STAGES = {
     "dpo": (dpo, DPOConfig(pairs_per_step=5, **COMMON)),
     "reward_model": (reward_model, RewardModelConfig(pairs_per_step=5, **COMMON)),
 }
+REFERENCE = ReferenceStageConfig.of(STAGES["dpo"][1])
 TWO = {"resources": Resources(cpus=2, processes=2)}
 
 
@@ -73,6 +78,34 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [20, 1])
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_two_ranks_give_the_reference_of_one_process(zero_stage, count, inputs, tmp_path):
+    """Rows of all lengths, so that ranks need different numbers of passes, and a single one."""
+    write_rows(tmp_path / "pairs" / "rows.jsonl", pairs(count))
+    inputs = {"model": inputs["model"], "pairs": tmp_path / "pairs"}
+    config = REFERENCE.derive(zero_stage=zero_stage)
+    alone, together = Context(tmp_path / "alone"), Context(tmp_path / "together")
+    expected = reference.run(config, inputs, alone).metrics
+    assert reference.run(config.derive(**TWO), inputs, together).metrics == pytest.approx(expected)
+    ours, theirs = (
+        load_file(c.directory / "out" / "logprobs" / FILE)["logprobs"] for c in (together, alone)
+    )
+    assert ours.shape == (count, 2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stopped_reference_is_begun_again(inputs, tmp_path):
+    config = REFERENCE.derive(tokens_per_pass=16, zero_stage=3, **TWO)
+    write_rows(tmp_path / "pairs" / "rows.jsonl", pairs(20) * 200)
+    many = {**inputs, "pairs": tmp_path / "pairs"}
+    evicted = Evicted(tmp_path / "stage")
+    with StopSignals(), pytest.raises(StageStopped):
+        reference.run(config, many, evicted)
+    assert not (evicted.directory / "out").exists()
+    assert reference.run(config, inputs, evicted).metrics["logps/chosen"] < 0
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])

@@ -56,8 +56,7 @@ def resources_of(recipe: Mapping[str, Any], stage: StageRunRow) -> Resources:
         member: Mapping[str, Any] = {}
         member = next((m for m in section.get("pool", ()) if m["name"] == name), member)
         section = member if member.get("resources") else section
-    resources = Resources.model_validate(section.get("resources") or {})
-    return resources.for_one_process() if stage.stage == "reference" else resources
+    return Resources.model_validate(section.get("resources") or {})
 
 
 def money(hours: float, device: str, prices: Mapping[str, float]) -> float | None:

@@ -13,6 +13,7 @@ from typing import Literal
 from caravan.planning.devices import GIB, Placement
 from caravan.planning.shapes import ModelShape
 from caravan.recipe import RLVRConfig, TrainingConfig
+from caravan.stages.configs import ReferenceStageConfig
 
 HEADROOM = 0.92
 """Share of a device's memory that is planned with; the rest goes to fragments and peaks."""
@@ -36,7 +37,7 @@ class TrainingSetup:
     trained: int = 1
     """Models trained at once: 2 with PPO's value model."""
     frozen: int = 0
-    """Models that are only read, whole on every rank: RL's reference, and a reward model."""
+    """Models that are only read: a reference, and a reward model. ZeRO-3 spreads them too."""
     samples: bool = False
     """Rollouts are sampled, which under ZeRO-3 and on a GPU takes a copy of the policy."""
     lora_rank: int = 0
@@ -82,6 +83,7 @@ class TrainingSetup:
             weights = cast = 0.0
         held = n * (weights + cast)
         layers = self.shape.num_layers * self.shape.layer_parameters
+        frozen = 0.0 if self.offloaded == "all" else 4 * n / shards[3]
         if self.nf4:  # half a byte, and a scale for every 64 weights
             held = layers * (0.5 + 4 / 64) + (n - layers) * (weights + cast)
         elif self._frozen_in_bf16:
@@ -90,15 +92,14 @@ class TrainingSetup:
             held += t * weights
         more_gradients = 4 * (self.lanes - 1)
         trained = self.trained * (held + t * (gradients + moments + more_gradients) + gathered)
-        return trained + self.whole_copies_bytes()
+        if not self.trained:  # else frozen ones gather their layers where trained ones do
+            trained = gathered
+        return trained + self.frozen * frozen + self.sampled_copy_bytes()
 
-    def whole_copies_bytes(self) -> float:
-        """Of models that no rank shares out: frozen ones, which are in bf16 only where the trained
-        ones are shared out, and the one that is sampled from where it is not the policy itself."""
-        frozen = self.frozen * (2 if self.samples_in_bf16 and self._spread else 4)
+    def sampled_copy_bytes(self) -> float:
+        """Of the whole model that is sampled from, where it is not the policy itself."""
         copied = self.samples and (self._spread or self.samples_in_bf16)
-        sampler = copied * (2 if self.samples_in_bf16 else 4)
-        return (frozen + sampler) * self.shape.parameters
+        return copied * (2 if self.samples_in_bf16 else 4) * self.shape.parameters
 
     @property
     def samples_in_bf16(self) -> bool:
@@ -111,7 +112,7 @@ class TrainingSetup:
 
     @property
     def _spread(self) -> bool:
-        """Whether no rank holds a whole model that is trained."""
+        """Whether no rank holds a whole model, but to sample from."""
         return self.zero_stage == 3 and self.ranks > 1
 
     def token_bytes(self) -> tuple[float, float]:
@@ -198,11 +199,14 @@ def training_setup(
     )
 
 
-def forward_setup(shape: ModelShape, *, gpu: bool, bf16: bool) -> TrainingSetup:
-    """What one process holds that only reads a model."""
+def forward_setup(
+    config: ReferenceStageConfig, shape: ModelShape, *, gpu: bool, ranks: int
+) -> TrainingSetup:
+    """What one process holds of a stage that only reads a model."""
     return TrainingSetup(
-        shape, bf16=bf16, gradient_checkpointing=True, trained=0, frozen=1, gpu=gpu
-    )
+        shape, ranks, config.zero_stage, config.bf16,
+        gradient_checkpointing=True, trained=0, frozen=1, gpu=gpu, offload=config.zero_offload,
+    )  # fmt: skip
 
 
 def pass_tokens(

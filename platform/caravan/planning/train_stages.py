@@ -78,13 +78,13 @@ def reference(
 ) -> StagePlan:
     pairs, shape = planned.pair_count(), planned.shape
     sides = _cut(2 * pairs, planned.flow.prompts, config.max_length)
-    setup = forward_setup(shape, gpu=placement.on_gpu, bf16=config.bf16)
+    setup = forward_setup(config, shape, gpu=placement.on_gpu, ranks=placement.ranks)
     longest = _longest_pair(planned, config.max_length)
     tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
     found = work.forward_passes(setup, placement, sides, tokens_per_pass=tokens)
     start = placement.device.start_seconds + loading_seconds(shape)
-    memory = placement.device.base_gib + 4 * shape.parameters / GIB
-    in_pass = max(min(tokens, math.ceil(sides.count * sides.tokens)), longest)
+    in_pass = max(min(tokens, math.ceil(sides.count * sides.tokens / setup.ranks)), longest)
+    memory = placement.device.base_gib + setup.state_bytes() / GIB
     return StagePlan(
         node.name, node.stage, placement.device.name, placement.count, pairs,
         sides.count * sides.tokens, found.flops, start + found.seconds, memory,

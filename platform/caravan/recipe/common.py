@@ -55,10 +55,6 @@ class Resources(Config):
         """On all nodes."""
         return self.nodes * (self.gpus or self.processes)
 
-    def for_one_process(self) -> Resources:
-        """Of one node, with one GPU if there are any."""
-        return self.derive(nodes=1, processes=1, gpus=min(1, self.gpus))
-
 
 class Sampling(Config):
     """How completions are drawn."""

@@ -6,7 +6,7 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -110,16 +110,22 @@ class ReferenceStageConfig(Config):
     max_length: int
     tokens_per_pass: PassTokens
     bf16: bool
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_offload: Literal["none", "optimizer", "all"] = "none"
     resources: Resources = Resources()
+    not_in_key: ClassVar[frozenset[str]] = frozenset({"zero_stage", "zero_offload"})
+    """Where the weights lie: it changes no log-probability but by rounding."""
 
     @classmethod
     def of(cls, dpo: DPOConfig) -> Self:
-        """One process computes them: they take a sixth of one epoch's time."""
+        """On the ranks that train from them, which hold more of the same model."""
         return cls(
             max_length=dpo.max_length,
             tokens_per_pass=dpo.tokens_per_pass,
             bf16=dpo.bf16,
-            resources=dpo.resources.for_one_process(),
+            zero_stage=dpo.zero_stage,
+            zero_offload=dpo.zero_offload,
+            resources=dpo.resources,
         )
 
 

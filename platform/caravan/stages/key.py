@@ -48,12 +48,14 @@ def stage_key(
 ) -> str:
     """What the outputs of a stage depend on, as one digest.
 
-    Of the resources only `cpus` counts: the number of threads fixes the order of sums.
+    Of the resources only `cpus` counts: the number of threads fixes the order of sums. Of the
+    config, what its class names in `not_in_key` does not.
     """
+    left_out: frozenset[str] = getattr(config, "not_in_key", frozenset())
     content = {
         "stage": module.NAME,
         "version": module.VERSION,
-        "config": _without_resources(config.model_dump(mode="json")),
+        "config": _without_resources(config.model_dump(mode="json", exclude=set(left_out))),
         "inputs": dict(inputs),
         "seed": seed,
         "chat_template": TEMPLATE_HASH,

@@ -47,11 +47,13 @@ def with_pass_tokens(config: C, model: Path, longest: int) -> C:
 
 
 def reference_pass_tokens(config: ReferenceStageConfig, model: Path, longest: int) -> int:
-    """`tokens_per_pass` of a stage that only reads a model, as a number."""
+    """`tokens_per_pass` of a stage that only reads a model, as a number; ranks may differ in it."""
     if config.tokens_per_pass != "auto":
         return config.tokens_per_pass
+    from caravan.training.parallel.ranks import current
+
     device = device_here(config.resources)
-    setup = forward_setup(_shape(model), gpu=device.on_gpu, bf16=config.bf16)
+    setup = forward_setup(config, _shape(model), gpu=device.on_gpu, ranks=current().count)
     return _fitting(setup, device, longest)
 
 

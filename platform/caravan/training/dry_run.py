@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal, cast
@@ -12,6 +13,7 @@ from caravan.data.records import Conversation, Message, Pair
 from caravan.recipe import DPOConfig, PretrainedBase, RewardModelConfig, SFTConfig, TrainingConfig
 from caravan.training.bpe import train_tokenizer
 from caravan.training.dpo import dpo_job
+from caravan.training.frozen import Frozen
 from caravan.training.loop import StepMetrics
 from caravan.training.models import prepare_torch, reward_model_from
 from caravan.training.pretrain import as_sft, new_llama, pack_windows
@@ -78,7 +80,7 @@ def _steps(
         reference = NO_REFERENCE
         if dpo.loss.needs_reference:
             reference = reference_logprobs(
-                model,
+                Frozen(copy.deepcopy(model)),
                 pair_rows,
                 tokens_per_pass=dpo.pass_tokens,
                 bf16=bf16,

@@ -7,7 +7,9 @@ A sweep over those therefore shares them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from caravan.errors import DataError
+from caravan.interruption import StageStopped, hold_stops
+from caravan.training.batching import TokenBatch
+from caravan.training.frozen import Frozen
 from caravan.training.logprobs import sum_rows, token_logprobs
 from caravan.training.pairs import pair_passes
+from caravan.training.parallel.ranks import current
 from caravan.training.precision import autocast
 from caravan.training.tokenize import PairRow
 
@@ -27,33 +33,47 @@ NO_REFERENCE = torch.empty(0)
 """In place of reference log-probabilities, for a loss that needs none."""
 
 
-@torch.no_grad()
 def reference_logprobs(
-    model: PreTrainedModel,
+    reference: Frozen,
     rows: Sequence[PairRow],
     *,
     tokens_per_pass: int,
     bf16: bool,
     pad_token_id: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """[rows, 2] float32 log-probabilities, in nats, of the chosen and the rejected completions.
 
-    One pass over all pairs, those of like length together.
+    One pass over all pairs, those of like length together; each rank takes a part of them, and all
+    get all values.
+
+    Raises:
+        StageStopped: this process, or another rank, was asked to stop.
     """
-    total = torch.empty(len(rows) * 2)
+    total = torch.zeros(len(rows) * 2)
     places = torch.arange(len(rows) * 2).view(-1, 2)
-    device, training = model.device, model.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)  # of what can be trained autocast keeps copies in bf16
-    # In place of reference log-probabilities, each pass is told where its own ones go.
-    for batch in pair_passes(rows, places, tokens_per_pass, pad_token_id, range(len(rows))):
-        sides = batch.sides.to(device)
+    ranks, device = current(), reference.device
+
+    def of_batch(model: PreTrainedModel, sides: TokenBatch) -> Tensor:
         with autocast(device.type, bf16):
             values = token_logprobs(model, sides.input_ids, sides.loss_mask, sides.layout)
-        total[batch.reference] = sum_rows(values, sides.loss_mask).cpu()
-    model.train(training)
-    for parameter in trained:
-        parameter.requires_grad_(True)
+        return sum_rows(values, sides.loss_mask).cpu()
+
+    own = ranks.share(range(len(rows)), [row.length for row in rows])
+    # In place of reference log-probabilities, each pass is told where its own ones go. A rank that
+    # has no pair left goes through one again: of shared weights all must take as many passes.
+    passes = pair_passes(rows, places, tokens_per_pass, pad_token_id, own or range(len(rows))[:1])
+    count = ranks.most(len(passes))
+    with hold_stops() as stop:  # ranks stop after the same pass
+        for number in range(count):
+            batch = passes[min(number, len(passes) - 1)]
+            values = reference.forward(partial(of_batch, sides=batch.sides.to(device)))
+            if own:
+                total[batch.reference] = values
+            progress(number + 1, count)
+            if ranks.most(stop.asked):
+                raise StageStopped(stop.signal_number or signal.SIGTERM)
+    ranks.add_up(total)
     return total.view(-1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Starts torchrun on a training stage, follows its ranks, and brings home what they made.
+"""Starts torchrun on a stage, follows its ranks, and brings home what they made.
 
 One process or many is decided here alone: a stage's `run` is `on_ranks(train, ...)`, and `train` is
 the same code on every rank. On several nodes the same command runs on each: what a Kubeflow
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from caravan.errors import CaravanError, StageError
 from caravan.interruption import HeldStop, StageStopped, hold_stops
 from caravan.recipe import Resources, TrainingConfig
+from caravan.stages.configs import ReferenceStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.extras import check_extras
 from caravan.stages.ranks.directory import RankDirectory, Spec, name_of
@@ -38,7 +39,7 @@ GATHER_SECONDS = 600.0
 GRACE_SECONDS = 30.0
 """How long ranks that have saved their state may take to end."""
 
-C = TypeVar("C", bound=TrainingConfig)
+C = TypeVar("C", bound=TrainingConfig | ReferenceStageConfig)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _processes(resources: Resources) -> int:
     there = torch.cuda.device_count()
     if there < resources.gpus:
         logger.warning(
-            "resources.gpus is %d, but this machine has %d: training with %d process(es)",
+            "resources.gpus is %d, but this machine has %d: going on with %d process(es)",
             resources.gpus, there, max(1, there),
         )  # fmt: skip
     return max(1, min(there, resources.gpus))
@@ -239,7 +240,7 @@ def _bring_home(
         if error.kind == "crash":
             raise StageError(f"rank {error.rank} failed: {error.message}")
     raise StageError(
-        f"the training processes ended with code {process.returncode} and left no reason; their "
+        f"the stage's processes ended with code {process.returncode} and left no reason; their "
         "last lines are in the log above (a rank that was killed has usually run out of memory: "
         "lower tokens_per_pass, or ask for more memory_gib)"
     )

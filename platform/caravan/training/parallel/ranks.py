@@ -55,6 +55,10 @@ class Ranks:
         dist.all_gather(every, own)
         return [one.tolist() for one in every]
 
+    def most(self, count: int) -> int:
+        """The largest count of all ranks."""
+        return max(most for (most,) in self.gather([count]))
+
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, which give the same names."""
         if self.count == 1:

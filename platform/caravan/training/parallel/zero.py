@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from caravan.errors import require
 from caravan.recipe import TrainingConfig
@@ -24,6 +25,7 @@ from caravan.training.checkpoint import (
     own_tensors,
     tensor_key,
 )
+from caravan.training.frozen import Frozen
 from caravan.training.optim import Schedule, Update, Updater, unusable_gradient
 from caravan.training.parallel.ranks import current, reads_weights
 
@@ -61,13 +63,10 @@ class ZeroUpdater(Updater):
         """DeepSpeed's; it takes the model over when it is first asked for."""
         if self._engine is None:
             deepspeed = _deepspeed()
-            config = _config(self.model, self.config)
+            config = _config(self.model, self.config.zero_stage, self.config.zero_offload)
+            config["gradient_clipping"] = self.config.max_grad_norm
             if self.config.zero_stage == 3:
-                # Weight by weight; `initialize` would first put the whole model on the device.
-                deepspeed.zero.Init(module=self.model, config_dict_or_path=config)
-                for module in self.model.modules():  # `Init` leaves buffers where they are
-                    for name, buffer in list(module.named_buffers(recurse=False)):
-                        setattr(module, name, buffer.to(_device()))
+                _share_out(self.model, config)
             self._engine, *_ = deepspeed.initialize(
                 model=_Call(self.model), optimizer=self.optimizer, config=config
             )
@@ -119,6 +118,24 @@ class ZeroUpdater(Updater):
         for parameter in self.model.parameters():
             if current().leads:
                 parameter.data = whole[id(parameter)]
+
+
+class SpreadFrozen(Frozen):
+    """A model of which each rank holds a part of every weight; a pass gathers them in turn."""
+
+    def __init__(self, model: PreTrainedModel, offload: str) -> None:
+        super().__init__(model)
+        config = _config(model, 3, offload)
+        _share_out(model, config)
+        self._engine, *_ = _deepspeed().initialize(model=_Call(model), config=config)
+
+    @property
+    def device(self) -> torch.device:
+        return _device()
+
+    def forward(self, run: Callable[[Any], Any], model: PreTrainedModel | None = None) -> Any:
+        assert model is None or model is self.model, "with ZeRO there is one view of the model"
+        return super().forward(lambda _: self._engine(run))
 
 
 class _Call(nn.Module):
@@ -247,32 +264,39 @@ def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     return cast(AbstractContextManager[Any], gathered)
 
 
-def _config(model: nn.Module, config: TrainingConfig) -> dict[str, Any]:
+def _share_out(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Weight by weight; `initialize` would first put the whole model on the device."""
+    _deepspeed().zero.Init(module=model, config_dict_or_path=config)
+    for module in model.modules():  # `Init` leaves buffers where they are
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(_device()))
+
+
+def _config(model: nn.Module, stage: int, offloaded: str) -> dict[str, Any]:
     """https://www.deepspeed.ai/docs/config-json/"""
     elements = sum(_elements(model))
     offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {
-        "stage": config.zero_stage,
+        "stage": stage,
         "reduce_bucket_size": min(BUCKET_ELEMENTS, elements),
         "allgather_bucket_size": min(BUCKET_ELEMENTS, elements),
         "overlap_comm": torch.cuda.is_available(),
     }
-    if config.zero_stage == 3:
+    if stage == 3:
         # Norms and biases stay whole on every rank: fetching them costs more than keeping them.
         vectors = [p.numel() for p in model.parameters() if p.ndim < 2]
         zero |= {
             "stage3_prefetch_bucket_size": min(BUCKET_ELEMENTS, elements),
             "stage3_param_persistence_threshold": max(vectors, default=0),
         }
-    if config.zero_offload != "none":
+    if offloaded != "none":
         zero["offload_optimizer"] = offload
-    if config.zero_offload == "all":
+    if offloaded == "all":
         zero["offload_param"] = offload
     return {
         # Of no effect: a step ends when `step` is called, and passes differ in size.
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # it is compiled at run time; torch's is as good

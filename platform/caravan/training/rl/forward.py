@@ -64,8 +64,8 @@ def passes(
         chosen = [taken[i] for i in part]
         batch = collate([rows[i] for i in chosen], pad_token_id)
         found.append(Pass(torch.tensor(chosen), batch, counts=bool(own)))
-    most = max(count for (count,) in ranks.gather([len(found)]))
-    return found + [found[-1]._replace(counts=False)] * (most - len(found))
+    missing = ranks.most(len(found)) - len(found)
+    return found + [found[-1]._replace(counts=False)] * missing
 
 
 def policy_tokens(
