@@ -23,6 +23,7 @@ from tests.benchmarks.training_side import now, peak, reset_peak
 
 from caravan.data.records import Conversation
 from caravan.recipe import RLVRConfig
+from caravan.training.frozen import Frozen
 from caravan.training.models import place, prepare_torch
 from caravan.training.rl import trainer as rl
 from caravan.training.rl.rollout import RLPrompt
@@ -68,7 +69,7 @@ class Marks:
 def caravan(work: g.Work, *, bf16: bool) -> Marks:
     device = prepare_torch(THREADS, 0)
     policy = place(g.policy(), device, gradient_checkpointing=False).eval()
-    reference = copy.deepcopy(policy).requires_grad_(False) if work.beta else None
+    reference = Frozen(copy.deepcopy(policy)) if work.beta else None
     config = RLVRConfig(
         algorithm={"kind": "grpo", "num_generations": g.GROUP, "scale_rewards": False},
         beta=work.beta,

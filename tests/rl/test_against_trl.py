@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 from caravan.inference.sampler import TokenSequence
 from caravan.recipe import GRPOConfig, RLVRConfig, Sampling
 from caravan.training.dropout import without_dropout
+from caravan.training.frozen import Frozen
 from caravan.training.models import load_policy
 from caravan.training.rl import trainer as rl
 from caravan.training.rl.rollout import Outcome, RLPrompt, Rollout, RolloutBatch
@@ -41,7 +42,7 @@ def moved(policy_dir):
     """A policy that has left its reference, the reference, and their tokeniser."""
     model, tokenizer = load_policy(policy_dir)
     without_dropout(model)
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    reference = Frozen(copy.deepcopy(model))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +75,11 @@ def caravans_step(policy_dir, beta, monkeypatch):
         bf16=False,
     )
     models = rl.RLModels(
-        model.eval(), tokenizer, ModelSampler(model, tokenizer), reference if beta else None, None
+        model.eval(),
+        tokenizer,
+        ModelSampler(model, tokenizer),
+        reference if beta else None,
+        None,
     )
     trainer = rl.RLTrainer(models, config, {}, 0, torch.device("cpu"))
     return trainer.step(0, prompts).metrics
@@ -102,7 +107,7 @@ def trls_step(policy_dir, beta, tmp_path):
         processing_class=tokenizer,
     )  # fmt: skip
     if beta:
-        trainer.ref_model.load_state_dict(reference.state_dict())
+        trainer.ref_model.load_state_dict(reference.model.state_dict())
     trainer.train()
     return trainer.state.log_history[0]
 

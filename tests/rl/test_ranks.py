@@ -5,19 +5,14 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from caravan.errors import StageError
 from caravan.interruption import StageStopped, StopSignals
 from caravan.recipe import Resources
 from caravan.stages import rlvr
-from caravan.training.models import load_policy
-from caravan.training.parallel import ranks
-from caravan.training.rl import session
 from tiny import Evicting
 
 from .conftest import Context
@@ -145,13 +140,3 @@ def test_a_killed_rank_is_not_blamed_on_the_one_that_noticed(inputs, tmp_path):
     settings = config(GRPO, max_steps=200, save_steps=500, prompts_per_step=12, resources=TWO)
     with pytest.raises(StageError, match="a rank that was killed has usually run out of memory"):
         rlvr.run(settings, inputs, Robbed(tmp_path / "robbed"))
-
-
-def test_the_reference_of_a_spread_policy_is_no_part_of_its_graph(inputs, monkeypatch):
-    two = SimpleNamespace(rank=0, count=2, of_first=lambda tensor: None)
-    monkeypatch.setattr(ranks, "_current", two)
-    policy = load_policy(inputs["policy"]).model
-    reference = session._frozen(policy, config(zero_stage=3), torch.device("cpu"))
-    assert not any(parameter.requires_grad for parameter in reference.parameters())
-    for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
-        assert torch.equal(own, other)

@@ -89,11 +89,6 @@ class Ranks:
         dist.broadcast_object_list(box, src=self.leader)
         return box[0]
 
-    def of_first(self, tensor: Tensor) -> None:
-        """Replace a tensor by that of rank 0, in place."""
-        if self.count > 1:
-            dist.broadcast(tensor, src=0)
-
     def tensors_of_leader(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         """The leading rank's tensors, in the memory of the host, each sent when it is asked for.
 

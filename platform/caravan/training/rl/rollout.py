@@ -1,8 +1,8 @@
 """Rollouts: completions of the current policy, what verifiers and a reward model say of them, and
 their rewards.
 
-Each rank samples, scores and verifies a part of the prompts, and gets the rollouts of all. What a
-prompt is drawn with does not depend on how many ranks there are.
+Each rank samples and verifies a part of the prompts, scores a part of the completions, and gets the
+rollouts of all. What a prompt is drawn with does not depend on how many ranks there are.
 
 Shapes: N completions, R tokens of the longest.
 """
@@ -162,16 +162,28 @@ def collect(
     drawn = [(prompts[number], s) for number, group in own.items() for s in group]
     texts = [decode_reply(tokenizer, sequence.token_ids) for _, sequence in drawn]
     rows = [prompt.row for prompt, _ in drawn]
-    scores: Sequence[float | None] = [None] * len(drawn)
-    if score is not None:
-        scores = score([token_row(prompt, sequence) for prompt, sequence in drawn])
     asked = [verifiers[row.verifier] if row.verifier else None for row in rows]
     if workers > 1 and any(verifier and waits(verifier) for verifier in asked):
         with ThreadPoolExecutor(workers) as pool:
             judgements = list(pool.map(judge, asked, rows, texts))
     else:
         judgements = list(map(judge, asked, rows, texts))
-    rollouts = [
+    own_part = list(zip((sequence for _, sequence in drawn), texts, judgements, strict=True))
+    found = current().collect(
+        [
+            (number, own_part[i * num_generations : (i + 1) * num_generations])
+            for i, number in enumerate(own)
+        ]
+    )
+    verified = [
+        (prompts[number], *completion)
+        for number, group in sorted(found, key=itemgetter(0))
+        for completion in group
+    ]
+    scores: Sequence[float | None] = [None] * len(verified)
+    if score is not None:
+        scores = score([token_row(prompt, sequence) for prompt, sequence, *_ in verified])
+    rollouts = tuple(
         Rollout(
             prompt,
             sequence,
@@ -186,18 +198,9 @@ def collect(
             ),
             scored,
         )
-        for (prompt, sequence), text, judgement, scored in zip(
-            drawn, texts, judgements, scores, strict=True
-        )
-    ]
-    found = current().collect(
-        [
-            (number, rollouts[i * num_generations : (i + 1) * num_generations])
-            for i, number in enumerate(own)
-        ]
+        for (prompt, sequence, text, judgement), scored in zip(verified, scores, strict=True)
     )
-    in_order = sorted(found, key=itemgetter(0))
-    return RolloutBatch(tuple(r for _, group in in_order for r in group), num_generations)
+    return RolloutBatch(rollouts, num_generations)
 
 
 def judge(verifier: Verifier | None, row: Conversation, text: str) -> Judgement:

@@ -27,6 +27,7 @@ from caravan.training.batching import StepSampler
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import without_dropout
 from caravan.training.fit import identity
+from caravan.training.frozen import Frozen, freeze
 from caravan.training.models import (
     check_reads_tokens_of,
     load_policy,
@@ -61,6 +62,9 @@ def train_rlvr(
     """On every rank."""
     device, ranks = prepare_torch(config.resources.cpus, context.seed), current()
     weights = reads_weights(config.zero_stage)
+    reference = None
+    if config.beta > 0:  # before the policy: a host need not hold both whole
+        reference = _only_read(load_policy(inputs["policy"], weights=weights).model, config, device)
     policy, tokenizer = load_policy(inputs["policy"], weights=weights)
     collect_as_usual()
     ppo, scores = isinstance(config.algorithm, PPOConfig), config.reward_model_multiplier > 0
@@ -77,7 +81,7 @@ def train_rlvr(
             policy=policy,
             tokenizer=tokenizer,
             sampler=sampler,
-            reference=_frozen(policy, config, device) if config.beta > 0 else None,
+            reference=reference,
             value=None if value is None else _trained(value, config, device),
             reward=None if reward is None else _only_read(reward, config, device),
         ),
@@ -199,26 +203,9 @@ def _trained(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -
     return placed if config.gradient_checkpointing else placed.eval()
 
 
-def _only_read(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
-    """On `device`, whole on every rank."""
-    placed: Any = place(model, device, gradient_checkpointing=False, zero_stage=config.zero_stage)
-    if spreads_weights(config.zero_stage):
-        return _frozen(placed, config, device)
-    return placed.eval().requires_grad_(False)
-
-
-def _frozen(policy: PreTrainedModel, config: RLVRConfig, device: torch.device) -> PreTrainedModel:
-    """A copy of `policy` that stays as it is, whole on every rank."""
-    if not spreads_weights(config.zero_stage):
-        reference: Any = copy.deepcopy(policy).eval()
-        return reference.requires_grad_(False)
-    reference = _whole_copy(policy, config, device)
-    with torch.no_grad():  # else the copy is a step of the policy's graph
-        for own, other in zip(policy.parameters(), reference.parameters(), strict=True):
-            if reads_weights(config.zero_stage):
-                other.copy_(own)
-            current().of_first(other)
-    return reference
+def _only_read(model: PreTrainedModel, config: RLVRConfig, device: torch.device) -> Frozen:
+    placed = place(model, device, gradient_checkpointing=False, zero_stage=config.zero_stage)
+    return freeze(placed, zero_stage=config.zero_stage, zero_offload=config.zero_offload)
 
 
 def _sampler(

@@ -28,6 +28,7 @@ from caravan.errors import StageError
 from caravan.recipe import GRPOConfig, PPOConfig, RLVRConfig
 from caravan.training.batching import TokenBatch, epoch_order
 from caravan.training.checkpoint import States
+from caravan.training.frozen import Frozen
 from caravan.training.lanes import Lanes, lanes_on
 from caravan.training.optim import NonFiniteError, Updater, updater_for
 from caravan.training.parallel.ranks import current
@@ -67,11 +68,11 @@ class RLModels:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
-    reference: PreTrainedModel | None
+    reference: Frozen | None
     """The policy as it was; None where there is no KL penalty to pay."""
     value: PreTrainedModel | None
     """PPO's value model; None for GRPO."""
-    reward: PreTrainedModel | None = None
+    reward: Frozen | None = None
     """The reward model that scores completions; None where its score does not count."""
 
 
@@ -80,7 +81,8 @@ class Networks(nn.Module):
 
     def __init__(self, models: RLModels) -> None:
         super().__init__()
-        self.policy, self.reference, self.value = models.policy, models.reference, models.value
+        self.policy, self.value = models.policy, models.value
+        self.reference = None if models.reference is None else models.reference.model
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ class RLTrainer:
         self, rollouts: RolloutBatch, kept: Sequence[int], sums: Sums, *, policy: bool
     ) -> _Measured:
         """Policy (if asked for), reference and value model over the completions `kept`."""
-        mask = rollouts.mask
+        mask, frozen = rollouts.mask, self.models.reference
         logprobs, reference, values = (torch.zeros(mask.shape) for _ in range(3))
 
         @torch.no_grad()
@@ -291,14 +293,16 @@ class RLTrainer:
                 seen = self._policy.forward(
                     partial(self._tokens, batch=batch, entropy=True), models.policy
                 )
-            if models.reference is not None:
-                unmoved = self._tokens(models.reference, batch=batch, entropy=False)
+            if frozen is not None:
+                unmoved = frozen.forward(
+                    partial(self._tokens, batch=batch, entropy=False), models.reference
+                )
             if models.value is not None:
                 assert self._value is not None
                 worth = self._value.forward(partial(self._values, batch=batch), models.value)
             if not part.counts:
                 return Sums(float)
-            if models.reference is not None:
+            if frozen is not None:
                 scatter(reference, mask, part.indices, unmoved.logprobs)
             if models.value is not None:
                 scatter(values, mask, part.indices, worth)
@@ -316,7 +320,7 @@ class RLTrainer:
         for of_pass in self._lanes.map(measure, self._passes(rollouts, kept)):
             add(sums, of_pass)
         current().add_up(logprobs, reference, values)
-        if self.models.reference is None:
+        if frozen is None:
             reference = logprobs
         return _Measured(logprobs, reference, values)
 
