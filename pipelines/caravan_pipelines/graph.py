@@ -104,6 +104,7 @@ def _pair_nodes(recipe: Recipe) -> list[Node]:
             answering = RespondStageConfig(
                 member=member,
                 engine=_engine(recipe, member.engine) if member.engine else None,
+                own_engine="transformers" if member.engine else recipe.respond.engine,
                 sampling=member.sampling or recipe.respond.sampling,
                 drawn_from=drawn_from,
                 drawn=drawn,

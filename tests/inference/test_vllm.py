@@ -11,13 +11,17 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from caravan.data.records import Message
+from caravan.data.io import read_rows, write_rows
+from caravan.data.records import Completion, Message
 from caravan.data.template import TEMPLATE_HASH, encode_prompt
 from caravan.inference import TOO_LONG, EngineError, asked_in, load_engine
 from caravan.inference.transformers_engine import decode_reply
-from caravan.recipe import Sampling, VLLMEngineConfig
+from caravan.recipe import PoolMember, Resources, Sampling, VLLMEngineConfig
+from caravan.stages import respond
+from caravan.stages.configs import RespondStageConfig
 from caravan.training.models import save_model
 from foreign import write_foreign
+from tiny import Context, conversations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -40,6 +44,28 @@ def model(tokenizer):
 def directory(model, tokenizer, tmp_path):
     save_model(model, tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_a_model_of_the_run_in_two_parts_answers_the_pools_prompts(
+    directory, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # parts have no memory of their own
+    write_rows(tmp_path / "prompts" / "rows.jsonl", conversations(3))
+    config = RespondStageConfig(
+        member=PoolMember(name="own", artifact="sft", num_generations=2),
+        engine=None,
+        own_engine="vllm",
+        sampling=Sampling(temperature=1.0, max_completion_length=8),
+        resources=Resources(gpus=2),
+    )
+    context = Context(tmp_path / "stage")
+    inputs = {"prompts": tmp_path / "prompts", "model": directory}
+    assert respond.run(config, inputs, context).metrics["completions"] == 6
+    rows = list(read_rows(context.directory / "out" / "completions", Completion))
+    expected = [(f"t/{i}", index) for i in range(3) for index in range(2)]
+    assert [(row.prompt_id, row.index) for row in rows] == expected
+    assert all(1 <= len(row.token_ids) == len(row.logprobs) <= 8 for row in rows)
 
 
 def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):

@@ -199,13 +199,15 @@ def test_ppo_without_a_reward_model_starts_its_value_model_from_the_policy(input
     assert "loss/value" in there.logged[1]
 
 
-def test_policy_and_value_model_get_fused_kernels_where_there_are_any(inputs, context, monkeypatch):
+def test_reference_policy_and_value_model_get_fused_kernels_where_there_are_any(
+    inputs, context, monkeypatch
+):
     asked = []
     monkeypatch.setattr(
         models, "use_fused_kernels", lambda model, _: asked.append(type(model).__name__)
     )
     rlvr.run(config(PPO, max_steps=1), inputs, context("run"))
-    assert asked == ["LlamaForCausalLM", "LlamaForSequenceClassification"]
+    assert asked == ["LlamaForCausalLM", "LlamaForCausalLM", "LlamaForSequenceClassification"]
 
 
 def test_rollouts_are_kept_with_their_rewards_and_advantages(inputs, context):

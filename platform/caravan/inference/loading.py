@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
-from caravan.inference.engine import Engine
+from caravan.inference.engine import Engine, positions_of
 from caravan.recipe import (
     EngineConfig,
     OpenAIEngineConfig,
@@ -22,6 +24,7 @@ def load_engine(
     batch_size: int = 64,
     kind: Literal["transformers", "vllm"] = "transformers",
     tensor_parallel_size: int = 1,
+    max_model_len: int | None = None,
     recipe_dir: Path | None = None,
     special_tokens: bool = False,
 ) -> Engine:
@@ -30,6 +33,8 @@ def load_engine(
     Args:
         batch_size: Sequences decoded at once by a transformers engine of a model directory.
         tensor_parallel_size: GPUs that a vllm engine of a model directory is divided over.
+        max_model_len: Tokens of prompt and reply that a vllm engine of a model directory has room
+            for, if the model has; None takes the default of `VLLMEngineConfig`.
         recipe_dir: Where a relative `model_name_or_path` is looked for first.
         special_tokens: Ask in the Tülu template, where the spelling of a special token in a prompt
             is that token, as in prompts that frame what others wrote; an endpoint decides this for
@@ -41,8 +46,11 @@ def load_engine(
     """
     if isinstance(config, Path):
         if kind == "vllm":
+            length = {}
+            if max_model_len is not None:
+                length["max_model_len"] = min(max_model_len, _positions(config))
             config = VLLMEngineConfig(
-                model_name_or_path=str(config), tensor_parallel_size=tensor_parallel_size
+                model_name_or_path=str(config), tensor_parallel_size=tensor_parallel_size, **length
             )
         else:
             config = TransformersEngineConfig(model_name_or_path=str(config), batch_size=batch_size)
@@ -81,6 +89,10 @@ def unload(engine: Engine) -> None:
     """
     if close := getattr(engine, "close", None):  # an endpoint holds no model
         close()
+
+
+def _positions(directory: Path) -> int:
+    return positions_of(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
 
 
 def _resolve(model_name_or_path: str, recipe_dir: Path | None) -> str:

@@ -19,10 +19,12 @@ from caravan.planning.row_stages import rows_stage
 from caravan.planning.shapes import ModelShape, shape_of_model
 from caravan.planning.work import Work, loading_seconds
 from caravan.recipe import (
+    EngineConfig,
     JudgeConfig,
     LLMJudge,
     OpenAIEngineConfig,
     ProgramEngineConfig,
+    Resources,
     Sampling,
     TransformersEngineConfig,
     VLLMEngineConfig,
@@ -56,7 +58,7 @@ def respond(
     asked = replace(prompts, rows=rows)
     reply = planned.reply(config.sampling, base=config.member.artifact == "base")
     if config.engine is None:
-        engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=OWN_MODEL_ROWS)
+        engine = _own_engine(config.own_engine, OWN_MODEL_ROWS, config.resources)
         return _asked(planned, node, placement, engine, asked, reply, config.sampling,
                       shape=planned.shape)  # fmt: skip
     return _asked(planned, node, placement, config.engine, asked, reply, config.sampling)
@@ -107,11 +109,7 @@ def evaluate(
     planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
 ) -> StagePlan:
     suite = config.evaluate
-    engine: object = TransformersEngineConfig(model_name_or_path="", batch_size=suite.batch_size)
-    if suite.engine == "vllm":
-        engine = VLLMEngineConfig(
-            model_name_or_path="", tensor_parallel_size=max(1, suite.resources.gpus)
-        )
+    engine = _own_engine(suite.engine, suite.batch_size, suite.resources)
     plans = []
     for task in suite.tasks:
         rows = planned.flow.instances[task.name] * task.num_generations
@@ -189,6 +187,13 @@ def _judges(
         plans.append(_asked(planned, node, placement, config.safety_engine, stream,
                             CLASSIFIER_REPLY_TOKENS, SAMPLING))  # fmt: skip
     return plans
+
+
+def _own_engine(kind: str, batch_size: int, resources: Resources) -> EngineConfig:
+    """Of a model of the run."""
+    if kind == "vllm":
+        return VLLMEngineConfig(model_name_or_path="", tensor_parallel_size=max(1, resources.gpus))
+    return TransformersEngineConfig(model_name_or_path="", batch_size=batch_size)
 
 
 def _asked(

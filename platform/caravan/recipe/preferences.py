@@ -65,6 +65,8 @@ class RespondConfig(Config):
     models_per_prompt: PositiveInt | None = None
     """Members drawn for each prompt; the run's own models are always among them. None asks all."""
     sampling: Sampling = Sampling(temperature=1.0)
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What the run's own models run on; vllm divides one over all GPUs of its resources."""
     resources: Resources = Resources()
 
     @model_validator(mode="after")

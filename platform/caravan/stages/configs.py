@@ -58,12 +58,18 @@ class DecontaminateStageConfig(Config):
 
 OWN_MODEL_ROWS = 256
 """Sequences that a model of the run decodes at once, as a member of its pool."""
+OWN_MODEL_PROMPT_TOKENS = 2048
+"""Room that vLLM has for a prompt beside the reply of a model of the run."""
 
 
 class RespondStageConfig(Config):
     member: PoolMember
     engine: EngineConfig | None
     """None where the member is a model of this run, given as the input `model`."""
+    own_engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", exclude_if=lambda value: value == "transformers"
+    )
+    """What a model of this run runs on."""
     sampling: Sampling
     drawn_from: tuple[str, ...] = ()
     """Names of the members of which `drawn` answer each prompt; empty where all answer all."""

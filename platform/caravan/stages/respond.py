@@ -27,7 +27,7 @@ from caravan.data.records import Completion, Conversation
 from caravan.data.template_stamp import recorded_hash, write_stamp
 from caravan.errors import StageError, some
 from caravan.inference import Engine, asked_in, load_engine, naming
-from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
+from caravan.stages.configs import OWN_MODEL_PROMPT_TOKENS, OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "respond"
@@ -95,7 +95,8 @@ def run(
 
 def _prepare(config: RespondStageConfig, seed: int) -> None:
     """Threads and algorithms as in training, where this process computes the replies."""
-    if config.engine is None or config.engine.kind == "transformers":
+    kind = config.own_engine if config.engine is None else config.engine.kind
+    if kind == "transformers":
         from caravan.training.models import prepare_torch
 
         prepare_torch(config.resources.cpus, seed)
@@ -108,7 +109,13 @@ def _engine(config: RespondStageConfig, inputs: Mapping[str, Path], recipe_dir: 
         raise StageError(
             f"pool member {config.member.name!r} is a model of this run, but no model was given"
         )
-    return load_engine(inputs["model"], batch_size=OWN_MODEL_ROWS)
+    return load_engine(
+        inputs["model"],
+        kind=config.own_engine,
+        batch_size=OWN_MODEL_ROWS,
+        tensor_parallel_size=max(1, config.resources.gpus),
+        max_model_len=OWN_MODEL_PROMPT_TOKENS + config.sampling.max_completion_length,
+    )
 
 
 def _answer(
