@@ -33,8 +33,7 @@ def test_zero_shards_what_figure_1_of_its_paper_says():
     whole = [replace(setup, zero_stage=stage).state_bytes() / n for stage in range(3)]
     assert whole == pytest.approx([16, 8 + 12 / 64, 4 + 16 / 64])
     sharded = replace(setup, zero_stage=3)
-    layers = 8 * LLAMA[8].layer_parameters + 4 * LLAMA[8].head_parameters
-    assert sharded.state_bytes() - layers == pytest.approx(20 / 64 * n)
+    assert sharded.state_bytes() == pytest.approx(20 / 64 * n)
 
 
 @given(st.integers(64, 8192))
@@ -90,9 +89,12 @@ def test_a_frozen_model_is_spread_like_a_trained_one_under_zero_3():
     assert alone.state_bytes() == 4 * n
     assert replace(alone, ranks=8, zero_stage=2).state_bytes() == 4 * n
     of_eight = replace(alone, ranks=8, zero_stage=3)
-    at_a_time = 2 * 4 * LLAMA[8].layer_parameters + 4 * LLAMA[8].head_parameters
-    assert of_eight.state_bytes() == 4 * n / 8 + at_a_time
-    assert replace(of_eight, offload="all").state_bytes() == at_a_time
+    assert of_eight.state_bytes() == 4 * n / 8
+    assert of_eight.gathered_bytes() == 4 * (
+        2 * LLAMA[8].layer_parameters + LLAMA[8].head_parameters
+    )
+    assert of_eight.gib(0) == (4 * n / 8 + of_eight.gathered_bytes()) / GIB
+    assert replace(of_eight, offload="all").state_bytes() == 0
 
 
 def test_copies_that_are_not_held_are_not_counted_as_freed():

@@ -144,7 +144,27 @@ def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, mo
 
 def test_a_policy_that_no_gpu_can_hold_to_sample_from_does_not_fit_on_any_number(recipes):
     large = load_recipe(recipes / "tulu3-70b.yaml")
-    assert "take a device with more memory" in stage(plan_of(large), "rlvr").problem
+    whole = large.derive(rlvr=large.rlvr.derive(rollouts={"kind": "transformers"}))
+    assert "take a device with more memory" in stage(plan_of(whole), "rlvr").problem
+
+
+@pytest.mark.parametrize("name", ["tulu3-8b", "tulu3-70b"])
+def test_every_stage_of_a_shipped_recipe_fits_its_devices(recipes, name):
+    plan = plan_of(load_recipe(recipes / f"{name}.yaml"))
+    assert [one.node for one in plan.stages if one.problem] == []
+
+
+def test_a_reference_pass_fits_the_more_the_more_gpus_share_it(recipes):
+    large = load_recipe(recipes / "tulu3-70b.yaml")
+
+    def planned(**changes):
+        return stage(plan_of(large.derive(dpo=large.dpo.derive(**changes))), "reference")
+
+    one_node = planned(resources=large.dpo.resources.derive(nodes=1))
+    assert planned().devices == 8 * one_node.devices == 64
+    assert planned().memory_gib < one_node.memory_gib < 80
+    assert planned().seconds < one_node.seconds
+    assert "set zero_stage: 3" in planned(zero_stage=2).problem
 
 
 def test_vllm_takes_its_share_of_each_gpu_in_place_of_a_copy_of_the_policy(tulu, recipes):
@@ -163,7 +183,6 @@ def test_vllm_takes_its_share_of_each_gpu_in_place_of_a_copy_of_the_policy(tulu,
     )
 
     large = load_recipe(recipes / "tulu3-70b.yaml")
-    large = large.derive(rlvr=large.rlvr.derive(beta=0))  # no reference, whole on each rank
     assert "of vLLM take" in planned(large).problem
     divided = planned(large, tensor_parallel_size=8, gpu_memory_utilization=0.25)
     assert divided.problem == ""

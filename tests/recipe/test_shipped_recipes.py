@@ -272,5 +272,12 @@ def test_70b_differs_from_8b_in_nothing_but_this(small: Recipe, large: Recipe) -
         "rlvr.max_steps": 400_000 // 640,
         "rlvr.save_steps": 40,
         "rlvr.select.every": 40,
+        "rlvr.rollouts": {
+            "kind": "vllm",
+            "tensor_parallel_size": 8,
+            "gpu_memory_utilization": 0.4,
+            "importance_ratio_cap": 2.0,
+        },
         "rlvr.resources.nodes": 6,
+        "rlvr.resources.shared_memory_gib": 160.0,
     }

@@ -74,9 +74,6 @@ class TrainingSetup:
         cast = 2 / shards[3] if self.bf16 else 0  # autocast's copies of the matrices
         # DeepSpeed updates a copy of its share of the weights.
         weights += 4 / shards[1] if self.zero_stage and self.ranks > 1 else 0
-        gathered = 0.0
-        if self._spread:  # two layers are whole at a time
-            gathered = 2 * 4 * self.shape.layer_parameters + 4 * self.shape.head_parameters
         if self.offloaded != "none":  # moments, and the copy that is updated with them
             moments, weights = 0.0, 4 / shards[3]
         if self.offloaded == "all":
@@ -91,10 +88,19 @@ class TrainingSetup:
         if self.lora_rank:
             held += t * weights
         more_gradients = 4 * (self.lanes - 1)
-        trained = self.trained * (held + t * (gradients + moments + more_gradients) + gathered)
-        if not self.trained:  # else frozen ones gather their layers where trained ones do
-            trained = gathered
+        trained = self.trained * (held + t * (gradients + moments + more_gradients))
         return trained + self.frozen * frozen + self.sampled_copy_bytes()
+
+    def gathered_bytes(self) -> float:
+        """Of weights that are spread, during a pass: two layers are whole at a time. Frozen models
+        gather theirs when trained ones do not."""
+        if not self._spread:
+            return 0.0
+        return (
+            max(1, self.trained)
+            * 4
+            * (2 * self.shape.layer_parameters + self.shape.head_parameters)
+        )
 
     def sampled_copy_bytes(self) -> float:
         """Of the whole model that is sampled from, where it is not the policy itself."""
@@ -159,11 +165,12 @@ class TrainingSetup:
         kept, again = self.token_bytes()
         tokens = self.lanes * tokens_per_pass
         backward = max(self.head_bytes(), again * tokens) - self.freed_bytes()
-        return (self.state_bytes() + kept * tokens + max(backward, 0)) / GIB
+        held = self.state_bytes() + self.gathered_bytes()
+        return (held + kept * tokens + max(backward, 0)) / GIB
 
     def tokens_in(self, gib: float) -> float:
         """The most tokens of a pass that take no more than `gib`; negative where it has no room."""
-        room = gib * GIB - self.state_bytes()
+        room = gib * GIB - self.state_bytes() - self.gathered_bytes()
         kept, again = self.token_bytes()
         fit = (
             room / kept,

@@ -84,7 +84,8 @@ def reference(
     found = work.forward_passes(setup, placement, sides, tokens_per_pass=tokens)
     start = placement.device.start_seconds + loading_seconds(shape)
     in_pass = max(min(tokens, math.ceil(sides.count * sides.tokens / setup.ranks)), longest)
-    memory = placement.device.base_gib + setup.state_bytes() / GIB
+    held = setup.state_bytes() + setup.gathered_bytes()
+    memory = placement.device.base_gib + held / GIB
     return StagePlan(
         node.name, node.stage, placement.device.name, placement.count, pairs,
         sides.count * sides.tokens, found.flops, start + found.seconds, memory,
@@ -126,7 +127,7 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     one = replace(setup, trained=1)
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
-    idle = setup.gib(0) + placement.device.base_gib
+    idle = setup.state_bytes() / GIB + placement.device.base_gib
     sampled = _sampled(setup, placement, config, idle, prompt, reply)
     batch = sampled.work
     measured = (updates > 1) + (config.beta > 0) + (config.reward_model_multiplier > 0) + ppo
