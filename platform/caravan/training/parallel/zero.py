@@ -98,26 +98,17 @@ class ZeroUpdater(Updater):
         return _gathered(parameter)
 
     def weights(self) -> Mapping[str, Tensor]:
-        whole: dict[str, Tensor] = {}
-        for path, value in own_tensors(self.model).items():
-            with _gathered(value) if isinstance(value, nn.Parameter) else nullcontext():
-                if current().leads:
-                    whole[path] = value.detach().to("cpu", copy=True)
-        return whole
+        return _whole_on_leader(own_tensors(self.model))
 
     def state(self) -> State:
         return _ZeroState(self)
 
     def finish(self) -> None:
-        whole: dict[int, Tensor] = {}
-        for parameter in self.model.parameters():
-            with _gathered(parameter):
-                if current().leads:
-                    whole[id(parameter)] = parameter.detach().cpu().clone()
+        whole = _whole_on_leader(dict(self.model.named_parameters()))
         self.engine.destroy()
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             if current().leads:
-                parameter.data = whole[id(parameter)]
+                parameter.data = whole[name]
 
 
 class SpreadFrozen(Frozen):
@@ -256,6 +247,16 @@ def _steps_taken(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """None before the first one: the optimiser has no state then."""
     taken = (cast(Tensor, s["step"]) for s in optimizer.state.values() if "step" in s)
     return next(taken, None)
+
+
+def _whole_on_leader(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host, gathered one by one; ranks other than the leader keep none."""
+    whole: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        with _gathered(value) if isinstance(value, nn.Parameter) else nullcontext():
+            if current().leads:
+                whole[name] = value.detach().to("cpu", copy=True)
+    return whole
 
 
 def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
