@@ -95,11 +95,13 @@ class Caravan:
         stages = json.loads(shown.stdout)["stages"] if shown.returncode == 0 else []  # no run yet
         return next((s for s in stages if s["name"] == name), None)
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 600) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], seconds: float = 600, pause_seconds: float = 0.3
+    ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited {seconds} s in vain\n{self.log()}"
-            time.sleep(0.3)
+            time.sleep(pause_seconds)
 
     def processes(self) -> list[int]:
         """Living processes that work in this home."""

@@ -255,11 +255,12 @@ def rlvr(
 ) -> NamedTuple("Reinforced", [("model", str), ("candidates", dict)]):
     """Reinforcement learning with verifiable rewards; returns the model, or by their steps those
     that it is yet to be selected from."""
+    from caravan.stages.candidates import candidates
     from caravan_pipelines.step import run_step
 
     inputs = {"policy": policy, "dataset": dataset, "reward_model": reward_model}
     out = run_step(run, "rlvr", inputs, metrics, summary)
-    return (out.pop("model", ""), {k: v for k, v in out.items() if k.startswith("step-")})
+    return (out.pop("model", ""), candidates(out))
 
 
 @component

@@ -22,6 +22,7 @@ from caravan.errors import CaravanError, StageError
 from caravan.operations.logs import configure_logging
 from caravan.registry import Registry, State
 from caravan.settings import Settings, load_settings
+from caravan.stages.candidates import Selection, missed
 from caravan.stages.execute import execute
 from caravan.stages.follow import follow
 from caravan.stages.key import stage_key, stage_seed
@@ -40,6 +41,7 @@ def wait_for_job(
     inputs: Mapping[str, str],
     settings: Settings,
     *,
+    selection: Selection | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> dict[str, str]:
     """Train a stage on its nodes; returns the digests of its outputs.
@@ -51,10 +53,11 @@ def wait_for_job(
     module = import_module(f"caravan.stages.{node.stage}")
     seed = stage_seed(run_of(run).seed, node.name)
     key = stage_key(module, node.config, inputs, seed, recipe_dir=recipe_dir)
-    if _is_done(key, settings):  # then `execute` takes what was made
+    if _is_done(key, selection, settings):  # then `execute` takes what was made
         return execute(
-            node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir
-        )
+            node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir,
+            selection=selection,
+        )  # fmt: skip
     api = kubernetes_api(TRAINER_TOKEN_DIR)
     if api is None:
         raise StageError(f"{node.name} asks for several nodes, which takes a Kubernetes cluster")
@@ -92,14 +95,13 @@ def wait_for_job(
     return dict(done.outputs)
 
 
-def _is_done(key: str, settings: Settings) -> bool:
-    """Whether a stage run with the same key has succeeded, and the store has what it made."""
+def _is_done(key: str, selection: Selection | None, settings: Settings) -> bool:
+    """Whether a stage run with the same key has succeeded, and the store has what it needs of
+    it."""
+    store = open_store(settings.resolved_store_url, settings)
     with Registry(settings.resolved_registry_url) as registry:
         origin = registry.find_finished(key)
-    if origin is None:
-        return False
-    store = open_store(settings.resolved_store_url, settings)
-    return all(store.exists(digest) for digest in origin.outputs.values())
+        return origin is not None and not missed(origin.outputs, selection, registry, store)
 
 
 def _tell(line: str) -> None:

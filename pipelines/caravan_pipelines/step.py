@@ -13,7 +13,9 @@ from caravan.operations.traces import stage_span
 from caravan.orphans import die_with_parent
 from caravan.registry import StageRunRow
 from caravan.settings import Settings, load_settings
+from caravan.stages.candidates import Selection
 from caravan.stages.execute import execute
+from caravan.stages.key import stage_seed
 from caravan_pipelines.graph import Node, find_node
 from caravan_pipelines.launch.files import unpack_files
 from caravan_pipelines.on_nodes import wait_for_job
@@ -72,10 +74,24 @@ def run_step(
 
 def _work(node: Node, run: str, inputs: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """The stage's outputs: made here, or by a job on several nodes."""
-    if node.resources.nodes > 1 and settings.pod_name:
-        return wait_for_job(node, run, inputs, settings)
     recipe_dir = unpack_files(run_of(run).recipe_dir, settings)
-    return execute(node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir)
+    selection = _selection(node, run, recipe_dir)
+    if node.resources.nodes > 1 and settings.pod_name:
+        return wait_for_job(node, run, inputs, settings, selection=selection)
+    return execute(
+        node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir,
+        selection=selection,
+    )  # fmt: skip
+
+
+def _selection(node: Node, run: str, recipe_dir: Path) -> Selection | None:
+    """What selects from the outputs of `node`."""
+    recipe = recipe_of(run)
+    if node.stage != "rlvr" or recipe.rlvr is None or recipe.rlvr.select is None:
+        return None
+    found = find_node(recipe, "select")
+    seed = stage_seed(run_of(run).seed, found.name)
+    return Selection(found.stage, found.config, seed, recipe_dir)
 
 
 def _refuse_hopeless(run: str, node: str, max_failures: int) -> None:

@@ -2,6 +2,7 @@
 stages run and while collections are killed."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -133,6 +134,77 @@ def test_a_run_whose_model_is_served_stays_until_the_server_is_stopped_or_serves
     registry.delete_runs([second])
     assert mark_served("judge", other, registry) == ""
     assert not unmark_served("judge", registry)
+
+
+@pytest.fixture
+def selecting_run(registry, store, tmp_path):
+    """A run whose RLVR gave out three policies, of which `select` took the second."""
+
+    def record(run_id, stage, inputs, *names):
+        opened = registry.open_stage_run(run_id, stage, stage, f"key of {stage}")
+        registry.start_stage_run(opened.id, inputs)
+        made = {}
+        for name in names:
+            content = tmp_path / "made" / name
+            content.mkdir(parents=True, exist_ok=True)
+            (content / "weights").write_text(name)
+            artifact = store.put(content, "model" if name.startswith("step-") else "report")
+            made["model" if stage == "select" else name] = (artifact, store.uri(artifact.digest))
+        registry.succeed_stage_run(opened.id, made)
+        return {name: artifact.digest for name, (artifact, _) in made.items()}
+
+    def run(selects=True):
+        run_id = registry.create_run({}, name="pocket", seed=17, recipe_digest="d" * 64)
+        made = record(run_id, "rlvr", {}, "step-1", "step-2", "step-3", "rollouts")
+        steps = {name: digest for name, digest in made.items() if name != "rollouts"}
+        if selects:
+            record(run_id, "select", steps, "step-2")
+        else:
+            registry.open_stage_run(run_id, "select", "select", "another key")
+        registry.update_run_state(run_id, State.SUCCEEDED)
+        return run_id, made
+
+    run.record = record
+    return run
+
+
+def test_policies_that_were_not_selected_go_when_asked(caravan, registry, store, selecting_run):
+    run_id, made = selecting_run()
+    caravan("gc", "--older-than", "0")
+    assert all(map(store.exists, made.values()))
+
+    assert "would be freed" in caravan("gc", "--candidates", "--older-than", "0", "--dry-run")
+    assert all(map(store.exists, made.values()))
+    told = caravan("gc", "--candidates", "--older-than", "0")
+    assert told.count("candidate") == 2
+    gone = {name for name, digest in made.items() if not store.exists(digest)}
+    assert gone == {"step-1", "step-3"}
+
+    refusal = caravan("artifact", "get", f"{run_id}:rlvr/step-3", "--to", "x", code=2)
+    assert f"{run_id}:rlvr/step-3 was removed by `caravan gc --candidates`" in refusal
+    assert "was removed" in caravan("artifact", "show", made["step-1"][:12], code=2)
+    assert made["step-2"] in caravan("artifact", "show", f"{run_id}:select/model")
+    assert set(registry.stage_runs(run_id)[0].outputs) == set(made), "it is known what there was"
+    assert "0 bytes is freed" in caravan("gc", "--candidates", "--older-than", "0")
+    [usage] = json.loads(caravan("du", "--json"))
+    assert usage["artifact_bytes"] == len("step-2") + len("rollouts")
+
+
+def test_policies_that_are_yet_to_be_selected_from_or_used_otherwise_stay(
+    caravan, registry, store, selecting_run
+):
+    first, made = selecting_run()
+    selecting_run.record(first, "merge", {"model-0": made["step-1"]}, "merged")
+    second, _ = selecting_run(selects=False)
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert all(map(store.exists, made.values())), "another run is yet to select from them"
+    registry.delete_runs([second])
+    served = mark_served("judge", made["step-3"], registry, first)
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert all(map(store.exists, made.values())), f"pods of the server read {served}'s"
+    unmark_served("judge", registry)
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert [name for name in made if not store.exists(made[name])] == ["step-3"]
 
 
 def test_who_reused_a_deleted_run_has_its_series_and_scores(registry, finished_run):

@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from caravan.recipe.io import load_recipe
+from caravan.registry import Registry
+from caravan_command import Caravan
 from caravan_pipelines.graph import evaluated_models, stage_graph
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -72,22 +75,42 @@ def test_a_run_killed_again_and_again_ends_with_the_same_digests(undisturbed, ca
     assert caravan.digests() == undisturbed.digests()
 
 
-def test_the_policy_that_scores_best_is_the_one_that_is_evaluated(
-    undisturbed, caravan, mini, tmp_path
-):
-    shutil.copytree(undisturbed.home, caravan.home)  # all stages up to RLVR are done
+CHOSEN_BY = "rlvr.select={every: 2, tasks: [math, constraints]}"
+
+
+@pytest.fixture(scope="module")
+def selecting(
+    undisturbed: Caravan, mini: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Caravan:
+    """A run that selects RLVR's policy, killed within `rlvr` and within `select`; the stages
+    before them were done."""
+    caravan = Caravan(tmp_path_factory.mktemp("selecting"))
+    shutil.copytree(undisturbed.home, caravan.home)
     before = undisturbed.show()
-    last = next(s for s in before["stages"] if s["name"] == "rlvr")["artifacts"]
-    chosen_by = "rlvr.select={every: 2, tasks: [math, constraints]}"
-    process = caravan.start("run", str(mini), "--set", chosen_by)
+    process = caravan.start("run", str(mini), "--set", CHOSEN_BY)
     caravan.wait_for(lambda: caravan.show()["run"] != before["run"])
     caravan.wait_for(lambda: (caravan.stage("rlvr") or {}).get("done", 0) >= 3)
+    kill(process, caravan)
+    process = caravan.start("resume", "latest")
+    caravan.wait_for(
+        lambda: any(caravan.home.glob("work/*/scratch/step-2.json")), pause_seconds=0.02
+    )
+    kill(process, caravan)
+    assert caravan.stage("select")["state"] != "succeeded"
+    (caravan.home / "killed").touch()
+    caravan("resume", "latest")
+    return caravan
+
+
+def kill(process: subprocess.Popen[str], caravan: Caravan) -> None:
     process.kill()
     process.wait()
     caravan.wait_for(lambda: not caravan.processes(), seconds=60)
-    caravan("resume", "latest")
 
-    stages = {stage["name"]: stage for stage in caravan.show()["stages"]}
+
+def test_the_policy_that_scores_best_is_the_one_that_is_evaluated(selecting, undisturbed, tmp_path):
+    last = undisturbed.digests()["rlvr"]
+    stages = {stage["name"]: stage for stage in selecting.show()["stages"]}
     assert [name for name in stages if not stages[name]["reused"]] == [
         "rlvr", "select", "evaluate-rlvr", "report",
     ]  # fmt: skip
@@ -96,15 +119,57 @@ def test_the_policy_that_scores_best_is_the_one_that_is_evaluated(
     assert kept["step-5"] == last["model"]
     assert kept["rollouts"] == last["rollouts"]
 
-    caravan("artifact", "get", "latest:select/report", "--to", str(tmp_path / "report"))
+    selecting("artifact", "get", "latest:select/report", "--to", str(tmp_path / "report"))
     shown = json.loads((tmp_path / "report" / "selection.json").read_text())
     means = {one["step"]: one["mean"] for one in shown["candidates"]}
     assert list(means) == [2, 4, 5]
     assert shown["step"] == max(means, key=means.get)  # the first of them
     taken = stages["select"]["artifacts"]["model"]
     assert taken == kept[f"step-{shown['step']}"]
-    evaluated = caravan("artifact", "show", "--json", "latest:evaluate-rlvr/evaluation").stdout
+    evaluated = selecting("artifact", "show", "--json", "latest:evaluate-rlvr/evaluation").stdout
     assert taken in json.loads(evaluated)["made_from"]
+
+
+def test_a_selection_that_was_killed_does_not_ask_again_whom_it_has_asked(selecting):
+    killed = (selecting.home / "killed").stat().st_mtime
+    with Registry(f"sqlite:///{selecting.home}/registry.db") as registry:
+        run = registry.latest_run()
+        select = next(s for s in registry.stage_runs(run.id) if s.node == "select")
+        asked = {row.step: row.at.timestamp() for row in registry.metrics(select.id)}
+    assert select.attempt == 2
+    assert asked[2] < killed < asked[4] < asked[5]
+
+
+def test_what_was_not_selected_can_go_and_nothing_is_trained_again(selecting, mini):
+    run, kept = selecting.show()["run"], selecting.digests()
+    taken = kept["select"]["model"]
+    gone = [name for name in ("step-2", "step-4", "step-5") if kept["rlvr"][name] != taken]
+    selecting("gc", "--candidates", "--older-than", "0")
+    assert "was removed" in selecting.refused(
+        "model", "export", f"latest:rlvr/{gone[0]}", str(selecting.directory / "gone")
+    )
+    selecting("model", "export", "latest:select/model", str(selecting.directory / "taken"))
+
+    selecting("run", str(mini), "--set", CHOSEN_BY)
+    assert all(stage["reused"] for stage in selecting.show()["stages"])
+
+    # Selected by something else they are needed again, and are the same as they were.
+    selecting("run", str(mini), "--set", "rlvr.select={every: 2, tasks: [math]}")
+    stages = {stage["name"]: stage for stage in selecting.show()["stages"]}
+    assert not stages["rlvr"]["reused"]
+    assert stages["rlvr"]["artifacts"] == kept["rlvr"]
+
+    # A selection that nothing disturbs is the one of the run that was killed twice.
+    runs = {found["run"] for found in json.loads(selecting("runs", "--json").stdout)}
+    with Registry(f"sqlite:///{selecting.home}/registry.db") as registry:
+        selecting_runs = [r for r in runs if registry.get_run(r).recipe["rlvr"].get("select")]
+    assert run in selecting_runs
+    selecting("delete", *selecting_runs, "--yes")
+    selecting("gc", "--older-than", "0")
+    selecting("run", str(mini), "--set", CHOSEN_BY)
+    stages = {stage["name"]: stage for stage in selecting.show()["stages"]}
+    assert not stages["select"]["reused"]
+    assert selecting.digests() == kept
 
 
 def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):

@@ -291,12 +291,17 @@ def gc(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Also artifacts that this registry has never known.")
     ] = False,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Also policies of RLVR that select did not take.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """Remove artifacts, work directories and checkpoints that no run needs any more."""
     from caravan_pipelines.cli import housekeeping as command
 
-    command.gc(dry_run=dry_run, hours=older_than, unknown=unknown, as_json=json)
+    command.gc(
+        dry_run=dry_run, hours=older_than, unknown=unknown, candidates=candidates, as_json=json
+    )
 
 
 @app.command()

@@ -75,11 +75,21 @@ def find(reference: str, registry: Registry) -> ArtifactRow:
     """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`.
 
     Raises:
-        CaravanError: there is none, or several.
+        CaravanError: there is none, there are several, or it was removed.
     """
+    found = registry.artifact(_digest(reference, registry))
+    if not found.uri:
+        raise CaravanError(
+            f"{reference} was removed by `caravan gc --candidates`: it is a policy of RLVR that "
+            "was not selected; the run's select/model is the one that was"
+        )
+    return found
+
+
+def _digest(reference: str, registry: Registry) -> str:
     run_id, colon, output = reference.partition(":")
     if not colon or "/" not in output:
-        return registry.artifact(reference)
+        return reference
     node, _, name = output.rpartition("/")
     run = registry.get_run(run_id)
     made = {
@@ -90,4 +100,4 @@ def find(reference: str, registry: Registry) -> ArtifactRow:
     if f"{node}/{name}" not in made:
         known = ", ".join(sorted(made)) or "none yet"
         raise CaravanError(f"run {run.id} has no artifact {output!r} (it has: {known})")
-    return registry.artifact(made[f"{node}/{name}"])
+    return made[f"{node}/{name}"]

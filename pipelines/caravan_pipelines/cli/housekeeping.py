@@ -46,10 +46,13 @@ def delete(names: list[str], *, sure: bool) -> None:
     print(f"{size(freed)} of artifacts are no run's any more; free the room with: caravan gc")
 
 
-def gc(*, dry_run: bool, hours: float, unknown: bool, as_json: bool) -> None:
+def gc(*, dry_run: bool, hours: float, unknown: bool, candidates: bool, as_json: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
-        found = find_garbage(settings, registry, older_than=timedelta(hours=hours), unknown=unknown)
+        found = find_garbage(
+            settings, registry, older_than=timedelta(hours=hours), unknown=unknown,
+            candidates=candidates,
+        )  # fmt: skip
         gone = found.garbage if dry_run else [item for item in found.garbage if item.remove()]
     left = sum(item.size_bytes for item in found.unknown)
     if as_json:
@@ -72,7 +75,8 @@ def du(*, as_json: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         found = usages(settings, registry)
-        artifacts, referred = registry.artifacts(limit=None), registry.references()
+        referred = registry.references()
+        artifacts = [a for a in registry.artifacts(limit=None) if a.uri]
     if as_json:
         print(json.dumps([asdict(usage) for usage in found], indent=2))
         return

@@ -2,7 +2,8 @@
 
 A run refers to the artifacts that its stages read and wrote. Each artifact is removed in a
 transaction in which nobody can begin to refer to it; a stage that was about to publishes it again.
-A work directory is needed while a stage run of its key has not succeeded.
+A work directory is needed while a stage run of its key has not succeeded. The policies of RLVR that
+were not selected are referred to, but needed no more once their selection is done.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from caravan.registry import Registry
+from caravan.registry import SERVED_TAG, Registry
 from caravan.settings import Settings
+from caravan.stages.candidates import not_taken
 from caravan.stages.process import discard, exclusive
 from caravan.store import Store, Stored, open_store
 
-Kind = Literal["artifact", "work directory", "checkpoints"]
+Kind = Literal["artifact", "candidate", "work directory", "checkpoints"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ class Findings:
 
 
 def find_garbage(
-    settings: Settings, registry: Registry, *, older_than: timedelta, unknown: bool
+    settings: Settings,
+    registry: Registry,
+    *,
+    older_than: timedelta,
+    unknown: bool,
+    candidates: bool = False,
 ) -> Findings:
     """What can be removed.
 
@@ -52,6 +59,7 @@ def find_garbage(
         older_than: artifacts that are younger are left alone: a stage may be about to register
             them, and would publish them again.
         unknown: count artifacts that the registry has never known as garbage.
+        candidates: count policies of RLVR that were not selected as garbage.
     """
     store = open_store(settings.resolved_store_url, settings)
     store.clean()
@@ -68,10 +76,28 @@ def find_garbage(
         )
         for item in unused if unknown or item.digest in known
     ]  # fmt: skip
+    if candidates:
+        garbage += _candidates(stored, registry, store)
     garbage += _work_directories(settings, registry)
     if unknown or not strange:  # else they may be another registry's, too
         garbage += _checkpoints(settings, registry, store)
     return Findings(garbage, [] if unknown else strange)
+
+
+def _candidates(stored: Iterable[Stored], registry: Registry, store: Store) -> Iterator[Garbage]:
+    """A run whose model is served keeps all of its own: pods read them when they start."""
+    runs = registry.list_runs(limit=None)
+    served = {run.id for run in runs if any(tag.startswith(SERVED_TAG) for tag in run.tags)}
+    unneeded = not_taken([(registry.stage_runs(run.id), run.id in served) for run in runs])
+    for item in stored:
+        if item.digest in unneeded:
+            remove = partial(_remove_candidate, item.digest, registry, store)
+            yield Garbage("candidate", item.digest, item.size_bytes, remove)
+
+
+def _remove_candidate(digest: str, registry: Registry, store: Store) -> bool:
+    registry.remove_artifact(digest, partial(store.delete, digest))
+    return True
 
 
 def _work_directories(settings: Settings, registry: Registry) -> Iterator[Garbage]:
@@ -138,6 +164,11 @@ def directory_bytes(directory: Path) -> int:
     return size
 
 
+def _sizes(registry: Registry) -> dict[str, int]:
+    """Of the artifacts that the store has."""
+    return {a.digest: a.size_bytes for a in registry.artifacts(limit=None) if a.uri}
+
+
 @dataclass(frozen=True)
 class Usage:
     run_id: str
@@ -151,14 +182,14 @@ class Usage:
 
 def freed_bytes(registry: Registry, run_ids: Iterable[str]) -> int:
     """Of the artifacts that only these runs refer to."""
-    sizes = {artifact.digest: artifact.size_bytes for artifact in registry.artifacts(limit=None)}
+    sizes = _sizes(registry)
     these = set(run_ids)
     return sum(sizes.get(d, 0) for d, ids in registry.references().items() if ids <= these)
 
 
 def usages(settings: Settings, registry: Registry) -> list[Usage]:
     """Of all runs, newest first."""
-    sizes = {artifact.digest: artifact.size_bytes for artifact in registry.artifacts(limit=None)}
+    sizes = _sizes(registry)
     referred, keys = registry.references(), registry.unfinished_keys()
     found = []
     for run in registry.list_runs(limit=None):

@@ -306,6 +306,13 @@ class Registry:
                 remove()
             return free
 
+    def remove_artifact(self, digest: str, remove: Callable[[], None]) -> None:
+        """Have an artifact removed from the store that runs refer to and none needs: it stays
+        known, without its URI."""
+        with self._write() as session:
+            writes.forget_uri(session, digest)
+        remove()
+
     def add_artifact(self, artifact: Artifact, uri: str, metadata: Mapping[str, Any] = {}) -> None:
         with self._write() as session:
             writes.add_artifact(session, artifact, uri, metadata)

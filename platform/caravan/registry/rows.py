@@ -117,6 +117,7 @@ class ArtifactRow:
     size_bytes: int
     files: int
     uri: str
+    """Empty of one that was removed from the store while runs refer to it."""
     created_at: datetime
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

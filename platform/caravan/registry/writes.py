@@ -224,6 +224,10 @@ def add_artifact(
     ))  # fmt: skip
 
 
+def forget_uri(session: Session, digest: str) -> None:
+    session.execute(update(m.Artifact).where(m.Artifact.digest == digest).values(uri=""))
+
+
 def take_unreferenced(session: Session, digest: str) -> bool:
     """Whether no run refers to the artifact; who is about to waits for the transaction's end."""
     values = {"digest": digest, "kind": "", "files": 0, "size_bytes": 0, "uri": "",

@@ -28,10 +28,12 @@ from caravan.errors import (
     RegistryUnavailableError,
     StageError,
     StoreError,
+    some,
 )
 from caravan.interruption import CONTINUE_EXIT_CODE, StageStopped, StopSignals
 from caravan.registry import Registry, RunRow, StageRunRow, State
 from caravan.settings import Settings, load_settings
+from caravan.stages.candidates import Selection, missed
 from caravan.stages.context import StageResult
 from caravan.stages.failure import described, disk_full
 from caravan.stages.key import Stage, load_stage, stage_key, stage_seed
@@ -65,6 +67,7 @@ def execute(
     settings: Settings | None = None,
     *,
     recipe_dir: Path | None = None,
+    selection: Selection | None = None,
 ) -> dict[str, str]:
     """Run one stage of a run, or reuse what an earlier run of it made.
 
@@ -74,6 +77,7 @@ def execute(
         config: all that the stage sees of the recipe.
         inputs: digest of each input artifact, by name.
         recipe_dir: directory that relative paths are meant from; the run knows it otherwise.
+        selection: what selects from the outputs; once it has, they may be gone from the store.
 
     Returns:
         Digest of each output artifact, by name.
@@ -99,6 +103,7 @@ def execute(
                     node=node, stage=stage, module=module, config=config, inputs=dict(inputs),
                     run=run, key=key, seed=seed, recipe_dir=directory, settings=settings,
                     registry=registry, store=store, stop_signals=stop_signals,
+                    selection=selection,
                 ).outputs()  # fmt: skip
         except StageStopped as stopped:
             if stopped.signal_number == signal.SIGINT:
@@ -153,6 +158,7 @@ class _Execution:
     registry: Registry
     store: Store
     stop_signals: StopSignals
+    selection: Selection | None
 
     @property
     def directory(self) -> Path:
@@ -183,17 +189,19 @@ class _Execution:
             self.registry.heartbeat(opened.id)
 
     def _reuse(self) -> dict[str, str] | None:
-        """The outputs of a finished stage run with our key, if the store still has them all."""
+        """The outputs of a finished stage run with our key, if the store still has all that are
+        needed."""
         origin = self._patiently(lambda: self.registry.find_finished(self.key))
         if origin is None:
             return None
-        for name, digest in origin.outputs.items():
-            if not self._patiently(lambda digest=digest: self.store.exists(digest)):  # type: ignore[misc]
-                logger.warning(
-                    "%s: output %s (%s) is no longer in the store; running again",
-                    self.node, name, digest[:12],
-                )  # fmt: skip
-                return None
+        gone = self._patiently(
+            lambda: missed(origin.outputs, self.selection, self.registry, self.store)
+        )
+        if gone:
+            logger.warning(
+                "%s: output %s is no longer in the store; running again", self.node, some(gone)
+            )
+            return None
         if (origin.run_id, origin.node) != (self.run.id, self.node):
             opened = self._patiently(
                 lambda: self.registry.open_stage_run(self.run.id, self.node, self.stage, self.key)

@@ -24,6 +24,7 @@ from caravan.data.card import table
 from caravan.data.io import write_json, write_text
 from caravan.errors import StageError, some
 from caravan.evals.caveats import MANY, lacking
+from caravan.stages.candidates import STEP
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.evaluate import Progress, evaluate_model, external_files, shares
@@ -76,7 +77,7 @@ class Candidate:
 def run(
     config: EvaluateStageConfig, inputs: Mapping[str, Path], context: StageContext
 ) -> StageResult:
-    steps = sorted(int(name.removeprefix("step-")) for name in inputs)
+    steps = sorted(int(name.removeprefix(STEP)) for name in inputs)
     candidates = []
     for i, step in enumerate(steps):
 
@@ -85,13 +86,13 @@ def run(
 
         known = context.workdir / f"step-{step}.json"
         if not known.exists():
-            scored = _evaluated(step, inputs[f"step-{step}"], config, context, progress)
+            scored = _evaluated(step, inputs[f"{STEP}{step}"], config, context, progress)
             context.log(step, {**_values(scored), "mean": scored.mean})
             write_json(known, asdict(scored))
         candidates.append(_read(known))
     _warn_of_undecided(candidates)
     chosen = best(candidates)
-    copy_out(inputs[f"step-{chosen.step}"], context.output("model", "model"))
+    copy_out(inputs[f"{STEP}{chosen.step}"], context.output("model", "model"))
     directory = context.output("report", "report")
     write_json(directory / "selection.json", document(candidates, chosen))
     write_text(directory / "selection.md", page(candidates, chosen))

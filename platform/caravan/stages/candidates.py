@@ -1,0 +1,77 @@
+"""The policies along the way of RLVR that `select` takes one of, after both are done.
+
+`rlvr` gives them out under the names of their steps (`step-100`), and nothing but `select` needs
+them: once it is done they may be removed from the store, and neither of the two runs again for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from caravan.registry import Registry, StageRunRow, State
+from caravan.stages.key import load_stage, stage_key
+from caravan.store import Store
+
+STEP = "step-"
+"""What the name of a candidate begins with."""
+
+
+def candidates(outputs: Mapping[str, str]) -> dict[str, str]:
+    """Those of RLVR's outputs that are selected from."""
+    return {name: digest for name, digest in outputs.items() if name.startswith(STEP)}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The stage run that selects from the candidates of another of its run."""
+
+    stage: str
+    config: BaseModel
+    seed: int
+    recipe_dir: Path
+
+    def done(self, read: Mapping[str, str], registry: Registry, store: Store) -> bool:
+        """Whether it has selected from these, and the store has what it made."""
+        module = load_stage(self.stage)
+        key = stage_key(module, self.config, read, self.seed, recipe_dir=self.recipe_dir)
+        finished = registry.find_finished(key)
+        return finished is not None and all(map(store.exists, finished.outputs.values()))
+
+
+def missed(
+    outputs: Mapping[str, str], selection: Selection | None, registry: Registry, store: Store
+) -> list[str]:
+    """Those of a finished stage run's outputs that the store has no longer and that are needed."""
+    gone = [name for name, digest in outputs.items() if not store.exists(digest)]
+    read = candidates(outputs)
+    if selection is None or not read.keys() & gone or not selection.done(read, registry, store):
+        return gone
+    return [name for name in gone if name not in read]
+
+
+def not_taken(runs: Iterable[tuple[Collection[StageRunRow], bool]]) -> set[str]:
+    """The candidates that no selection took, and that nothing else has read or is yet to read.
+
+    Args:
+        runs: of every run its stage runs, and whether it keeps all that they refer to.
+    """
+    given: set[str] = set()
+    needed: set[str] = set()
+    for stages, keeps_all in runs:
+        selected = not keeps_all and any(
+            stage.stage == "select" and stage.state is State.SUCCEEDED for stage in stages
+        )
+        for stage in stages:
+            made = set(stage.outputs.values())
+            if selected and stage.stage == "rlvr":
+                made -= set(candidates(stage.outputs).values())
+            read = set(stage.inputs.values())
+            if selected and stage.stage == "select":
+                given |= read
+                read = set()
+            needed |= made | read
+    return given - needed
