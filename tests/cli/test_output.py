@@ -16,6 +16,7 @@ from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, ScoreRow, State
 from caravan.settings import Settings
 from caravan.stages.context import Score
+from caravan.store import Artifact
 from caravan_command import command_here
 from caravan_pipelines.cli import run as run_command
 from caravan_pipelines.cli.common import read_recipe
@@ -94,6 +95,19 @@ def test_show_has_the_last_numbers_of_a_stage_that_trains(registry, settings, mi
     (shown,) = json.loads(command("show", run_id, "--json"))["stages"]
     assert shown["metrics"] == {"loss": 2.5, "grad_norm": 1.0}
     assert (shown["done"], shown["total"]) == (2, 18)
+
+
+def test_show_tells_which_policy_was_selected(registry, settings, mini, command):
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    policies = {name: Artifact(name[-1] * 64, "model", 1, 1) for name in ("step-5", "step-10")}
+    for policy in policies.values():
+        registry.add_artifact(policy, "file:///somewhere")
+    stage = registry.open_stage_run(run_id, "select", "select", "k" * 64)
+    registry.start_stage_run(stage.id, {name: p.digest for name, p in policies.items()})
+    registry.log_metrics(stage.id, 5, {"math": 0.5, "mean": 0.5})
+    assert "selected step" not in command("show", run_id)
+    registry.finish_stage_run(stage.id, State.SUCCEEDED, metrics={"step": 5.0, "mean": 0.5})
+    assert "select: selected step 5 of 10\n" in command("show", run_id)
 
 
 def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -89,6 +90,18 @@ def test_numbers_of_training_are_compared_where_they_differ(sweep, monkeypatch):
     assert rows(printed)[3:] == [
         ["dpo.beta=1", "0.5", "4"], ["dpo.beta=2", "", ""], ["dpo.beta=5", "2.5", "8"],
     ]  # fmt: skip
+
+
+def test_the_steps_that_were_selected_are_compared(sweep, monkeypatch):
+    def select(registry, run_id, state):
+        beta = registry.get_run(run_id).recipe["rlvr"]["beta"]
+        stage = registry.open_stage_run(run_id, "select", "select", f"select-{run_id}")
+        registry.finish_stage_run(stage.id, state, metrics={"step": 100 * beta, "mean": 0.5})
+
+    monkeypatch.setattr(sys.modules[__name__], "train", select)
+    printed = sweep(State.SUCCEEDED, State.SUCCEEDED, code=0, over="rlvr.beta=1,2")
+    assert "│values│select step│" in re.sub(r" *┃ *", "│", printed)
+    assert rows(printed)[2:] == [["rlvr.beta=1", "100"], ["rlvr.beta=2", "200"]]
 
 
 def test_a_run_stands_for_its_recipe(sweep, settings):

@@ -326,6 +326,18 @@ def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):
     assert 'word-problems<span class="cv-dim"> accuracy</span>' in changes
 
 
+def test_the_page_of_a_run_says_which_policy_was_selected(open_page, home, tmp_path):
+    run = SampleRun(home, tmp_path / "scratch", seed=31)
+    made = {f"step-{s}": run.put("model", {"config.json": {"step": s}}) for s in (500, 1000)}
+    run.stage("rlvr", made)
+    opened = run.registry.open_stage_run(run.run_id, "select", "select", "the key")
+    run.registry.start_stage_run(opened.id, {n: model.digest for n, (model, _) in made.items()})
+    model = {"model": made["step-500"]}
+    run.registry.succeed_stage_run(opened.id, model, metrics={"step": 500.0, "mean": 0.5})
+
+    assert "selected step 500 of 1,000" in markup(open_page("run", run=run.finish()))
+
+
 def test_scores_of_replies_without_end_or_verdict_say_so_wherever_they_stand(
     open_page, home, tmp_path
 ):

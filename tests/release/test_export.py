@@ -79,15 +79,23 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     chosen = caravan("model", "card", "latest:select/model")
     assert "base → rlvr → select." in chosen
     assert "| step of rlvr | 2 |" in chosen
+    assert "# rl-select\n" in chosen
+    assert "| stage | select |" in chosen
+    assert "tags:\n- caravan\n- select\n" in chosen
     assert "| math | dev | accuracy | 64.5 |" in chosen
     assert "policy was selected by its scores on math: there its scores" in chosen
     other = caravan("model", "card", "latest:rlvr/step-4")
     assert "base → rlvr." in other
+    assert "# rl-rlvr\n" in other
     assert "not evaluated" in other
     assert "was selected" not in other
     caravan("model", "export", "latest:rlvr/step-4", str(tmp_path / "one"))
     assert (tmp_path / "one" / "model.safetensors").is_file()
-    assert "has: base/model" in caravan("model", "export", "latest:rlvr/model", "x", code=2)
+    told = f"warning: run {finished.run_id} has selected step 2 of 4 of rlvr: taking select/model"
+    assert told in (named := caravan("model", "card", "latest:rlvr/model"))
+    assert named.replace(f"{told}\n", "") == chosen
+    assert told in caravan("model", "export", "latest:rlvr/model", str(tmp_path / "two"))
+    assert "# rl-select\n" in (tmp_path / "two" / "README.md").read_text()
 
 
 def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):

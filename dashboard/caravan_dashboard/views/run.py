@@ -9,6 +9,7 @@ from caravan.access import Role
 from caravan.errors import CaravanError, without_traceback
 from caravan.evals.headlines import headlines
 from caravan.registry import RunRow, StageRunRow, State
+from caravan.stages.candidates import selected
 from caravan_dashboard import launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.curves import single_curve
 from caravan_dashboard.live import live
@@ -197,10 +198,13 @@ def stage_table(lines: list[StageLine]) -> Html:
 
 
 def remark(line: StageLine) -> Html:
-    """What there is to say besides the state: how far, how often, or that nothing ran."""
+    """What there is to say besides the state: how far, how often, what came of it, or that nothing
+    ran."""
     stage = line.run
     if stage is None:
         return Html()
+    if chosen := selected(stage):
+        return join([dim(chosen), dim("reused") if stage.reused_from else Html()])
     if stage.reused_from:
         return dim("reused", f"its artifacts are those of stage run {stage.reused_from}")
     if line.state is State.RUNNING and stage.progress_total:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +14,13 @@ from rich.text import Text
 from caravan.errors import CaravanError
 from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.settings import load_settings
+from caravan.stages.candidates import selected
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli.tables import columns, print_table, run_column
+
+LAST, SELECTED = "rlvr/model", "select/model"
+"""RLVR's result, where that is the policy after its last step, and where it is selected."""
 
 
 def show(reference: str, *, as_json: bool) -> None:
@@ -72,7 +77,8 @@ def get(reference: str, to: Path) -> None:
 
 
 def find(reference: str, registry: Registry) -> ArtifactRow:
-    """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`.
+    """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`. `RUN:rlvr/model` of a
+    run that has selected RLVR's policy is the one that it took, which a warning says.
 
     Raises:
         CaravanError: there is none, there are several, or it was removed.
@@ -92,11 +98,14 @@ def _digest(reference: str, registry: Registry) -> str:
         return reference
     node, _, name = output.rpartition("/")
     run = registry.get_run(run_id)
+    stages = registry.stage_runs(run.id)
     made = {
-        f"{stage.node}/{key}": digest
-        for stage in registry.stage_runs(run.id)
-        for key, digest in stage.outputs.items()
+        f"{stage.node}/{key}": digest for stage in stages for key, digest in stage.outputs.items()
     }
+    if output == LAST and LAST not in made and SELECTED in made:
+        chosen = next(filter(None, map(selected, stages)))
+        print(f"warning: run {run.id} has {chosen} of rlvr: taking {SELECTED}", file=sys.stderr)
+        return made[SELECTED]
     if f"{node}/{name}" not in made:
         known = ", ".join(sorted(made)) or "none yet"
         raise CaravanError(f"run {run.id} has no artifact {output!r} (it has: {known})")

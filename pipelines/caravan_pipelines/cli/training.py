@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.registry import MetricRow, Registry, StageRunRow, State
+from caravan.stages.candidates import selected
 from caravan_pipelines.cli.tables import duration
 
 NUMBERS = {
@@ -53,11 +54,12 @@ def training(stage: StageRunRow, registry: Registry) -> str:
 
 
 def print_course(console: Console, registry: Registry, stages: Iterable[StageRunRow]) -> None:
-    """Print how the training stages go, or went, and what stages warned of."""
+    """Print how the training stages go, or went, which policy was selected, and what stages warned
+    of."""
     for stage in stages:
         if stage.warned:
             console.print(Text(f"{stage.node}: {stage.warned}", style="yellow"), soft_wrap=True)
-        if words := training(stage, registry):
+        if words := selected(stage) or training(stage, registry):
             console.print(f"{stage.node}: {words}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -68,6 +70,8 @@ def ends(stage: StageRunRow, registry: Registry) -> dict[str, float]:
     found = {ENDS[name]: value for name, value in stage.metrics.items() if name in ENDS}
     if held_out := registry.metrics(stage.id, names=(HELD_OUT,), last_steps=1):
         found["held-out loss"] = held_out[-1].value
+    if stage.stage == "select":
+        found["step"] = stage.metrics["step"]
     return found
 
 

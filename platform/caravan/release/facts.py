@@ -47,7 +47,7 @@ class ModelFacts:
     digest: str
     run: RunRow
     stage: StageRunRow
-    """The stage run of `run` that gave the model."""
+    """The last stage run of `run` that gave the model: `select` gives one that RLVR has given."""
     before: tuple[StageRunRow, ...]
     """The stage runs that the model was made by, itself the last, in the order of the run."""
     models: tuple[StageRunRow, ...] = ()
@@ -103,22 +103,23 @@ def model_facts(digest: str, registry: Registry, store: Store, run_id: str = "")
         for edge in registry.lineage(digest, "in", run_id=run_id or None)
         if edge.direction == "out"
     ]
-    own = next((edge for edge in made if edge.digest == digest), None)
-    if own is None:
+    own = [edge for edge in made if edge.digest == digest]
+    if not own:
         raise CaravanError(f"no stage run is known that made {digest[:12]}")
-    run = registry.get_run(run_id or own.run_id)
+    run = registry.get_run(run_id or own[0].run_id)
     stages = registry.stage_runs(run.id)
     nodes = {edge.node for edge in made}
-    stage = next(s for s in stages if digest in s.outputs.values() and s.node == own.node)
+    gave = {edge.node for edge in own}
+    *_, stage = (s for s in stages if digest in s.outputs.values() and s.node in gave)
     reports = _Reports(store, {s.node: s.outputs for s in stages if s.node in nodes})
     asked = {s.node for s in stages if model_of(s.node) and s.inputs.get("model") == digest}
     scores = [s for s in registry.scores(run.id) if s.node in asked]
     before = tuple(s for s in stages if s.node in nodes)
-    gave = {edge.node for edge in made if edge.kind == "model"}
+    gave_models = {edge.node for edge in made if edge.kind == "model"}
     base = run.recipe.get("base_model", {})
     return ModelFacts(
         digest=digest, run=run, stage=stage,
-        before=before, models=tuple(s for s in before if s.node in gave),
+        before=before, models=tuple(s for s in before if s.node in gave_models),
         sources=_sources(run.recipe, reports, trained_by_source(before)),
         pairs=tuple(pairs for stage in before for pairs in _pairs(run.recipe, stage)),
         scores=tuple(scores),

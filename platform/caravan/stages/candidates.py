@@ -25,6 +25,14 @@ def candidates(outputs: Mapping[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in outputs.items() if name.startswith(STEP)}
 
 
+def selected(stage: StageRunRow) -> str:
+    """`selected step 40 of 60`; empty of a stage run that has selected nothing."""
+    if stage.stage != "select" or stage.state is not State.SUCCEEDED:
+        return ""
+    last = max(int(name.removeprefix(STEP)) for name in candidates(stage.inputs))
+    return f"selected step {stage.metrics['step']:,.0f} of {last:,}"
+
+
 @dataclass(frozen=True)
 class Selection:
     """The stage run that selects from the candidates of another of its run."""
