@@ -208,6 +208,7 @@ def test_selecting_asks_every_policy_that_is_kept_and_says_what_they_take(tulu):
     assert stage(often, "select").memory_gib == stage(often, "evaluate-rlvr").memory_gib
     (note,) = (note for note in often.notes if note.startswith("rlvr keeps"))
     assert "10 policies of 29.9 GiB" in note
+    assert "caravan gc --candidates" in note
 
 
 def test_a_reference_that_does_not_fit_is_named(tulu):

@@ -143,7 +143,7 @@ def select(
     planned.notes.append(
         f"rlvr keeps {count:,} policies of {gib:,.1f} GiB to select from, {count * gib:,.0f} GiB "
         "in the store and beside rlvr and select while they run; raise rlvr.select.every, or lower "
-        "rlvr.max_steps, for fewer"
+        "rlvr.max_steps, for fewer, and afterwards let caravan gc --candidates leave one"
     )
     once = evaluate(planned, node, placement, config)
     start = placement.device.start_seconds
