@@ -15,6 +15,7 @@ from caravan.errors import CaravanError, DataError, RegistryError, StageError, S
 from caravan.recipe import Resources
 from caravan.registry import State
 from caravan.settings import Settings
+from caravan.stages.candidates import Selection, candidates
 from caravan.stages.execute import execute
 from caravan.stages.key import stage_key, stage_seed
 from caravan.store import open_store
@@ -321,3 +322,35 @@ def test_a_failed_publication_does_not_run_the_stage_again(
     assert calls() == 1
     assert registry.stage_runs(run_id)[0].state is State.SUCCEEDED
     assert [s.value for s in registry.scores(run_id)] == [0.5]
+
+
+def test_what_was_selected_from_may_go_and_its_stage_is_found_done(
+    registry, settings, new_run, recipe_dir, calls
+):
+    store = open_store(settings=settings)
+
+    def selection(steps):
+        config = CountConfig(steps=steps)
+        return Selection("sample_stages.count", config, stage_seed(17, "select"), recipe_dir)
+
+    def steps(selection):
+        config = CountConfig(steps=2)
+        return execute("rlvr", "sample_stages.steps", config, {}, new_run(), settings,
+                       selection=selection)  # fmt: skip
+
+    made = steps(selection(1))
+    store.delete(made["step-1"])
+    assert steps(selection(1)) == made
+    assert calls() == 2, "nothing has selected from them yet"
+
+    execute("select", "sample_stages.count", CountConfig(steps=1), candidates(made), new_run(),
+            settings)  # fmt: skip
+    store.delete(made["step-1"])
+    before = calls()
+    assert steps(selection(1)) == made
+    assert calls() == before
+    assert steps(selection(3)) == made
+    assert calls() == before + 1, "another selection needs them"
+    store.delete(made["rollouts"])
+    assert steps(selection(1)) == made
+    assert calls() == before + 2, "nobody said that anything else may go"
