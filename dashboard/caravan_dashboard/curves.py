@@ -9,7 +9,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from caravan.recipe.io import ABSENT, diff_documents
 from caravan.registry import CurvePoint, Registry
 from caravan_dashboard import charts, library, palette
 from caravan_dashboard.charts import AltairChart, Style
@@ -20,8 +19,6 @@ MAX_POINTS_OF_CHART = 3000
 MAX_RUNS = 20
 TOKENS = "num_tokens"
 """The metric that counts the tokens trained on so far."""
-NOT_COMPARED = ("name", "description", "seed")
-"""Of recipes: what stands beside the differences anyway."""
 
 COLUMNS = ["series", "x", "steps", "value", "low", "high"]
 
@@ -114,29 +111,3 @@ def smoothed(table: pd.DataFrame, weight: float) -> pd.DataFrame:
         lambda values: values.ewm(alpha=1 - weight).mean().where(values.notna())
     )
     return table.assign(value=means)
-
-
-# --- what else differs --------------------------------------------------------------------------
-
-
-def differences(recipes: Sequence[Mapping[str, object]], stage: str) -> dict[str, list[object]]:
-    """The fields in which recipes differ, those of the stage first, with the value of each."""
-    first, *others = recipes
-    found = [
-        {d.path: d for d in diff_documents(first, other) if d.path not in NOT_COMPARED}
-        for other in others
-    ]
-    of_first = {path: d.old for changes in found for path, d in changes.items()}
-    paths = sorted(of_first, key=lambda path: not path.startswith(f"{stage}."))
-    return {
-        path: [of_first[path], *(c[path].new if path in c else of_first[path] for c in found)]
-        for path in paths
-    }
-
-
-def shown(value: object) -> str:
-    """A value of a recipe in a cell."""
-    if value is None or value is ABSENT:
-        return "–"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else f"{text[:40]} …"

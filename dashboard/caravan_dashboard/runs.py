@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caravan.registry import RunRow, State
+from caravan_dashboard.differences import shown, value_at
 
 
 def matching(
     runs: Sequence[RunRow], text: str, states: Sequence[str], recipes: Sequence[str]
 ) -> list[RunRow]:
-    """The runs whose id, owner or a tag contains `text`; empty `states` and `recipes` mean all."""
-    wanted = text.strip().lower()
+    """The runs of which each word of `text` is part of the id, the owner or a tag, or is a field of
+    the recipe (`dpo.beta=2`); empty `states` and `recipes` mean all."""
+    words = text.lower().split()
     return [
         run
         for run in runs
         if (not states or run.state.value in states)
         and (not recipes or run.name in recipes)
-        and any(wanted in field.lower() for field in (run.id, run.owner, *run.tags))
+        and all(_says(run, word) for word in words)
     ]
+
+
+def _says(run: RunRow, word: str) -> bool:
+    if any(word in field.lower() for field in (run.id, run.owner, *run.tags)):
+        return True
+    path, equals, value = word.partition("=")
+    return bool(equals) and value == shown(value_at(run.recipe, path)).lower()
 
 
 def can_resume(state: State) -> bool:

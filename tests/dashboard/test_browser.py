@@ -69,6 +69,13 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
 
 
+def test_every_score_of_the_runs_is_in_view_on_a_small_screen(address, page, run_ids):
+    page.set_viewport_size({"width": 1100, "height": 800})
+    page.goto(address)
+    best = page.get_by_role("columnheader", name="RLVR").bounding_box()
+    assert best["x"] + best["width"] <= 1100
+
+
 def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
     mine = run_ids["complete"]
     page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import streamlit as st
@@ -29,6 +30,18 @@ Open = Callable[..., AppTest]
 def browser_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """AppTest has no browser, whose address it would have to give."""
     monkeypatch.setattr(type(st.context), "ip_address", None)
+
+
+@pytest.fixture
+def variant(home: Path, tmp_path: Path) -> str:
+    """A run whose recipe differs from the others' in one field."""
+    run = SampleRun(home, tmp_path / "scratch")
+    run.registry.update_run_state(run.run_id, State.CANCELLED)
+    run.registry.delete_runs([run.run_id])
+    run.recipe = run.recipe.derive(dpo=run.recipe.dpo.derive(beta=2.5))
+    run.create()
+    run.everything()
+    return run.finish()
 
 
 @pytest.fixture
@@ -182,6 +195,30 @@ def test_runs_are_filtered_by_the_address(open_page, run_ids):
     assert run_ids["complete"] not in markup(app)
     app.text_input(key="q").set_value("baseline").run()
     assert "None of the 3 runs matches" in plain(checked(app))
+
+
+def test_runs_of_one_recipe_say_in_what_they_differ_and_are_found_by_it(open_page, home, variant):
+    app = open_page("runs")
+    assert "dpo.beta=2.5" in markup(app)
+
+    app.text_input(key="q").set_value("sample dpo.beta=2.5").run()
+    assert markup(checked(app)).count('href="./run?') == 1
+    assert f"run={variant}" in markup(app)
+
+
+def test_what_changed_between_two_runs_stands_over_their_scores_and_with_the_recipe(
+    open_page, run_ids, variant
+):
+    both = {"run": run_ids["complete"], "with": variant}
+    scores = markup(open_page("evaluation", **both))
+    app = open_page("run", view="Recipe", **both)
+
+    for shown in (scores, markup(app)):
+        assert '<span class="cv-mono">dpo.beta</span>' in shown
+        assert "<td>5</td>" in shown
+        assert "<td>2.5</td>" in shown
+    assert "Every field in which" in plain(app)
+    assert "beta: 5" in plain(open_page("run", view="Recipe", run=run_ids["complete"]))
 
 
 # --- one run ------------------------------------------------------------------------------------

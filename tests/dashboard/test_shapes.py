@@ -16,6 +16,7 @@ from caravan.errors import DataError
 from caravan.registry import ArtifactRow, CurvePoint
 from caravan_dashboard import (
     curves,
+    differences,
     evaluation,
     lineage,
     markup,
@@ -140,9 +141,26 @@ def test_fields_in_which_recipes_differ_stand_beside_their_runs():
     first = {"name": "a", "seed": 1, "dpo": {"beta": 5}, "sft": {"epochs": 1, "rows": 8}}
     other = {"name": "b", "seed": 2, "dpo": {"beta": 2}, "sft": {"epochs": 2, "rows": 8}}
 
-    found = curves.differences([first, other, first], "sft")
+    found = differences.between([first, other, first], "sft")
 
     assert list(found.items()) == [("sft.epochs", [1, 2, 1]), ("dpo.beta", [5, 2, 5])]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("dpo.beta", "5"),
+        ("evaluate.tasks[math].limit", "40"),
+        ("evaluate.tasks.math.limit", "40"),
+        ("evaluate.tasks.0.name", "math"),
+        ("dpo.betta", "–"),
+        ("dpo.beta.more", "–"),
+    ],
+)
+def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
+    recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": [{"name": "math", "limit": 40}]}}
+
+    assert differences.shown(differences.value_at(recipe, path)) == value
 
 
 def test_length_bias_by_hand():

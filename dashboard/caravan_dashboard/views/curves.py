@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import streamlit as st
 
 from caravan.registry import CurvePoint, RunRow, StageRunRow, State
-from caravan_dashboard import charts, curves, library, ui
+from caravan_dashboard import charts, curves, differences, library, ui
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import join, line_mark, mono, page_link, state_pill, table, tag
 from caravan_dashboard.stages import by_interest
@@ -73,7 +73,7 @@ def last_steps(stages: Stages) -> dict[str, dict[str, int]]:
 
 def show_runs(runs: Sequence[RunRow], stages: Stages, node: str, style: charts.Style) -> None:
     """The legend, with the fields of the recipes that differ."""
-    fields = curves.differences([run.recipe for run in runs], node)
+    fields = differences.between([run.recipe for run in runs], node)
     shown = list(fields)[:FIELDS_SHOWN]
     rows = []
     for i, run in enumerate(runs):
@@ -81,7 +81,7 @@ def show_runs(runs: Sequence[RunRow], stages: Stages, node: str, style: charts.S
         state = state_pill(stage.state) if stage else tag("span", f"no {node} yet", class_="cv-dim")
         rows.append([
             line_mark(*style[run.id]), page_link(run.id, "run", run=run.id, stage=node), state,
-            run.name, run.seed, *(curves.shown(fields[path][i]) for path in shown),
+            run.name, run.seed, *(differences.shown(fields[path][i]) for path in shown),
         ])  # fmt: skip
     headers = ["", "Run", "State", "Recipe", "Seed", *map(mono, shown)]
     with st.container(height=TABLE_HEIGHT if len(runs) > ROWS_SHOWN else "content", border=False):
@@ -89,7 +89,9 @@ def show_runs(runs: Sequence[RunRow], stages: Stages, node: str, style: charts.S
     if len(runs) == 1:
         st.caption("Choose the runs to lay over this one in the sidebar, under “Compare with”.")
     elif len(fields) > len(shown):
-        st.caption(f"The recipes differ in {len(fields) - len(shown)} more fields.")
+        others = [run.id for run in runs[1:]]
+        more = f"The recipes differ in {len(fields) - len(shown)} more fields →"
+        ui.show(page_link(more, "run", run=runs[0].id, view="Recipe", **{"with": others}))
 
 
 # --- curves -------------------------------------------------------------------------------------

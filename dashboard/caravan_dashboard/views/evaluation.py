@@ -14,9 +14,20 @@ from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
 from caravan.registry import Registry, RunRow, ScoreRow
-from caravan_dashboard import charts, evaluation, library, ui
+from caravan_dashboard import charts, differences, evaluation, library, ui
 from caravan_dashboard.evaluation import Column, Transition
-from caravan_dashboard.markup import Html, caveat, facts, join, mono, prose, table, tag, turn
+from caravan_dashboard.markup import (
+    Html,
+    caveat,
+    facts,
+    join,
+    mono,
+    page_link,
+    prose,
+    table,
+    tag,
+    turn,
+)
 from caravan_dashboard.palette import SERIES, model_colour
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH
@@ -26,6 +37,7 @@ NOTHING = "nothing"
 INSTANCES = "instances.jsonl"
 FINE, POOR = "cv-right", "cv-wrong"
 OTHER_RUNS = 4
+FIELDS_SHOWN = 4
 VIEWS = ["Scores", "Instances"]
 
 
@@ -51,6 +63,8 @@ def main() -> None:
 
 
 def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
+    if len(runs) > 1:
+        show_differences(runs)
     columns = evaluation.columns(scores)
     models = list(dict.fromkeys(column.model for column in columns))
     several = len(runs) > 1
@@ -83,6 +97,20 @@ def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
     if wins:
         st.subheader("Judged against each other")
         ui.show(win_table(wins, several))
+
+
+def show_differences(runs: Sequence[RunRow]) -> None:
+    fields = differences.between([run.recipe for run in runs])
+    shown = list(fields)[:FIELDS_SHOWN]
+    ui.show(table(["Run", "Recipe", "Seed", *map(mono, shown)], [
+        [page_link(run.id, "run", run=run.id), run.name, run.seed,
+         *(differences.shown(fields[path][i]) for path in shown)]
+        for i, run in enumerate(runs)
+    ]))  # fmt: skip
+    others = [run.id for run in runs[1:]]
+    link = f"All {len(fields)} differences of the recipes →"
+    if len(fields) > len(shown):
+        ui.show(page_link(link, "run", run=runs[0].id, view="Recipe", **{"with": others}))
 
 
 def score_table(scores: Sequence[ScoreRow], chosen: Sequence[Column], several: bool) -> Html:

@@ -10,7 +10,7 @@ from caravan.errors import CaravanError, without_traceback
 from caravan.evals.headlines import headlines
 from caravan.registry import RunRow, StageRunRow, State
 from caravan.stages.candidates import selected
-from caravan_dashboard import launching, library, lineage, palette, runs, signin, ui
+from caravan_dashboard import differences, launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.curves import single_curve
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import (
@@ -38,6 +38,7 @@ from caravan_dashboard.text import DASH, duration, moment, percent, short_digest
 
 REFRESH_SECONDS = 2
 CHARTS_SHOWN = 4
+COMPARED = 4
 WHOLE_RUN = "the whole run"
 SECTIONS = ["Progress", "Lineage", "Recipe", "Notes"]
 
@@ -53,7 +54,7 @@ def main() -> None:
     if section == "Lineage":
         show_lineage(run)
     elif section == "Recipe":
-        st.code(yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True), "yaml")
+        show_recipe(run)
     elif section == "Notes":
         annotate(run)
     else:
@@ -89,7 +90,7 @@ def scores(run: RunRow) -> None:
     means = headlines(library.registry().scores(run.id)).get(run.id)
     if not means:
         return
-    columns = st.columns(len(means) + 1, vertical_alignment="center")
+    columns = st.columns(len(means) + 1)
     previous: float | None = None
     for column, (model, found) in zip(columns, means.items(), strict=False):
         change = None if previous is None else f"{100 * (found.value - previous):+.1f}"
@@ -291,6 +292,25 @@ def show_lineage(run: RunRow) -> None:
     )
     st.caption("Boxes are stages, notes are artifacts with the beginning of their digest.")
     st.code("caravan artifact show " + (focus[:12] if focus else "DIGEST"), language=None)
+
+
+# --- recipe -------------------------------------------------------------------------------------
+
+
+def show_recipe(run: RunRow) -> None:
+    compared = [run, *ui.other_runs(run, COMPARED)]
+    if len(compared) == 1:
+        st.caption("Choose the runs to compare it with in the sidebar, under “Compare with”.")
+        st.code(yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True), "yaml")
+        return
+    fields = differences.between([other.recipe for other in compared])
+    rows = [
+        ["recipe", *(other.name for other in compared)],
+        ["seed", *(other.seed for other in compared)],
+        *([mono(path), *map(differences.shown, values)] for path, values in fields.items()),
+    ]
+    ui.show(table(["Field", *(page_link(o.id, "run", run=o.id) for o in compared)], rows))
+    st.caption("Every field in which the recipes differ, defaults included.")
 
 
 # --- tags and notes -----------------------------------------------------------------------------

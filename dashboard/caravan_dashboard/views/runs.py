@@ -10,7 +10,7 @@ import streamlit as st
 from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
-from caravan_dashboard import library, runs, ui
+from caravan_dashboard import differences, library, runs, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, caveat, join, page_link, pill, state_pill, table, tag
@@ -19,7 +19,9 @@ from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
 PAGE_SIZE = 25
 NEWEST = 500
+SCORES_MOST = 5
 REFRESH_SECONDS = 5
+FIELDS_SHOWN = 2
 
 
 def main() -> None:
@@ -43,7 +45,10 @@ def main() -> None:
 
 def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str]]:
     left, middle, right = st.columns(3)
-    text = left.text_input("Search", key="q", bind="query-params", placeholder="Run, owner or tag")
+    text = left.text_input(
+        "Search", key="q", bind="query-params", placeholder="Run, owner, tag or dpo.beta=2",
+        help="Runs that have every word; `dpo.beta=2` is a field of the recipe with its value",
+    )  # fmt: skip
     states = ui.chooser("State", [s.value for s in State], "state", where=middle)
     recipes = ui.chooser("Recipe", sorted({r.name for r in everything}), "recipe", where=right)
     return text or "", states, recipes
@@ -57,17 +62,25 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     page = shown[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
     means = headlines(library.registry().scores(*(run.id for run in page)))
-    ui.show(run_table(page, means, datetime.now(UTC)))
+    ui.show(run_table(page, means, differences.by_run(page), datetime.now(UTC)))
     st.caption("Scores are means over the tasks of the evaluation, in percent.")
     if len(page) > 1:
         newest, *others = [run.id for run in page[:MAX_RUNS]]
         whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
         link = page_link(f"Training curves of {whose} →", "curves", run=newest, **{"with": others})
-        ui.show(link)
+        few = [run.id for run in page[1:SCORES_MOST]]
+        several = "these runs" if len(page) <= SCORES_MOST else f"the first {SCORES_MOST}"
+        beside = page_link(f"Scores of {several} →", "evaluation", run=newest, **{"with": few})
+        recipes = page_link(f"Recipes of {several} →", "run", run=newest, view="Recipe",
+                            **{"with": few})  # fmt: skip
+        ui.show(tag("div", link, beside, recipes, class_="cv-facts"))
 
 
 def run_table(
-    page: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]], now: datetime
+    page: Sequence[RunRow],
+    means: Mapping[str, Mapping[str, Headline]],
+    fields: Mapping[str, differences.Fields],
+    now: datetime,
 ) -> Html:
     models = in_order(model for run in page for model in means.get(run.id, {}))
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
@@ -78,10 +91,19 @@ def run_table(
         started = tag("span", ago(run.started_at or run.created_at, now),
                       title=moment(run.started_at or run.created_at) + " UTC")  # fmt: skip
         rows.append([
-            join([page_link(run.id, "run", run=run.id), " ", tags]), state_pill(run.state),
+            join([page_link(run.id, "run", run=run.id), " ", tags, own_fields(fields[run.id])]),
+            state_pill(run.state),
             run.name, run.seed, started, duration(run.seconds), *scores,
         ])  # fmt: skip
     return table([*headers, *(m.upper() for m in models)], rows, "ooonon" + "n" * len(models))
+
+
+def own_fields(fields: differences.Fields) -> Html:
+    """In what the recipe differs from the others' of its name."""
+    texts = [f"{path}={differences.shown(value)}" for path, value in fields.items()]
+    more = [f"+ {len(texts) - FIELDS_SHOWN} more"] if len(texts) > FIELDS_SHOWN else []
+    line = "  ".join([*texts[:FIELDS_SHOWN], *more])
+    return tag("div", line, class_="cv-path cv-dim", title="\n".join(texts)) if texts else Html()
 
 
 def score_cell(found: Headline | None, model: str) -> object:
