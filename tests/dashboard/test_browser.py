@@ -76,6 +76,18 @@ def test_every_score_of_the_runs_is_in_view_on_a_small_screen(address, page, run
     assert best["x"] + best["width"] <= 1100
 
 
+def test_a_change_of_a_score_leads_to_the_replies_that_flipped(address, page, run_ids):
+    page.goto(f"{address}/evaluation?run={run_ids['complete']}")
+    changed = page.get_by_role("row").filter(has_text=re.compile("^word-problems accuracy[+]"))
+    changed.get_by_role("link").last.click()
+    expect(page.get_by_text("1–5 of 12 instances")).to_be_visible()
+    assert "which=Gained" in page.url
+    page.get_by_text("Mark differences").click()
+    expect(page.locator("mark.cv-rejected").first).to_be_visible()
+    page.go_back()
+    expect(page.locator("mark.cv-rejected")).to_have_count(0)
+
+
 def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
     mine = run_ids["complete"]
     page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")

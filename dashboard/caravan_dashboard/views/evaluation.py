@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
@@ -15,12 +15,14 @@ from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
 from caravan.registry import Registry, RunRow, ScoreRow
 from caravan_dashboard import charts, differences, evaluation, library, ui
+from caravan_dashboard.diff import word_diff
 from caravan_dashboard.evaluation import Column, Transition
 from caravan_dashboard.markup import (
     Html,
     caveat,
     facts,
     join,
+    marked,
     mono,
     page_link,
     prose,
@@ -88,10 +90,11 @@ def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
     changes = evaluation.transitions(chosen)
     if changes:
         st.subheader("What changed")
-        ui.show(change_table(scores, changes, several))
+        ui.show(change_table(scores, changes, runs))
         st.caption(
             "Percentage points (of ratings: points) on the same instances, with the 95 % interval "
-            "of a paired bootstrap; coloured where it leaves out zero."
+            "of a paired bootstrap; coloured where it leaves out zero. Each leads to the replies "
+            "that were gained or lost."
         )
     wins = evaluation.comparisons(scores)
     if wins:
@@ -148,16 +151,38 @@ def series_colours(chosen: Sequence[Column], several: bool) -> dict[str, str]:
     return {c.label(True): SERIES[i % len(SERIES)] for i, c in enumerate(chosen)}
 
 
-def change_table(scores: Sequence[ScoreRow], changes: Sequence[Transition], several: bool) -> Html:
+def change_table(
+    scores: Sequence[ScoreRow], changes: Sequence[Transition], runs: Sequence[RunRow]
+) -> Html:
+    several = len(runs) > 1
+
+    def link(text: object, change: Transition, task: str, gained: bool) -> Html:
+        """To the replies behind a change."""
+        before, after = (column.label(several) for column in change)
+        return page_link(
+            text, "evaluation", run=runs[0].id, **{"with": [run.id for run in runs[1:]]},
+            view="Instances", task=task, model=after, beside=before,
+            which="Gained" if gained else "Lost",
+        )  # fmt: skip
+
     rows = [
-        [task_name(task, metric), *(change_cell(scores, pair, task, metric) for pair in changes)]
+        [
+            task_name(task, metric),
+            *(change_cell(scores, pair, task, metric, link) for pair in changes),
+        ]
         for task, metric, _ in evaluation.tasks(scores)
     ]
     headers = [f"{before.label(several)} → {after.label(several)}" for before, after in changes]
     return table(["Task", *headers], rows, "o" + "n" * len(changes))
 
 
-def change_cell(scores: Sequence[ScoreRow], change: Transition, task: str, metric: str) -> object:
+def change_cell(
+    scores: Sequence[ScoreRow],
+    change: Transition,
+    task: str,
+    metric: str,
+    link: Callable[[object, Transition, str, bool], Html],
+) -> object:
     before, after = (evaluation.find(scores, column, task, metric) for column in change)
     if before is None or after is None:
         return DASH
@@ -166,12 +191,12 @@ def change_cell(scores: Sequence[ScoreRow], change: Transition, task: str, metri
         return evaluation.shown_difference(metric, after.value - before.value)
     if same := without_spread(found, evaluation.shown_difference(metric, found.value)):
         return tag("span", same, class_="cv-dim")
-    kind = ("cv-up" if found.value > 0 else "cv-down") if found.significant else ""
+    kind = ("cv-up" if found.value > 0 else "cv-down") if found.significant else "cv-plain"
     low, value, high = (
         evaluation.shown_difference(metric, v) for v in (found.low, found.value, found.high)
     )
     return tag(
-        "span", tag("b", value, class_=kind),
+        "span", link(tag("b", value, class_=kind), change, task, found.value > 0),
         tag("span", f" {low} … {high}", class_="cv-dim", style="font-size:.8em"),
         title=f"{found.n} instances, p = {found.p_value:.3f}",
     )  # fmt: skip
@@ -233,6 +258,7 @@ def show_instances(scores: Sequence[ScoreRow], run_id: str) -> None:
                                  bind="query-params", on_change=ui.first_page)  # fmt: skip
     found = evaluation.matching(found, compared, evaluation.FILTERS[which])
     page = ui.page_of(found, PAGE_SIZE, "instances")
+    marks = compared is not None and st.toggle("Mark differences", key="diff", bind="query-params")
     views = {
         label: completions(digest, rows, page["key"])
         for label, digest in digests.items()
@@ -240,7 +266,7 @@ def show_instances(scores: Sequence[ScoreRow], run_id: str) -> None:
     }
     for key in page["key"]:
         with st.container(border=True):
-            show_instance(key, {label: found.get(key) for label, found in views.items()})
+            show_instance(key, {label: found.get(key) for label, found in views.items()}, marks)
 
 
 def evaluation_digest(scores: Sequence[ScoreRow], column: Column, task: str) -> str | None:
@@ -268,7 +294,9 @@ def completions(
     )
 
 
-def show_instance(key: str, completions: Mapping[str, ScoredCompletion | None]) -> None:
+def show_instance(
+    key: str, completions: Mapping[str, ScoredCompletion | None], marks: bool
+) -> None:
     known = next(completion for completion in completions.values() if completion)
     about: list[tuple[str, object]] = [("", mono(key))]
     if known.skill:
@@ -277,12 +305,22 @@ def show_instance(key: str, completions: Mapping[str, ScoredCompletion | None]) 
         about.append(("expected", evaluation.as_text(known.ground_truth)))
     ui.show(join([facts(about), *(turn(m.role, m.content) for m in known.messages)]))
     columns = st.columns(len(completions))
-    for column, (label, completion) in zip(columns, completions.items(), strict=True):
+    texts = replies(list(completions.values()), marks)
+    for column, (label, completion), text in zip(columns, completions.items(), texts, strict=True):
         with column:
-            ui.show(tag("div", *answer(label, completion), class_="cv-card"))
+            ui.show(tag("div", *answer(label, completion, text), class_="cv-card"))
 
 
-def answer(label: str, completion: ScoredCompletion | None) -> list[Html]:
+def replies(completions: Sequence[ScoredCompletion | None], marks: bool) -> list[Html]:
+    """What the models wrote; of two, with the words marked that the other did not write."""
+    texts = [completion.completion if completion else "" for completion in completions]
+    if not marks or len(texts) != 2:
+        return [prose(text) for text in texts]
+    before, after = word_diff(*texts)
+    return [marked(before, "rejected"), marked(after, "chosen")]
+
+
+def answer(label: str, completion: ScoredCompletion | None, text: Html) -> list[Html]:
     name = tag("b", label)
     if completion is None:
         return [name, prose("was not asked this")]
@@ -292,7 +330,7 @@ def answer(label: str, completion: ScoredCompletion | None) -> list[Html]:
     about += [(aspect, value) for aspect, value in (completion.ratings or {}).items() if value]
     if completion.cut_short:
         about.append(("", tag("span", completion.cut_short, class_=POOR)))
-    return [facts(about), tag("div", prose(completion.completion), style="margin-top:.5rem")]
+    return [facts(about), tag("div", text, style="margin-top:.5rem")]
 
 
 def score_mark(completion: ScoredCompletion) -> object:
