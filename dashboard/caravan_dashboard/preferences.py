@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from caravan.data.records import RatedCompletion
+
 FACTS = (
     "skill", "source", "chosen_model", "rejected_model", "margin", "chosen_words", "rejected_words",
 )  # fmt: skip
@@ -24,6 +26,28 @@ def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
         "chosen_words": len(row["chosen"].split()),
         "rejected_words": len(row["rejected"].split()),
     }
+
+
+RATING_FACTS = ("prompt_id",)
+
+
+def rating_facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row["completion"]  # type: ignore[no-any-return]
+
+
+def rated(
+    ratings: Sequence[RatedCompletion], prompt_id: str, model: str | None, text: str
+) -> RatedCompletion | None:
+    """What the judge said about a side of a pair."""
+    asked = (prompt_id, model, text)
+    return next(
+        (
+            r
+            for r in ratings
+            if (r.completion.prompt_id, r.completion.model, r.completion.text) == asked
+        ),
+        None,
+    )
 
 
 def select(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import random
 
-from caravan.data.records import Conversation, Message, Pair, RolloutGroup
+from caravan.data.records import (
+    Completion,
+    Conversation,
+    Message,
+    Pair,
+    RatedCompletion,
+    RolloutGroup,
+)
 from caravan.evals.scoring import ScoredCompletion
 from caravan.stages.context import Score
 
@@ -92,6 +99,28 @@ def pairs(count: int = 23) -> list[Pair]:
             )
         )
     return made
+
+
+def ratings() -> list[RatedCompletion]:
+    """What the judge said about both sides of the pairs."""
+    return [
+        RatedCompletion(
+            completion=Completion(
+                prompt_id=pair.id, model=model or "", text=reply, finish_reason="stop"
+            ),
+            ratings={
+                "helpfulness": round(rating or 1),
+                "instruction_following": 2,
+                "honesty": None,
+            },
+            rationale=f"The {side} reply. {EVIL}",
+        )
+        for pair in pairs()
+        for side, model, reply, rating in (
+            ("better", pair.chosen_model, pair.chosen, pair.chosen_rating),
+            ("worse", pair.rejected_model, pair.rejected, pair.rejected_rating),
+        )
+    ]
 
 
 def unrated(count: int = 7) -> list[Pair]:

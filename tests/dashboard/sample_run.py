@@ -19,6 +19,7 @@ from sample_rows import (
     instance,
     judged,
     pairs,
+    ratings,
     rollouts,
     unrated,
 )
@@ -255,7 +256,7 @@ class SampleRun:
             reads = ["sample-prompts", *(["sft"] if member == "sft" else [])]
             made = self.put("completions", {"rows.jsonl": [answers | {"model": member}]})
             self.stage(f"respond-{member}", {"completions": made}, reads)
-        made = self.put("completions", {"rows.jsonl": [answers]})
+        made = self.put("completions", {ROWS: ratings()})
         self.stage("judge", {"ratings": made}, ["sample-prompts", "respond-terse", "respond-sft"])
         self.stage("pair", {"pairs": self.put("pairs", {ROWS: pairs()})}, ["judge"])
 

@@ -103,7 +103,7 @@ def test_without_a_run_a_page_says_what_to_do(open_page, nothing, page):
         ("data", {"view": "Contamination"}),
         ("data", {"view": "Rows"}),
         ("pairs", {}),
-        ("pairs", {"diff": "false"}),
+        ("pairs", {"diff": "false", "ratings": "true"}),
         ("evaluation", {"view": "Instances", "task": "word-problems"}),
         ("rollouts", {}),
     ],
@@ -349,6 +349,17 @@ def test_pairs_are_filtered_by_model_and_margin(open_page, run_ids):
     assert "1–5 of 11 pairs" in plain(app)
     assert markup(app).count(">chosen</span>") == 5
     assert 'class="cv-chosen"' in markup(app)
+
+
+def test_a_pair_says_how_each_aspect_was_rated_and_why(open_page, run_ids):
+    assert "The better reply" not in markup(open_page("pairs", run=run_ids["complete"]))
+    shown = markup(open_page("pairs", run=run_ids["complete"], ratings="true"))
+
+    assert shown.count("The better reply.") == shown.count("The worse reply.") == 5
+    assert shown.index("The better reply.") < shown.index("The worse reply.")
+    assert '<span class="cv-name">instruction following</span>2' in shown
+    unjudged = open_page("pairs", run=run_ids["failed"], ratings="true")
+    assert unjudged.toggle(key="ratings").disabled
 
 
 def test_scores_stand_with_their_intervals_and_what_changed(open_page, run_ids):

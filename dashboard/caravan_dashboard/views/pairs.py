@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from caravan.data.io import ROWS
-from caravan.data.records import Pair
+from caravan.data.records import Pair, RatedCompletion
 from caravan_dashboard import charts, library, preferences, ui
 from caravan_dashboard.diff import word_diff
-from caravan_dashboard.markup import bar, facts, join, marked, mono, pill, prose, table, tag, turn
+from caravan_dashboard.markup import (
+    Html,
+    bar,
+    facts,
+    join,
+    marked,
+    mono,
+    pill,
+    prose,
+    table,
+    tag,
+    turn,
+)
 from caravan_dashboard.palette import SERIES, STATE
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH, count, percent
@@ -21,7 +35,8 @@ CHOSEN, REJECTED = STATE["succeeded"], STATE["failed"]  # type: ignore[index]  #
 def main() -> None:
     st.title("Preference pairs")
     run = ui.chosen_run()
-    digest = library.output(library.registry().stage_runs(run.id), "pair", "pairs")
+    stages = library.registry().stage_runs(run.id)
+    digest = library.output(stages, "pair", "pairs")
     if digest is None:
         ui.empty("This run has no preference pairs: its recipe makes none, or has not come to it.")
         return
@@ -33,10 +48,25 @@ def main() -> None:
     with st.expander("Who wins, and does length decide?", expanded=True):
         statistics(shown)
     page = ui.page_of(shown, PAGE_SIZE, "pairs")
-    marks = st.toggle("Mark differences", value=True, key="diff", bind="query-params")
-    for pair in read_rows_at(library.artifact(digest) / ROWS, page["offset"], Pair):
+    judged = library.output(stages, "judge", "ratings")
+    with st.container(horizontal=True):
+        marks = st.toggle("Mark differences", value=True, key="diff", bind="query-params")
+        why = st.toggle(
+            "Ratings one by one", key="ratings", bind="query-params", disabled=judged is None,
+            help="Of each aspect, with the judge's reasons",
+        )  # fmt: skip
+    read = list(read_rows_at(library.artifact(digest) / ROWS, page["offset"], Pair))
+    ratings = ratings_of(judged, [pair.id for pair in read]) if why and judged else []
+    for pair in read:
         with st.container(border=True):
-            show_pair(pair, marks)
+            show_pair(pair, marks, ratings)
+
+
+def ratings_of(digest: str, prompts: Sequence[str]) -> list[RatedCompletion]:
+    """What the judge said about every reply to these prompts."""
+    found = library.index(digest, preferences.rating_facts, preferences.RATING_FACTS)
+    offsets = found.loc[found["prompt_id"].isin(prompts), "offset"]
+    return read_rows_at(library.artifact(digest) / ROWS, offsets, RatedCompletion)
 
 
 def filters(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +105,7 @@ def statistics(pairs: pd.DataFrame) -> None:
         )
 
 
-def show_pair(pair: Pair, marks: bool) -> None:
+def show_pair(pair: Pair, marks: bool, ratings: Sequence[RatedCompletion]) -> None:
     ui.show(
         join([
             facts([
@@ -91,14 +121,33 @@ def show_pair(pair: Pair, marks: bool) -> None:
         left, right = word_diff(pair.chosen, pair.rejected)
         chosen, rejected = marked(left, "chosen"), marked(right, "rejected")
     sides = (
-        ("chosen", CHOSEN, pair.chosen_model, pair.chosen_rating, chosen),
-        ("rejected", REJECTED, pair.rejected_model, pair.rejected_rating, rejected),
+        ("chosen", CHOSEN, pair.chosen_model, pair.chosen_rating, pair.chosen, chosen),
+        ("rejected", REJECTED, pair.rejected_model, pair.rejected_rating, pair.rejected, rejected),
     )
-    for column, (name, colour, model, rated, text) in zip(st.columns(2), sides, strict=True):
+    for column, side in zip(st.columns(2), sides, strict=True):
+        name, colour, model, rated, reply, text = side
         by = model or preferences.UNKNOWN
         head = facts([("", pill(name, colour)), ("", by), ("rating", rating(rated))])
+        reasons = verdict(preferences.rated(ratings, pair.id, model, reply))
         with column:
-            ui.show(tag("div", head, tag("div", text, style="margin-top:.5rem"), class_="cv-card"))
+            ui.show(
+                tag(
+                    "div", head, tag("div", text, style="margin-top:.5rem"), reasons,
+                    class_="cv-card",
+                )
+            )  # fmt: skip
+
+
+def verdict(found: RatedCompletion | None) -> Html:
+    """The rating of each aspect, and why."""
+    if found is None:
+        return Html()
+    given = [
+        (aspect.replace("_", " "), DASH if value is None else value)
+        for aspect, value in found.ratings.items()
+    ]
+    why = tag("div", prose(found.rationale), class_="cv-dim") if found.rationale else Html()
+    return tag("div", facts(given), why, style="margin-top:.6rem")
 
 
 def rating(value: float | None) -> str:
