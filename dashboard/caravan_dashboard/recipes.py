@@ -137,7 +137,5 @@ def shown(value: object) -> str:
 def changed_lines(before: str, after: str, name: str) -> str:
     """A unified diff of two recipe texts."""
     return "\n".join(
-        unified_diff(
-            before.splitlines(), after.splitlines(), f"{name} (shipped)", "edited", lineterm="", n=2
-        )
+        unified_diff(before.splitlines(), after.splitlines(), name, "edited", lineterm="", n=2)
     )

@@ -88,6 +88,17 @@ def test_a_change_of_a_score_leads_to_the_replies_that_flipped(address, page, ru
     expect(page.locator("mark.cv-rejected")).to_have_count(0)
 
 
+def test_a_run_is_the_beginning_of_another(address, page, run_ids):
+    page.goto(f"{address}/run?run={run_ids['complete']}&view=Recipe")
+    page.get_by_role("link", name="Launch it with changes").click()
+    editor = page.get_by_role("textbox", name="Recipe", exact=True)
+    expect(editor).to_have_value(re.compile(r"\nseed: 17\n"))
+    editor.fill(editor.input_value().replace("seed: 17\n", "seed: 18\n"))
+    editor.press("Control+Enter")
+    expect(page.get_by_role("row", name="seed 17 18")).to_be_visible()
+    expect(page.get_by_role("columnheader", name=run_ids["complete"])).to_be_visible()
+
+
 def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
     mine = run_ids["complete"]
     page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")

@@ -1,32 +1,37 @@
-"""Launch a run: pick a recipe, change it, see that it is valid and what differs, start it."""
+"""Launch a run: pick a recipe or a run's, change it, see that it is valid and what differs, start
+it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import streamlit as st
+import yaml
 
 from caravan.access import Role
-from caravan.errors import CaravanError
+from caravan.errors import CaravanError, RegistryError
 from caravan.recipe import Recipe
+from caravan.registry import RunRow
 from caravan_dashboard import launching, library, recipes, signin, ui
 from caravan_dashboard.markup import facts, join, mono, table, tag
 from caravan_dashboard.recipes import Draft
 from caravan_dashboard.text import DASH
 from caravan_pipelines.cli.common import shipped_recipes
 from caravan_pipelines.graph import stage_graph
+from caravan_pipelines.launch.files import unpack_files
 
 PASTE = "Paste a recipe"
 
 
 def main() -> None:
     st.title("Launch")
-    directory = shipped_recipes()
-    known = recipes.shipped(directory)
+    known = starts()
     left, right = st.columns([3, 2], gap="large")
     with left:
-        name = st.selectbox("Start from", [*known, PASTE], key="recipe", bind="query-params")
-        original = known[name].read_text("utf-8") if name in known else ""
+        name = st.selectbox("Start from", list(known), key="recipe", bind="query-params")
+        original, directory = known[name]()
         with st.container(key="recipe-text"):  # the key names a style
             text = st.text_area(
                 "Recipe", original, height=640, key=f"text of {name}",
@@ -40,8 +45,35 @@ def main() -> None:
             show_problems(draft)
         else:
             show_recipe(draft.recipe, draft, directory)
-    if name in known and text != original:
+    if original and text != original:
         show_changes(name, original, text or "", directory, draft)
+
+
+Start = Callable[[], tuple[str, Path]]
+"""Gives the text to begin with, and the directory that its relative paths are meant from."""
+
+
+def starts() -> dict[str, Start]:
+    """By name what a recipe can be made from: those that are shipped, the run of the address, or
+    nothing."""
+    directory = shipped_recipes()
+    found: dict[str, Start] = {
+        name: lambda path=path: (path.read_text("utf-8"), directory)  # type: ignore[misc]
+        for name, path in recipes.shipped(directory).items()
+    }
+    wanted = st.query_params.get("recipe") or st.session_state.get("recipe") or PASTE
+    if wanted not in found and wanted != PASTE:
+        with suppress(RegistryError):
+            run = library.registry().get_run(wanted)
+            found[run.id] = lambda: of_run(run)
+            if run.id != wanted:
+                st.query_params["recipe"] = run.id
+    return {**found, PASTE: lambda: ("", directory)}
+
+
+def of_run(run: RunRow) -> tuple[str, Path]:
+    text = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
+    return text, unpack_files(run.recipe_dir, library.settings())
 
 
 def launch_button(draft: Draft, directory: Path) -> None:
@@ -121,7 +153,7 @@ def show_changes(name: str, original: str, text: str, directory: Path, draft: Dr
     if draft.recipe is not None and before is not None:
         changes = recipes.changed_fields(before, draft.recipe)
         if changes:
-            ui.show(table(["Field", "Shipped", "Edited"], [
+            ui.show(table(["Field", name, "Edited"], [
                 [mono(c.path), recipes.shown(c.old),
                  join([tag("b", recipes.shown(c.new))])]
                 for c in changes

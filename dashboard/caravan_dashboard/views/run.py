@@ -300,6 +300,7 @@ def show_lineage(run: RunRow) -> None:
 def show_recipe(run: RunRow) -> None:
     compared = [run, *ui.other_runs(run, COMPARED)]
     if len(compared) == 1:
+        ui.show(page_link("Launch it with changes →", "launch", recipe=run.id))
         st.caption("Choose the runs to compare it with in the sidebar, under “Compare with”.")
         st.code(yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True), "yaml")
         return
