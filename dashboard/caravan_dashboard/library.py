@@ -106,3 +106,15 @@ def index(
 ) -> pd.DataFrame:
     """Offset and facts of each row of an artifact's file; `columns` names the facts."""
     return _indexed(artifact(digest) / file, facts, columns)
+
+
+def _search(path: Path, text: str) -> frozenset[int]:
+    return rows.search_rows(path, text)
+
+
+_searched = cached(_search, show_spinner="Searching …", max_entries=64)
+
+
+def search(digest: str, text: str, file: str = ROWS) -> frozenset[int]:
+    """The offsets of the rows of an artifact's file in which a value holds `text`."""
+    return _searched(artifact(digest) / file, text)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json  # in two thirds of the time that json takes
 
 from caravan.data.io import describe
 from caravan.errors import DataError
@@ -46,10 +47,32 @@ def index_rows(path: Path, facts: Facts, columns: tuple[str, ...]) -> pd.DataFra
 
 def _facts_of(line: bytes, facts: Facts, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        return facts(json.loads(line))
+        return facts(from_json(line))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{path}, row {number}: not as expected ({reason})") from error
+
+
+def search_rows(path: Path, text: str) -> frozenset[int]:
+    """Where the rows start in which a value holds `text`, whatever its case."""
+    wanted = text.casefold()
+    as_written = json.dumps(wanted, ensure_ascii=False)[1:-1]
+    found, position = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            # Few lines hold it; only of those is it asked whether a value does or a field's name.
+            if as_written in line.decode().casefold() and _holds(from_json(line), wanted):
+                found.append(position)
+            position += len(line)
+    return frozenset(found)
+
+
+def _holds(value: object, wanted: str) -> bool:
+    if isinstance(value, str):
+        return wanted in value.casefold()
+    if isinstance(value, Mapping):
+        return any(_holds(part, wanted) for part in value.values())
+    return isinstance(value, list) and any(_holds(part, wanted) for part in value)
 
 
 def read_rows_at(path: Path, offsets: Iterable[int], record: type[Row]) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from caravan.data.io import ROWS
 from caravan.errors import RegistryError
 from caravan.registry import RunRow
 from caravan_dashboard import library, rows
@@ -85,6 +86,14 @@ def _pick_run() -> None:
 def first_page() -> None:
     """Go back to the first page of rows: for filters' `on_change`."""
     st.session_state["page"] = 1
+
+
+def searched(table: pd.DataFrame, digest: str, file: str = ROWS, where: Any = st) -> pd.DataFrame:
+    """A field to search in, and the rows of the artifact's file that hold what is searched for."""
+    text = where.text_input(
+        "Search", key="q", bind="query-params", on_change=first_page, placeholder="Text or id"
+    ).strip()
+    return table[table["offset"].isin(library.search(digest, text, file))] if text else table
 
 
 def page_of(table: pd.DataFrame, page_size: int, label: str) -> pd.DataFrame:

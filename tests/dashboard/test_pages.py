@@ -351,6 +351,20 @@ def test_pairs_are_filtered_by_model_and_margin(open_page, run_ids):
     assert 'class="cv-chosen"' in markup(app)
 
 
+@pytest.mark.parametrize(
+    ("page", "parameters", "found"),
+    [
+        ("data", {"view": "Rows", "q": "WORD-problems/11"}, "1–1 of 1 rows"),
+        ("data", {"view": "Contamination", "q": "has 3 apples"}, "1–1 of 1 matches"),
+        ("pairs", {"q": "maybe maybe maybe maybe", "page": "9"}, "1–4 of 4 pairs"),
+        ("rollouts", {"q": "word-problems/2"}, "1–3 of 3 groups"),
+        ("evaluation", {"view": "Instances", "q": "she has 24 left"}, "1–2 of 2 instances"),
+    ],
+)
+def test_rows_are_searched_by_their_text(open_page, run_ids, page, parameters, found):
+    assert found in plain(open_page(page, run=run_ids["complete"], **parameters))
+
+
 def test_a_pair_says_how_each_aspect_was_rated_and_why(open_page, run_ids):
     assert "The better reply" not in markup(open_page("pairs", run=run_ids["complete"]))
     shown = markup(open_page("pairs", run=run_ids["complete"], ratings="true"))

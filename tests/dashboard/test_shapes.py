@@ -39,6 +39,22 @@ def write(path, count):
     path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
 
 
+def test_rows_are_found_by_what_a_value_holds(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"text": "An ÄPFEL\nsaid \"no\""}, {"turns": [{"role": "user", "n": 3}]}, {"user": "text"},
+    ]  # fmt: skip
+    written = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+    path.write_text("".join(written), "utf-8")
+    second = len(written[0].encode())
+
+    for wanted, offsets in {
+        "äpfel": {0}, 'said "NO"': {0}, "user": {second},
+        "text": {second + len(written[1])}, "none": set(),
+    }.items():  # fmt: skip
+        assert rows.search_rows(path, wanted) == offsets
+
+
 def test_rows_are_read_by_page_without_the_others(tmp_path):
     path = tmp_path / "rows.jsonl"
     write(path, 23)

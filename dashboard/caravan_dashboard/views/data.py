@@ -141,9 +141,10 @@ def contamination(stages: list[StageRunRow], overlap: Document) -> None:
         ui.show(facts([("dropped whole:", source), ("because of", join(tasks, ", "))]))
     st.subheader("Evidence")
     found = library.index(digest, mix.row_facts, mix.EVIDENCE_FACTS, "evidence.jsonl")
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     found = filtered(found, "source", "Source", left)
-    found = filtered(found, "task", "Task", right)
+    found = filtered(found, "task", "Task", middle)
+    found = ui.searched(found, digest, "evidence.jsonl", right)
     page = ui.page_of(found, EVIDENCE_PAGE_SIZE, "matches")
     path = library.artifact(digest) / "evidence.jsonl"
     ui.show(table(
@@ -168,13 +169,14 @@ def browse(stages: list[StageRunRow]) -> None:
         for label, node in DATASETS.items()
         if (digest := library.output(stages, node, "dataset") or library.output(stages, node))
     }
-    columns = st.columns(3)
+    columns = st.columns(4)
     label = columns[0].selectbox(
         "Rows", list(digests), key="rows", bind="query-params", on_change=ui.first_page
     )
     found = library.index(digests[label], mix.row_facts, mix.ROW_FACTS)
     found = filtered(found, "source", "Source", columns[1])
     found = filtered(found, "skill", "Skill", columns[2])
+    found = ui.searched(found, digests[label], where=columns[3])
     page = ui.page_of(found, PAGE_SIZE, "rows")
     for row in read_rows_at(library.artifact(digests[label]) / ROWS, page["offset"], Conversation):
         with st.container(border=True):

@@ -254,9 +254,11 @@ def show_instances(scores: Sequence[ScoreRow], run_id: str) -> None:
         return
     compared = tables[beside] if beside not in (NOTHING, model) else None
     filters = evaluation.filters(found, compared is not None)
-    which = st.segmented_control("Show", filters, default="All", key="which", required=True,
-                                 bind="query-params", on_change=ui.first_page)  # fmt: skip
+    left, right = st.columns([2, 1])
+    which = left.segmented_control("Show", filters, default="All", key="which", required=True,
+                                   bind="query-params", on_change=ui.first_page)  # fmt: skip
     found = evaluation.matching(found, compared, evaluation.FILTERS[which])
+    found = ui.searched(found, digests[model] or "", INSTANCES, right)
     page = ui.page_of(found, PAGE_SIZE, "instances")
     marks = compared is not None and st.toggle("Mark differences", key="diff", bind="query-params")
     views = {

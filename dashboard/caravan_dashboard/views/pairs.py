@@ -41,7 +41,7 @@ def main() -> None:
         ui.empty("This run has no preference pairs: its recipe makes none, or has not come to it.")
         return
     pairs = library.index(digest, preferences.facts, preferences.FACTS)
-    shown = filters(pairs)
+    shown = filters(pairs, digest)
     if shown.empty:
         st.text(f"None of the {len(pairs):,} pairs matches. Clear a filter to see more.")
         return
@@ -69,8 +69,8 @@ def ratings_of(digest: str, prompts: Sequence[str]) -> list[RatedCompletion]:
     return read_rows_at(library.artifact(digest) / ROWS, offsets, RatedCompletion)
 
 
-def filters(pairs: pd.DataFrame) -> pd.DataFrame:
-    left, middle, right = st.columns(3)
+def filters(pairs: pd.DataFrame, digest: str) -> pd.DataFrame:
+    left, middle, right, last = st.columns(4)
     skills = ui.chooser("Skill", sorted(pairs["skill"].unique()), "skill", where=left)
     models = sorted({*pairs["chosen_model"], *pairs["rejected_model"]})
     chosen = ui.chooser("Model", models, "model", help="On either side", where=middle)
@@ -80,7 +80,7 @@ def filters(pairs: pd.DataFrame) -> pd.DataFrame:
         "Rating margin of at least", least, max(0.25, largest), least, 0.25, key="margin",
         bind="query-params", on_change=ui.first_page,
     )  # fmt: skip
-    return preferences.select(pairs, skills, chosen, margin)
+    return ui.searched(preferences.select(pairs, skills, chosen, margin), digest, where=last)
 
 
 def statistics(pairs: pd.DataFrame) -> None:
