@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from caravan.registry.states import State
 
-THEME = {
-    "theme.primaryColor": "#0f766e",
+THEME = {  # light and dark, as the browser asks for
+    "theme.light.primaryColor": "#0f766e",
+    "theme.dark.primaryColor": "#0f9d8a",
     "theme.baseRadius": "medium",
     "theme.showWidgetBorder": "true",
 }

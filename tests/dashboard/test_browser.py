@@ -99,6 +99,22 @@ def test_a_run_is_the_beginning_of_another(address, page, run_ids):
     expect(page.get_by_role("columnheader", name=run_ids["complete"])).to_be_visible()
 
 
+def test_pages_are_as_dark_as_the_browser_asks_for(address, page, run_ids):
+    def brightness(locator, of: str) -> float:
+        found = locator.evaluate(f"e => getComputedStyle(e).{of}")
+        return sum(map(float, re.findall(r"[\d.]+", found)[:3])) / 765
+
+    for scheme, background, link in (("dark", 0.15, 0.5), ("light", 1.0, 0.35)):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(address)
+        shown = page.get_by_role("link", name=run_ids["complete"])
+        expect(shown).to_be_visible()
+        assert brightness(page.get_by_test_id("stApp"), "backgroundColor") == pytest.approx(
+            background, abs=0.1
+        )
+        assert brightness(shown, "color") == pytest.approx(link, abs=0.15)
+
+
 def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
     mine = run_ids["complete"]
     page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")
