@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf, isnan
 
+from caravan.evals.headlines import Headline
 from caravan.registry import RunRow, State
 from caravan_dashboard.differences import shown, value_at
 
@@ -28,6 +30,16 @@ def _says(run: RunRow, word: str) -> bool:
         return True
     path, equals, value = word.partition("=")
     return bool(equals) and value == shown(value_at(run.recipe, path)).lower()
+
+
+def best_first(runs: Sequence[RunRow], means: Mapping[str, Headline | None]) -> list[RunRow]:
+    """The runs by their mean; those without one last."""
+
+    def mean(run: RunRow) -> float:
+        found = means.get(run.id)
+        return -inf if found is None or isnan(found.value) else found.value
+
+    return sorted(runs, key=mean, reverse=True)
 
 
 def can_resume(state: State) -> bool:

@@ -197,6 +197,17 @@ def test_runs_are_filtered_by_the_address(open_page, run_ids):
     assert "None of the 3 runs matches" in plain(checked(app))
 
 
+def test_the_best_run_comes_first_if_asked_for(open_page, run_ids, registry):
+    def places(order: str) -> list[int]:
+        shown = markup(open_page("runs", order=order))
+        return [shown.index(f"run={run_ids[which]}") for which in ("complete", "failed", "running")]
+
+    complete, failed, running = places("Newest first")
+    assert running < complete < failed
+    complete, failed, running = places("Best rlvr")
+    assert complete < running < failed  # those without a score as they were
+
+
 def test_runs_of_one_recipe_say_in_what_they_differ_and_are_found_by_it(open_page, home, variant):
     app = open_page("runs")
     assert "dpo.beta=2.5" in markup(app)

@@ -14,12 +14,13 @@ from caravan_dashboard import differences, library, runs, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, caveat, join, page_link, pill, state_pill, table, tag
-from caravan_dashboard.palette import model_colour
+from caravan_dashboard.palette import MODEL, model_colour
 from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
 PAGE_SIZE = 25
 NEWEST = 500
 SCORES_MOST = 5
+ORDERS = {"Newest first": None, **{f"Best {name}": name for name in MODEL}}
 REFRESH_SECONDS = 5
 FIELDS_SHOWN = 2
 
@@ -33,25 +34,36 @@ def main() -> None:
             "caravan run pipelines/recipes/pocket.yaml",
         )
         return
-    text, states, recipes = filters(everything)
+    text, states, recipes, order = filters(everything)
 
     def draw() -> None:
         shown = runs.matching(library.registry().list_runs(NEWEST), text, states, recipes)
-        list_runs(shown, len(everything))
+        list_runs(in_order_of(ORDERS[order], shown), len(everything))
 
     active = any(run.state in (State.PENDING, State.RUNNING) for run in everything)
     live(draw, REFRESH_SECONDS if active else None)
 
 
-def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str]]:
-    left, middle, right = st.columns(3)
+def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str], str]:
+    left, middle, right, last = st.columns([3, 2, 2, 2])
     text = left.text_input(
         "Search", key="q", bind="query-params", placeholder="Run, owner, tag or dpo.beta=2",
         help="Runs that have every word; `dpo.beta=2` is a field of the recipe with its value",
     )  # fmt: skip
     states = ui.chooser("State", [s.value for s in State], "state", where=middle)
     recipes = ui.chooser("Recipe", sorted({r.name for r in everything}), "recipe", where=right)
-    return text or "", states, recipes
+    order = last.selectbox(
+        "Order", list(ORDERS), key="order", bind="query-params", on_change=ui.first_page
+    )
+    return text or "", states, recipes, order
+
+
+def in_order_of(model: str | None, shown: Sequence[RunRow]) -> Sequence[RunRow]:
+    """Those whose model of that name is best first; as they are for None."""
+    if model is None:
+        return shown
+    means = headlines(library.registry().scores(*(run.id for run in shown)))
+    return runs.best_first(shown, {run: found.get(model) for run, found in means.items()})
 
 
 def list_runs(shown: Sequence[RunRow], total: int) -> None:
@@ -65,13 +77,13 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
     ui.show(run_table(page, means, differences.by_run(page), datetime.now(UTC)))
     st.caption("Scores are means over the tasks of the evaluation, in percent.")
     if len(page) > 1:
-        newest, *others = [run.id for run in page[:MAX_RUNS]]
+        first, *others = [run.id for run in page[:MAX_RUNS]]
         whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
-        link = page_link(f"Training curves of {whose} →", "curves", run=newest, **{"with": others})
+        link = page_link(f"Training curves of {whose} →", "curves", run=first, **{"with": others})
         few = [run.id for run in page[1:SCORES_MOST]]
         several = "these runs" if len(page) <= SCORES_MOST else f"the first {SCORES_MOST}"
-        beside = page_link(f"Scores of {several} →", "evaluation", run=newest, **{"with": few})
-        recipes = page_link(f"Recipes of {several} →", "run", run=newest, view="Recipe",
+        beside = page_link(f"Scores of {several} →", "evaluation", run=first, **{"with": few})
+        recipes = page_link(f"Recipes of {several} →", "run", run=first, view="Recipe",
                             **{"with": few})  # fmt: skip
         ui.show(tag("div", link, beside, recipes, class_="cv-facts"))
 
