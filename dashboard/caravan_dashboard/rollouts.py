@@ -9,7 +9,14 @@ import pandas as pd
 
 from caravan.data.records import RolloutGroup
 
-FACTS = ("step", "skill", "mean", "mixed")
+FACTS = ("step", "skill", "mean", "mixed", "words")
+ORDERS = {
+    "By step": None,
+    "Highest reward": ("mean", False),
+    "Lowest reward": ("mean", True),
+    "Longest": ("words", False),
+}
+"""Column that groups are sorted by, and whether its lowest come first."""
 
 
 def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -19,6 +26,7 @@ def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
         "skill": row["skill"],
         "mean": sum(known) / len(known) if known else None,
         "mixed": len(set(known)) > 1,
+        "words": max(len(text.split()) for text in row["completions"]),
     }
 
 
@@ -38,3 +46,11 @@ def select(
     if mixed:
         keep &= groups["mixed"]
     return groups[keep]
+
+
+def ordered(groups: pd.DataFrame, order: str) -> pd.DataFrame:
+    """The groups in one of `ORDERS`, equal ones as they were."""
+    if (by := ORDERS[order]) is None:
+        return groups
+    column, ascending = by
+    return groups.sort_values(column, ascending=ascending, kind="stable")

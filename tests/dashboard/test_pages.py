@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -521,6 +522,15 @@ def test_rollouts_of_a_prompt_stand_together(open_page, run_ids):
 
     assert "1–3 of 12 groups" in plain(app)
     assert markup(app).count('class="cv-card"') == 12
+
+
+@pytest.mark.parametrize(
+    ("order", "first"), [("By step", "0"), ("Highest reward", "10"), ("Longest", "0")]
+)
+def test_rollouts_stand_in_the_order_that_is_asked_for(open_page, run_ids, order, first):
+    shown = markup(open_page("rollouts", run=run_ids["complete"], order=order))
+    rewards = re.findall(r'cv-name">reward</span><span class="cv-\w+">(\d+)<', shown)
+    assert rewards[0] == first
 
 
 def test_a_reward_models_score_stands_beside_the_verdict(open_page, run_ids, registry, home):

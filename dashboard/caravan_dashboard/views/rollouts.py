@@ -62,20 +62,23 @@ def show_samples(stage: StageRunRow) -> None:
         newer = "; reload the page for newer ones" if stage.state is State.RUNNING else ""
         st.caption(f"Of step {groups['step'].max()} and some steps before it{newer}.")
     steps = sorted(groups["step"].unique().tolist())
-    left, middle, right, last = st.columns([3, 3, 3, 4], vertical_alignment="bottom")
+    left, middle, right, ordering, last = st.columns(5, vertical_alignment="bottom")
     skills = ui.chooser("Skill", sorted(groups["skill"].unique()), "skill", where=left)
     start, end = steps[0], steps[-1]
     if len(steps) > 1:
         start, end = middle.select_slider("Steps", steps, (start, end), key="steps",
                                           bind="query-params", on_change=ui.first_page)  # fmt: skip
     mixed = last.toggle(
-        "Different rewards only", key="mixed", bind="query-params",
-        help="The other groups teach nothing: every advantage is zero", on_change=ui.first_page,
+        "Mixed only", key="mixed", bind="query-params",
+        on_change=ui.first_page,
+        help="Groups of different rewards; the others teach nothing: every advantage is zero",
     )  # fmt: skip
+    order = ordering.selectbox("Order", list(rollouts.ORDERS), key="order", bind="query-params",
+                               on_change=ui.first_page)  # fmt: skip
     chosen = rollouts.select(groups, skills, start, end, mixed)
     if digest := stage.outputs.get("rollouts"):
         chosen = ui.searched(chosen, digest, where=right)
-    page = ui.page_of(chosen, PAGE_SIZE, "groups")
+    page = ui.page_of(rollouts.ordered(chosen, order), PAGE_SIZE, "groups")
     for group in read(page["offset"]):
         with st.container(border=True):
             show_group(group)
