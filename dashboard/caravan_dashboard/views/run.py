@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 import yaml
 
@@ -305,7 +307,7 @@ def show_recipe(run: RunRow) -> None:
         st.code(yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True), "yaml")
         return
     fields = differences.between([other.recipe for other in compared])
-    rows = [
+    rows: list[Sequence[object]] = [
         ["recipe", *(other.name for other in compared)],
         ["seed", *(other.seed for other in compared)],
         *([mono(path), *map(differences.shown, values)] for path, values in fields.items()),
