@@ -77,12 +77,12 @@ def absent_paths(
     for field, value in _texts(recipe.model_dump(mode="json"), ""):
         name = re.sub(r"\[\d+\]$", "", field).rpartition(".")[2]
         if name == "model_name_or_path":
-            found = model_directory(value, directory).is_dir()
+            found = os.path.isdir(model_directory(value, directory))
             is_here = in_pods or found or is_hub_name(value)
         elif name in ("path", "paths") or (name == "personas" and value != "pocket"):
             path = os.path.expanduser(value)
             matches = glob(path, root_dir=directory, recursive=True)
-            found = bool(matches) or (directory / path).exists()
+            found = bool(matches) or os.path.exists(directory / path)
             below = os.path.normpath(directory / path).startswith(f"{directory}{os.sep}")
             is_here = found and (below or not in_pods)
         else:

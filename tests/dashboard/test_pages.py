@@ -615,6 +615,21 @@ evaluate: {{tasks: [{{name: gsm, task: gsm8k, path: ../gsm.jsonl}}]}}
     assert not app.button[0].disabled
 
 
+def test_a_path_that_cannot_even_be_looked_up_leads_nowhere(open_page, nothing):
+    app = open_page("launch", recipe="pocket")
+    too_long = f"{'x' * 300}.jsonl"  # what the system says of it is no "there is no such file"
+    source = (
+        f"{{name: a, license: Apache-2.0, skill: s, origin: {{kind: files, paths: [{too_long}]}}}}"
+    )
+    text = app.text_area[0].value
+    app.text_area[0].set_value(
+        text.replace("  sources:\n", f"  sources:\n    - {source}\n", 1)
+    ).run()
+
+    assert f"{too_long} is not there" in plain(checked(app))
+    assert app.button[0].disabled
+
+
 def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
     app = open_page("launch", recipe="tulu3-8b")
 

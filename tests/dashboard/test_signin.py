@@ -141,8 +141,10 @@ def test_a_viewer_looks_and_may_do_nothing(provider, run_ids):
     assert button(app, "Add note").disabled
     assert not {"Save", "Delete"} & set(labels(app))
 
-    app = visit("launch", ann("staff"), recipe="pocket")
-    assert button(app, "Launch").disabled
+    for start in ("pocket", run_ids["complete"]):
+        app = visit("launch", ann("staff"), recipe=start)
+        assert button(app, "Launch").disabled
+        assert button(app, "Launch").help == "Launching takes the role launcher"
 
 
 def test_a_launcher_may_do_so_with_their_own_runs(provider, run_ids, registry):
