@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from caravan.errors import CaravanError
-from caravan_dashboard import signin
+from caravan_dashboard import signin, ui
 
 PAGES = {
     "": [
@@ -40,6 +40,7 @@ def main() -> None:
     try:
         signin.gate()
         page = st.navigation(pages)
+        ui.name_tab(page.title)
         page.run()
     except CaravanError as error:
         st.error("This page cannot be shown.", icon=":material/error:")

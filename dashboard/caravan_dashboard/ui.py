@@ -35,10 +35,15 @@ def empty(message: str, hint: str = "") -> None:
             st.code(hint, language=None)
 
 
-def chosen_run() -> RunRow:
+def name_tab(page: str, run_id: str = "") -> None:
+    """Name the browser's tab after the page and, where it is of one, its run."""
+    st.set_page_config(page_title=f"{page} · {run_id or 'Caravan'}")
+
+
+def chosen_run(page: str) -> RunRow:
     """The run of the URL, else the one last looked at, else the newest; with a picker.
 
-    Stops the page where there is none.
+    Stops the page, which has this name, where there is none.
     """
     recent = library.registry().list_runs(RECENT_RUNS)
     if not recent:
@@ -55,6 +60,7 @@ def chosen_run() -> RunRow:
         st.stop()
     st.query_params["run"] = run.id
     st.session_state["last_run"] = run.id
+    name_tab(page, run.id)
     by_id = {other.id: other for other in [*recent, run]}
     ids = list(by_id)
     st.session_state["run_picker"] = run.id

@@ -65,8 +65,17 @@ def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, ru
     assert page.evaluate(whole)
     expect(page.get_by_role("button", name="Launch")).to_be_disabled()
 
-    assert page.title() == "Caravan"  # no text of the runs has been executed
+    assert page.title() == "Launch · pocket"  # no text of the runs has been executed
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
+
+
+def test_a_tab_is_named_after_its_page_and_run(address, page, run_ids):
+    page.goto(address)
+    expect(page).to_have_title("Runs · Caravan")
+    page.get_by_role("link", name=run_ids["complete"]).click()
+    expect(page).to_have_title(f"Run · {run_ids['complete']}")
+    page.get_by_role("link", name="Data mix").click()
+    expect(page).to_have_title(f"Data mix · {run_ids['complete']}")
 
 
 def test_every_score_of_the_runs_is_in_view_on_a_small_screen(address, page, run_ids):

@@ -24,7 +24,7 @@ Stages = Mapping[str, StageRunRow]
 
 def main() -> None:
     st.title("Training curves")
-    run = ui.chosen_run()
+    run = ui.chosen_run("Training curves")
     runs = {run.id: run for run in (run, *ui.other_runs(run, curves.MAX_RUNS - 1))}
     measured = {run_id: measured_stages(run_id) for run_id in runs}
     nodes = list(dict.fromkeys(node for found in measured.values() for node in found))

@@ -41,7 +41,7 @@ Document = Mapping[str, Any] | None
 
 def main() -> None:
     st.title("Data mix")
-    run = ui.chosen_run()
+    run = ui.chosen_run("Data mix")
     stages = library.registry().stage_runs(run.id)
     card = document(stages, "curate", "card", "card.json")
     overlap = document(stages, "decontaminate", "evidence", "overlap.json")

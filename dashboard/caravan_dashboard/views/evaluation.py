@@ -45,7 +45,7 @@ VIEWS = ["Scores", "Instances"]
 
 def main() -> None:
     st.title("Evaluation")
-    run = ui.chosen_run()
+    run = ui.chosen_run("Evaluation")
     runs = [run, *ui.other_runs(run, OTHER_RUNS)]
     scores = [score for one in runs for score in library.registry().scores(one.id)]
     if not evaluation.columns(scores):

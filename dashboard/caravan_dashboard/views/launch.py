@@ -31,6 +31,7 @@ def main() -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         name = st.selectbox("Start from", list(known), key="recipe", bind="query-params")
+        ui.name_tab("Launch", name if name != PASTE else "")
         original, directory = known[name]()
         with st.container(key="recipe-text"):  # the key names a style
             text = st.text_area(

@@ -34,7 +34,7 @@ CHOSEN, REJECTED = STATE["succeeded"], STATE["failed"]  # type: ignore[index]  #
 
 def main() -> None:
     st.title("Preference pairs")
-    run = ui.chosen_run()
+    run = ui.chosen_run("Preference pairs")
     stages = library.registry().stage_runs(run.id)
     digest = library.output(stages, "pair", "pairs")
     if digest is None:

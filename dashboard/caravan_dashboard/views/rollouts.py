@@ -29,7 +29,7 @@ SAMPLES_SHOWN = 6  # completions of a group on the page; the rest are counted
 
 def main() -> None:
     st.title("Rollouts")
-    run = ui.chosen_run()
+    run = ui.chosen_run("Rollouts")
     stages = library.registry().stage_runs(run.id)
     stage = next((s for s in stages if s.stage == "rlvr"), None)
     if stage is None:

@@ -46,7 +46,7 @@ SECTIONS = ["Progress", "Lineage", "Recipe", "Notes"]
 
 
 def main() -> None:
-    run = ui.chosen_run()
+    run = ui.chosen_run("Run")
     active = run.state in (State.PENDING, State.RUNNING)
     header(run)
     section = st.segmented_control(
