@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from caravan.errors import CaravanError
 from caravan_dashboard import signin, ui
@@ -39,12 +40,26 @@ def main() -> None:
     }
     try:
         signin.gate()
-        page = st.navigation(pages)
+        page = st.navigation(pages, position="hidden")
         ui.name_tab(page.title)
+        navigation(pages)
         page.run()
     except CaravanError as error:
         st.error("This page cannot be shown.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)
+
+
+def navigation(pages: dict[str, list[StreamlitPage]]) -> None:
+    """Links to the pages, those of one run with it in their address: were it put there when the
+    page is drawn, the browser's history would have the page twice, and Back would not leave it."""
+    run = ui.looked_at()
+    with st.sidebar:
+        for section, of_section in pages.items():
+            if section:
+                st.caption(section)
+            for page in of_section:
+                of_run = page.url_path not in ("", "launch")
+                st.page_link(page, query_params={"run": run} if run and of_run else None)
 
 
 main()

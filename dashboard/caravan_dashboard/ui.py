@@ -40,17 +40,23 @@ def name_tab(page: str, run_id: str = "") -> None:
     st.set_page_config(page_title=f"{page} · {run_id or 'Caravan'}")
 
 
+def looked_at() -> str | None:
+    """The run of the URL, else the one last looked at, else the newest, if there is any."""
+    known = st.query_params.get("run") or st.session_state.get("last_run")
+    return known or next((run.id for run in library.registry().list_runs(1)), None)
+
+
 def chosen_run(page: str) -> RunRow:
-    """The run of the URL, else the one last looked at, else the newest; with a picker.
+    """The run that is looked at, with a picker.
 
     Stops the page, which has this name, where there is none.
     """
     recent = library.registry().list_runs(RECENT_RUNS)
-    if not recent:
+    wanted = looked_at()
+    if wanted is None or not recent:
         empty("No run yet. Launch one from the Launch page, or on the command line:",
               "caravan run pipelines/recipes/pocket.yaml")  # fmt: skip
         st.stop()
-    wanted = st.query_params.get("run") or st.session_state.get("last_run") or recent[0].id
     try:
         run = library.registry().get_run(wanted)
     except RegistryError as error:

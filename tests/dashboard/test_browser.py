@@ -78,6 +78,15 @@ def test_a_tab_is_named_after_its_page_and_run(address, page, run_ids):
     expect(page).to_have_title(f"Data mix · {run_ids['complete']}")
 
 
+def test_back_leaves_a_page_at_once(address, page, run_ids):
+    page.goto(address)
+    page.get_by_role("link", name="Evaluation").click()
+    expect(page).to_have_url(re.compile(f"/evaluation[?]run={run_ids['running']}$"))
+    expect(page).to_have_title(f"Evaluation · {run_ids['running']}")
+    page.go_back()
+    expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+
+
 def test_every_score_of_the_runs_is_in_view_on_a_small_screen(address, page, run_ids):
     page.set_viewport_size({"width": 1100, "height": 800})
     page.goto(address)
