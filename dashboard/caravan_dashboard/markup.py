@@ -69,8 +69,9 @@ def mono(text: object) -> Html:
     return tag("span", text, class_="cv-mono")
 
 
-def pill(text: object, colour: str) -> Html:
-    """A small label; `colour` is one of the palette's."""
+def pill(text: object, kind: str = "neutral") -> Html:
+    """A small label; `kind` is `good`, `bad` or `neutral`, colours of the style sheet."""
+    colour = f"var(--cv-{kind})"
     return tag("span", text, class_="cv-pill", style=f"color:{colour};border-color:{colour}")
 
 

@@ -52,13 +52,12 @@ def chosen_run(page: str) -> RunRow:
     Stops the page, which has this name, where there is none.
     """
     recent = library.registry().list_runs(RECENT_RUNS)
-    wanted = looked_at()
-    if wanted is None or not recent:
+    if not recent:
         empty("No run yet. Launch one from the Launch page, or on the command line:",
               "caravan run pipelines/recipes/pocket.yaml")  # fmt: skip
         st.stop()
     try:
-        run = library.registry().get_run(wanted)
+        run = library.registry().get_run(looked_at() or recent[0].id)
     except RegistryError as error:
         st.error("The run in the address cannot be shown.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)

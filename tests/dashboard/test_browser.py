@@ -94,6 +94,14 @@ def test_every_score_of_the_runs_is_in_view_on_a_small_screen(address, page, run
     assert best["x"] + best["width"] <= 1100
 
 
+def test_the_means_of_a_run_are_not_cut_on_a_narrow_screen(address, page, run_ids):
+    page.set_viewport_size({"width": 800, "height": 800})
+    page.goto(f"{address}/run?run={run_ids['complete']}")
+    best = page.get_by_test_id("stMetric").filter(has_text="RLVR")
+    expect(best).to_be_visible()
+    assert best.bounding_box()["width"] > 120
+
+
 def test_a_change_of_a_score_leads_to_the_replies_that_flipped(address, page, run_ids):
     page.goto(f"{address}/evaluation?run={run_ids['complete']}")
     changed = page.get_by_role("row").filter(has_text=re.compile("^word-problems accuracy[+]"))
@@ -122,7 +130,7 @@ def test_pages_are_as_dark_as_the_browser_asks_for(address, page, run_ids):
         found = locator.evaluate(f"e => getComputedStyle(e).{of}")
         return sum(map(float, re.findall(r"[\d.]+", found)[:3])) / 765
 
-    for scheme, background, link in (("dark", 0.15, 0.5), ("light", 1.0, 0.35)):
+    for scheme, background, link, pill in (("dark", 0.15, 0.5, 0.63), ("light", 1.0, 0.35, 0.42)):
         page.emulate_media(color_scheme=scheme)
         page.goto(address)
         shown = page.get_by_role("link", name=run_ids["complete"])
@@ -131,6 +139,10 @@ def test_pages_are_as_dark_as_the_browser_asks_for(address, page, run_ids):
             background, abs=0.1
         )
         assert brightness(shown, "color") == pytest.approx(link, abs=0.15)
+        page.goto(f"{address}/pairs?run={run_ids['complete']}")
+        label = page.locator(".cv-pill", has_text="rejected").first
+        expect(label).to_be_visible()
+        assert brightness(label, "color") == pytest.approx(pill, abs=0.05)
 
 
 def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):

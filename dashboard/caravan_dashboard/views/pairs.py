@@ -9,6 +9,7 @@ import streamlit as st
 
 from caravan.data.io import ROWS
 from caravan.data.records import Pair, RatedCompletion
+from caravan.registry import State
 from caravan_dashboard import charts, library, preferences, ui
 from caravan_dashboard.diff import word_diff
 from caravan_dashboard.markup import (
@@ -29,7 +30,7 @@ from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH, count, percent
 
 PAGE_SIZE = 5
-CHOSEN, REJECTED = STATE["succeeded"], STATE["failed"]  # type: ignore[index]  # states are strings
+WON = STATE[State.SUCCEEDED]
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def statistics(pairs: pd.DataFrame) -> None:
     with left:
         wins = preferences.win_table(pairs)
         ui.show(table(["Model", "Chosen", "Rejected", "Wins", ""], [
-            [model, count(won), count(lost), f"{percent(share, 0)} %", bar(share, CHOSEN)]
+            [model, count(won), count(lost), f"{percent(share, 0)} %", bar(share, WON)]
             for model, won, lost, share in wins.itertuples(index=False)
         ], "onnno"))  # fmt: skip
     with right:
@@ -121,13 +122,13 @@ def show_pair(pair: Pair, marks: bool, ratings: Sequence[RatedCompletion]) -> No
         left, right = word_diff(pair.chosen, pair.rejected)
         chosen, rejected = marked(left, "chosen"), marked(right, "rejected")
     sides = (
-        ("chosen", CHOSEN, pair.chosen_model, pair.chosen_rating, pair.chosen, chosen),
-        ("rejected", REJECTED, pair.rejected_model, pair.rejected_rating, pair.rejected, rejected),
+        ("chosen", "good", pair.chosen_model, pair.chosen_rating, pair.chosen, chosen),
+        ("rejected", "bad", pair.rejected_model, pair.rejected_rating, pair.rejected, rejected),
     )
     for column, side in zip(st.columns(2), sides, strict=True):
-        name, colour, model, rated, reply, text = side
+        name, kind, model, rated, reply, text = side
         by = model or preferences.UNKNOWN
-        head = facts([("", pill(name, colour)), ("", by), ("rating", rating(rated))])
+        head = facts([("", pill(name, kind)), ("", by), ("rating", rating(rated))])
         reasons = verdict(preferences.rated(ratings, pair.id, model, reply))
         with column:
             ui.show(

@@ -41,6 +41,7 @@ from caravan_dashboard.text import DASH, duration, moment, percent, short_digest
 REFRESH_SECONDS = 2
 CHARTS_SHOWN = 4
 COMPARED = 4
+TILE_WIDTH = 160
 WHOLE_RUN = "the whole run"
 SECTIONS = ["Progress", "Lineage", "Recipe", "Notes"]
 
@@ -82,7 +83,7 @@ def header(run: RunRow) -> None:
             ("started", f"{moment(run.started_at or run.created_at)} UTC"),
             ("duration", duration(run.seconds)),
             ("by", run.owner or DASH),
-            *([("tags", join(pill(t, "#64748b") for t in run.tags))] if run.tags else []),
+            *([("tags", join(pill(t) for t in run.tags))] if run.tags else []),
         ])
     )  # fmt: skip
     scores(run)
@@ -92,12 +93,13 @@ def scores(run: RunRow) -> None:
     means = headlines(library.registry().scores(run.id)).get(run.id)
     if not means:
         return
-    columns = st.columns(len(means) + 1)
+    row = st.container(horizontal=True)
     previous: float | None = None
-    for column, (model, found) in zip(columns, means.items(), strict=False):
+    for model, found in means.items():
         change = None if previous is None else f"{100 * (found.value - previous):+.1f}"
         none = change is not None and float(change) == 0
-        column.metric(
+        tile = row.container(width=TILE_WIDTH)  # tiles that do not fit go to the next line
+        tile.metric(
             model.upper(),
             f"{percent(found.value)} %",
             "no change" if none else change and f"{change} points",
@@ -106,10 +108,10 @@ def scores(run: RunRow) -> None:
             border=True, height=140, help="Mean over the tasks of the evaluation",
         )  # fmt: skip
         if found.caveat:
-            with column:
+            with tile:
                 ui.show(caveat(found.caveat))
         previous = found.value
-    with columns[-1]:
+    with row.container(width=TILE_WIDTH):
         ui.show(page_link("All scores →", "evaluation", run=run.id))
 
 

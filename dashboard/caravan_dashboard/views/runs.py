@@ -98,7 +98,7 @@ def run_table(
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
     rows = []
     for run in page:
-        tags = join(pill(name, "#64748b") for name in run.tags)
+        tags = join(pill(name) for name in run.tags)
         scores = [score_cell(means.get(run.id, {}).get(model), model) for model in models]
         started = tag("span", ago(run.started_at or run.created_at, now),
                       title=moment(run.started_at or run.created_at) + " UTC")  # fmt: skip
