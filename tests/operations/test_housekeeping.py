@@ -140,8 +140,8 @@ def test_a_run_whose_model_is_served_stays_until_the_server_is_stopped_or_serves
 def selecting_run(registry, store, tmp_path):
     """A run whose RLVR gave out three policies, of which `select` took the second."""
 
-    def record(run_id, stage, inputs, *names):
-        opened = registry.open_stage_run(run_id, stage, stage, f"key of {stage}")
+    def record(run_id, stage, inputs, *names, key="key"):
+        opened = registry.open_stage_run(run_id, stage, stage, f"{key} of {stage}")
         registry.start_stage_run(opened.id, inputs)
         made = {}
         for name in names:
@@ -205,6 +205,21 @@ def test_policies_that_are_yet_to_be_selected_from_or_used_otherwise_stay(
     unmark_served("judge", registry)
     caravan("gc", "--candidates", "--older-than", "0")
     assert [name for name in made if not store.exists(made[name])] == ["step-3"]
+
+
+def test_policies_that_were_made_anew_after_a_selection_stay_until_the_next_one(
+    caravan, registry, store, selecting_run
+):
+    """Resumed with other data, `rlvr` is done again while `select` still is from before."""
+    run_id, before = selecting_run()
+    selecting_run.record(run_id, "rlvr", {}, "step-1", "step-20", "step-30", key="other key")
+    anew = registry.stage_runs(run_id)[0].outputs
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert all(map(store.exists, anew.values()))
+    selecting_run.record(run_id, "select", anew, "step-20", key="other key")
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert [name for name in anew if not store.exists(anew[name])] == ["step-1", "step-30"]
+    assert not store.exists(before["step-3"])
 
 
 def test_who_reused_a_deleted_run_has_its_series_and_scores(registry, finished_run):

@@ -70,9 +70,7 @@ def not_taken(runs: Iterable[tuple[Collection[StageRunRow], bool]]) -> set[str]:
     given: set[str] = set()
     needed: set[str] = set()
     for stages, keeps_all in runs:
-        selected = not keeps_all and any(
-            stage.stage == "select" and stage.state is State.SUCCEEDED for stage in stages
-        )
+        selected = not keeps_all and _has_selected(stages)
         for stage in stages:
             made = set(stage.outputs.values())
             if selected and stage.stage == "rlvr":
@@ -83,3 +81,11 @@ def not_taken(runs: Iterable[tuple[Collection[StageRunRow], bool]]) -> set[str]:
                 read = set()
             needed |= made | read
     return given - needed
+
+
+def _has_selected(stages: Iterable[StageRunRow]) -> bool:
+    """Whether a run has selected from what its `rlvr` gives out now: that may have been made anew
+    since, in a run that was resumed with other data or tasks."""
+    ends = {s.stage: s.finished_at for s in stages if s.state is State.SUCCEEDED}
+    made, chosen = ends.get("rlvr"), ends.get("select")
+    return made is not None and chosen is not None and made <= chosen
