@@ -207,6 +207,20 @@ def test_policies_that_are_yet_to_be_selected_from_or_used_otherwise_stay(
     assert [name for name in made if not store.exists(made[name])] == ["step-3"]
 
 
+def test_policies_that_a_run_came_to_select_from_during_a_collection_stay(
+    settings, registry, store, selecting_run
+):
+    _, made = selecting_run()
+    found = find_garbage(
+        settings, registry, older_than=timedelta(0), unknown=False, candidates=True
+    )
+    second, _ = selecting_run(selects=False)
+    assert [item.remove() for item in found.garbage] == [False, False]
+    assert all(map(store.exists, made.values()))
+    registry.delete_runs([second])
+    assert [item.remove() for item in found.garbage] == [True, True]
+
+
 def test_policies_that_were_made_anew_after_a_selection_stay_until_the_next_one(
     caravan, registry, store, selecting_run
 ):

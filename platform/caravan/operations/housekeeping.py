@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from caravan.registry import SERVED_TAG, Registry
+from caravan.registry import SERVED_TAG, Registry, RunRow
 from caravan.settings import Settings
 from caravan.stages.candidates import not_taken
 from caravan.stages.process import discard, exclusive
@@ -85,17 +85,24 @@ def find_garbage(
 
 
 def _candidates(stored: Iterable[Stored], registry: Registry, store: Store) -> Iterator[Garbage]:
-    """A run whose model is served keeps all of its own: pods read them when they start."""
-    runs = registry.list_runs(limit=None)
-    served = {run.id for run in runs if any(tag.startswith(SERVED_TAG) for tag in run.tags)}
-    unneeded = not_taken([(registry.stage_runs(run.id), run.id in served) for run in runs])
+    unneeded = _not_taken(registry.list_runs(limit=None), registry)
     for item in stored:
         if item.digest in unneeded:
             remove = partial(_remove_candidate, item.digest, registry, store)
             yield Garbage("candidate", item.digest, item.size_bytes, remove)
 
 
+def _not_taken(runs: Iterable[RunRow], registry: Registry) -> set[str]:
+    """A run whose model is served keeps all of its own: pods read them when they start."""
+    served = {run.id: any(tag.startswith(SERVED_TAG) for tag in run.tags) for run in runs}
+    return not_taken([(registry.stage_runs(id), keeps_all) for id, keeps_all in served.items()])
+
+
 def _remove_candidate(digest: str, registry: Registry, store: Store) -> bool:
+    """Others may take long to go: a run may have come to select from this one meanwhile."""
+    referring = registry.references().get(digest, set())
+    if digest not in _not_taken(map(registry.get_run, referring), registry):
+        return False
     registry.remove_artifact(digest, partial(store.delete, digest))
     return True
 
