@@ -279,6 +279,16 @@ def test_an_error_that_nobody_foresaw_ends_its_check_and_not_the_dry_run(
     assert "ok      two steps of sft" in output
 
 
+def test_a_run_whose_own_models_are_to_be_asked_by_vllm_needs_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    evaluate = {"engine": "vllm", "tasks": [{"name": "math", "task": "pocket-math", "limit": 2}]}
+    output, content = check(recipe(tmp_path, evaluate=evaluate), tmp_path)
+    assert not content
+    assert "packages: evaluate.engine: vllm needs 'vllm': install it with" in output
+
+
 def test_options_whose_packages_are_missing_are_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

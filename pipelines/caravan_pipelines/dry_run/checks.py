@@ -102,7 +102,8 @@ def _checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     if trained:
         first = next(iter(trained.values()))
         yield "memory", lambda: models.memory(first, recipe, recipe_dir)
-        yield "packages", lambda: needs.packages(trained)
+    if trained or recipe.evaluate:
+        yield "packages", lambda: needs.packages(trained, recipe)
     if isinstance(recipe.base_model, PretrainedBase):
         yield "two steps of base", lambda: training.two_steps_of("base", recipe.base_model)
     if sft:

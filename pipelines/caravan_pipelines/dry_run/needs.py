@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from caravan.errors import MissingExtraError, RecipeError
+from caravan.errors import MissingExtraError, RecipeError, missing_extra
 from caravan.recipe import (
     OpenAIEngineConfig,
     Recipe,
@@ -84,12 +84,16 @@ def verifiers(recipe: Recipe, recipe_dir: Path) -> str:
         return f"{', '.join(started)} can be imported"
 
 
-def packages(trained: Mapping[str, TrainingConfig]) -> str:
+def packages(trained: Mapping[str, TrainingConfig], recipe: Recipe) -> str:
     from caravan.stages.extras import check_extras
 
+    asking = {"respond": recipe.respond, "evaluate": recipe.evaluate}
+    for name, asks in asking.items():
+        if asks is not None and asks.engine == "vllm" and find_spec("vllm") is None:
+            raise MissingExtraError(missing_extra("vllm", "vllm", f"{name}.engine: vllm"))
     for name, stage in trained.items():
         try:
             check_extras(stage, several=stage.resources.training_processes > 1)
         except MissingExtraError as error:
             raise MissingExtraError(f"{name}: {error}") from error
-    return "those of the training stages' options are installed"
+    return "those that the stages' options need are installed"
