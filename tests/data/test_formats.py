@@ -138,6 +138,7 @@ def test_turns_of_a_text_are_found_at_markers_only():
         ({"reward_model": {"ground_truth": "3"}, "data_source": "gsm8k"}, "gsm8k", "3"),
         ({}, None, None),
         ({"ground_truth": "", "verifier": "math"}, None, None),  # an empty cell
+        ({"ground_truth": " ", "verifier": "math"}, None, None),  # math took no reply for right
         ({"dataset": "some-mixture"}, None, None),
     ],
 )  # fmt: skip

@@ -263,7 +263,7 @@ def _ground_truth(row: RawRow) -> tuple[Any, str | None]:
             )
         verifier = verifier[0]
         truth = truth[0] if isinstance(truth, list) and len(truth) == 1 else truth
-    if truth is None or truth == "":  # an empty cell of a CSV
+    if truth is None or (isinstance(truth, str) and not truth.strip()):  # an empty cell of a CSV
         return None, None
     _check_truth(truth, "ground_truth", 0)
     if verifier is not None and not isinstance(verifier, str):
