@@ -267,3 +267,15 @@ def state_of(pid):
             return file.read().rpartition(")")[2].split()[0]
     except OSError:
         return "Z"
+
+
+def test_the_night_after_a_run_was_lost_is_no_time_of_its_stage(run_id, settings):
+    with Registry(settings.resolved_registry_url) as registry:
+        opened = registry.open_stage_run(run_id, "sft", "sft", "key")
+        registry.start_stage_run(opened.id)
+        time.sleep(0.2)
+        registry.heartbeat(opened.id)
+        time.sleep(0.6)  # its process was killed
+        local.close_open_stages(run_id, registry, State.CANCELLED)
+        registry.open_stage_run(run_id, "sft", "sft", "key")
+        assert 0.2 <= registry.stage_run(opened.id).total_seconds < 0.6

@@ -145,10 +145,11 @@ LOST = (
 def close_open_stages(
     run_id: str, registry: Registry, state: State, error: str | None = None
 ) -> None:
-    """Give every stage run that a dead process left open its final `state`."""
+    """Give every stage run that a dead process left open its final `state`, as of its last beat:
+    the run may go on days later."""
     for stage in registry.stage_runs(run_id):
         if not stage.state.finished:
-            registry.finish_stage_run(stage.id, state, error=error)
+            registry.finish_stage_run(stage.id, state, error=error, at=stage.heartbeat_at)
 
 
 def check_writable(store: Store) -> None:

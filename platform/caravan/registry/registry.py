@@ -219,10 +219,12 @@ class Registry:
         *,
         error: str | None = None,
         metrics: Mapping[str, float] = {},
+        at: datetime | None = None,
     ) -> None:
+        """Record how a stage ended; `at` is when, if not now."""
         with self._write() as session:
             writes.finish_stage_run(
-                session, stage_run_id, state, error=error, metrics=metrics, reused_from=None
+                session, stage_run_id, state, error=error, metrics=metrics, reused_from=None, at=at
             )
 
     def succeed_stage_run(

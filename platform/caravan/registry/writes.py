@@ -192,6 +192,7 @@ def finish_stage_run(
     error: str | None,
     metrics: Mapping[str, float],
     reused_from: int | None,
+    at: datetime | None = None,
 ) -> None:
     assert state.finished, state
     found = session.get(m.StageRun, stage_run_id, with_for_update=True)
@@ -199,7 +200,7 @@ def finish_stage_run(
         raise RegistryError(f"no stage run {stage_run_id}")
     if found.state == State.SUCCEEDED and state != State.SUCCEEDED:
         return  # stopped after its work was published: that stays done
-    at = m.now()
+    at = at or m.now()
     _set(
         session, stage_run_id, state=state, error=_storable(error), finished_at=at, heartbeat_at=at,
         reused_from=reused_from, failures=found.failures + (state == State.FAILED),
