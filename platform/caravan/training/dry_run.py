@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal, cast
 
@@ -27,28 +27,29 @@ Kind = Literal["base", "sft", "dpo", "reward_model"]
 STEPS = 2
 ROWS = 8
 MAX_LENGTH = 1024
+CHARACTERS = 100
+"""Of each text of the stage's own rows: a small tokenizer makes many tokens of a long one."""
 TEXT = "the carts of the caravan roll over the hill and 12 of them carry salt to the river"
 
 
 def two_steps(
     kind: Kind,
     config: TrainingConfig | PretrainedBase,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     rows: Sequence[Conversation] | Sequence[Pair] | None = None,
 ) -> list[StepMetrics]:
     """Train a random two-layer Llama for two optimiser steps with the stage's own code.
 
     Args:
         kind: the stage.
-        config: the stage's; rows per step and length are cut down, the rest is as given.
-        tokenizer: of the recipe's model; a small one is made where it is None.
-        rows: some of the stage's rows; made up where they are None.
+        config: the stage's, but for rows per step and length: rows are short here.
+        rows: some of the stage's rows, of which the beginnings are taken; made up where they are
+            None.
 
     Raises:
         CaravanError: what the stage itself would raise.
     """
     prepare_torch(cpus=1, seed=0)
-    return list(islice(_steps(kind, config, tokenizer or _tokenizer(), rows), STEPS))
+    return list(islice(_steps(kind, config, _tokenizer(), rows), STEPS))
 
 
 def _steps(
@@ -67,11 +68,12 @@ def _steps(
     config = _shrink(config)
     model = _model(tokenizer, config.max_length)
     if kind == "sft":
-        conversations = cast(Sequence[Conversation], rows or _conversations())
+        given = map(_cut_row, cast(Sequence[Conversation], rows or ()))
+        conversations = list(given) or _conversations()
         data = tokenize_conversations(conversations, tokenizer, config.max_length)
         sft = cast(SFTConfig, config)
         return sft_job(model, data.rows, sft, pad_token_id=pad, seed=0).steps(bf16=bf16)
-    pairs = cast(Sequence[Pair], rows or _pairs())
+    pairs = list(map(_cut_pair, cast(Sequence[Pair], rows or ()))) or _pairs()
     pair_rows = tokenize_pairs(
         pairs, tokenizer, config.max_length, whole=kind == "reward_model"
     ).rows
@@ -99,7 +101,20 @@ def _shrink(config: TrainingConfig, **changes: object) -> TrainingConfig:
     cut = {rows: min(ROWS, getattr(config, rows)), "max_steps": STEPS}
     if config.tokens_per_pass == "auto":
         cut["tokens_per_pass"] = MAX_LENGTH
-    return config.derive(max_length=min(config.max_length, MAX_LENGTH), **{**cut, **changes})
+    return config.derive(max_length=MAX_LENGTH, **{**cut, **changes})
+
+
+def _cut(messages: Iterable[Message]) -> tuple[Message, ...]:
+    return tuple(m.model_copy(update={"content": m.content[:CHARACTERS]}) for m in messages)
+
+
+def _cut_row(row: Conversation) -> Conversation:
+    return row.model_copy(update={"messages": _cut(row.messages)})
+
+
+def _cut_pair(pair: Pair) -> Pair:
+    texts = {"chosen": pair.chosen[:CHARACTERS], "rejected": pair.rejected[:CHARACTERS]}
+    return pair.model_copy(update={"prompt": _cut(pair.prompt[-1:]), **texts})
 
 
 def _model(tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
