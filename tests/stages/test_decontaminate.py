@@ -76,7 +76,7 @@ def test_answers_are_never_compared(tmp_path: Path, make_context):
     assert evidence == []
 
 
-def test_source_above_two_percent_goes_whole_unless_kept(tmp_path: Path, make_context):
+def test_source_above_two_percent_goes_whole_unless_kept(tmp_path: Path, make_context, caplog):
     leaks = [row("leaky", n, question, "x") for n, question in enumerate(QUESTIONS[:8])]
     rows = [*clean("good", 5), *leaks, *clean("leaky", 5)]
     kept, _, overlap, metrics = run(tmp_path, make_context("dropped"), rows)
@@ -84,6 +84,10 @@ def test_source_above_two_percent_goes_whole_unless_kept(tmp_path: Path, make_co
     assert overlap["dropped_sources"] == {"leaky": ["math"]}
     assert overlap["dropped_rows"] == {"good": 0, "leaky": 13}
     assert metrics["dropped_sources"] == 1
+    assert caplog.messages == [
+        "source leaky: all 13 rows dropped, as they have 4.0 % of math's questions; "
+        "decontaminate.max_source_overlap is 2 %"
+    ]
 
     kept, *_ = run(tmp_path, make_context("kept"), rows, keep_sources=["leaky"])
     assert sum(id.startswith("leaky") for id in kept) == 5

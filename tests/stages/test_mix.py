@@ -58,11 +58,15 @@ def test_counts_weights_and_what_is_left_out(dataset: Path, make_context):
     assert report["left_out"] == ["b", "gone"]
 
 
-def test_source_that_lost_all_its_rows_is_missing_not_unknown(dataset: Path, make_context):
-    components = [{"source": "b"}, {"source": "gone", "count": 5}]
+def test_source_that_lost_all_its_rows_is_missing_not_unknown(dataset: Path, make_context, caplog):
+    components = [{"source": "a", "count": 30}, {"source": "b"}, {"source": "gone", "count": 5}]
     rows, report = run_mix(dataset, make_context(), *components)
-    assert len(rows) == 40
-    assert report["missing"] == {"gone": 5}
+    assert len(rows) == 60
+    assert report["missing"] == {"a": 10, "gone": 5}
+    assert caplog.messages == [
+        "source a: 30 rows asked for, 20 left",
+        "source gone: decontamination left none of its rows",
+    ]
 
 
 def test_unknown_source_gets_a_suggestion(dataset: Path, make_context):

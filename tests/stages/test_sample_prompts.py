@@ -65,10 +65,11 @@ def test_used_and_unused_are_told_apart_by_id_also_of_repeats(dataset: Path, mak
     assert metrics["used_in_sft"] == 5
 
 
-def test_more_than_there_is(dataset: Path, make_context):
+def test_more_than_there_is(dataset: Path, make_context, caplog):
     rows, metrics = run_prompts(dataset, make_context(), used_in_sft=100, unused_in_sft=0)
     assert len(rows) == 20
     assert metrics["used_in_sft/missing"] == 80
+    assert caplog.messages == ["prompts used_in_sft: 100 asked for, 20 found"]
 
 
 def test_components_draw_from_their_sources_and_no_prompt_twice(dataset: Path, make_context):

@@ -17,6 +17,7 @@ Outputs:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from caravan.stages.context import StageContext, StageResult
 
 NAME = "decontaminate"
 VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 class Evidence(Record):
@@ -151,6 +154,7 @@ def run(
 
     context.progress(0, 3)
     found = contamination(_rows(tables), rule, config.tasks, context)
+    _warn_of_dropped_sources(found)
     context.progress(1, 3)
     dataset = context.output("dataset", "dataset")
     if not write_rows(dataset / ROWS, (row for row in _rows(tables) if found.keeps(row))):
@@ -244,6 +248,19 @@ def contaminated_sources(
         if above:
             dropped[source] = above
     return dropped
+
+
+def _warn_of_dropped_sources(found: Contamination) -> None:
+    for source, tasks in found.dropped_sources.items():
+        held = (f"{100 * found.shares[source][t]['share']:.1f} % of {t}'s" for t in tasks)
+        logger.warning(
+            "source %s: all %s rows dropped, as they have %s questions; "
+            "decontaminate.max_source_overlap is %g %%",
+            source,
+            f"{found.overlap.rows[source]:,}",
+            ", ".join(held),
+            100 * found.rule.max_source_overlap,
+        )
 
 
 def _rows(tables: Iterable[Path]) -> Iterator[Conversation]:

@@ -8,6 +8,7 @@ Outputs:
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from caravan.stages.context import StageContext, StageResult
 
 NAME = "mix"
 VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: MixConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
@@ -40,6 +43,8 @@ def run(config: MixConfig, inputs: Mapping[str, Path], context: StageContext) ->
     mix = mix_rows(by_source, components, context.seed)
     if not mix.rows:
         raise DataError("the mix is empty; look at mix.dataset_mixer_list and at decontamination")
+    for component in components:
+        _warn_of_few(component, len(by_source[component.source]))
     write_rows(context.output("dataset", "dataset") / ROWS, mix.rows)
     left_out = sorted(set(by_source) - {component.source for component in components})
     counts = count_rows(mix.rows)
@@ -54,6 +59,14 @@ def run(config: MixConfig, inputs: Mapping[str, Path], context: StageContext) ->
     metrics = {"rows": float(len(mix.rows)), "missing": float(sum(mix.missing.values()))}
     metrics |= {f"skill/{skill}": float(n) for skill, n in counts["by_skill"].items()}
     return StageResult(metrics=metrics)
+
+
+def _warn_of_few(component: MixComponent, left: int) -> None:
+    if left == 0:
+        logger.warning("source %s: decontamination left none of its rows", component.source)
+    elif component.count is not None and component.count > left:
+        wanted, has = f"{component.count:,}", f"{left:,}"
+        logger.warning("source %s: %s rows asked for, %s left", component.source, wanted, has)
 
 
 def _dropped_sources(dataset: Path) -> list[str]:

@@ -10,6 +10,7 @@ Output:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from caravan.stages.context import StageContext, StageResult
 
 NAME = "sample-prompts"
 VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -43,6 +46,9 @@ def run(
         drawn += rows
         metrics[component.name] = len(rows)
         metrics[f"{component.name}/missing"] = component.count - len(rows)
+        if len(rows) < component.count:
+            wanted, found = f"{component.count:,}", f"{len(rows):,}"
+            logger.warning("prompts %s: %s asked for, %s found", component.name, wanted, found)
     if not drawn:
         raise DataError("no prompt fits sample_prompts; look at its sources and at the mix")
     generator(context.seed, "prompts").shuffle(drawn)
