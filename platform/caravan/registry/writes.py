@@ -42,8 +42,12 @@ def create_run(
     backend: Backend,
 ) -> str:
     at = m.now()
+    if run_id is None:
+        run_id = new_run_id(name, at)
+        while session.get(m.Run, run_id):  # four digits are drawn twice, among many of a second
+            run_id = new_run_id(name, at)
     run = m.Run(
-        id=run_id or new_run_id(name, at), name=name, seed=seed, owner=owner, recipe=dict(recipe),
+        id=run_id, name=name, seed=seed, owner=owner, recipe=dict(recipe),
         recipe_digest=recipe_digest, recipe_dir=recipe_dir, created_at=at, heartbeat_at=at,
         state=State.PENDING, backend=backend, caravan_version=caravan_version(),
     )  # fmt: skip
