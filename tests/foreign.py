@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from characters import character_tokenizer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -47,10 +47,8 @@ def write_foreign(directory: Path, origin: str, *, pad: bool = True, positions: 
     the end of a turn, at the end of a text, and at a token that is not known to be special."""
     template, special = ORIGINS[origin]
     reserved = [BEGIN, END, "<pad>", "<unk>", *special]
-    vocabulary = {token: i for i, token in enumerate([*reserved, *string.printable])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
+    inner = character_tokenizer(reserved)
+    vocabulary = inner.get_vocab()
     inner.post_processor = TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, vocabulary[BEGIN])]
     )

@@ -126,7 +126,7 @@ class Books:
 
     def wait(self, job: Callable[[], None], *, runs: bool = False) -> None:
         self.jobs.job, self.jobs.is_there = job, runs
-        on_nodes.wait_for_job(self.node, self.run_id, INPUTS, self.settings)
+        on_nodes.wait_for_job(self.node, self.run_id, INPUTS, self.settings, recipe_dir=Path())
 
     def open_on_the_first_node(self) -> int:
         """As `execute` does there."""

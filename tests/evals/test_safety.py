@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import string
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import Table, parquet
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from caravan.data.records import EvalInstance
@@ -23,6 +21,7 @@ from caravan.evals.scoring import classified, task_scores
 from caravan.evals.tasks import TASKS
 from caravan.inference import Generation, load_engine
 from caravan.recipe import EvalTask
+from characters import character_tokenizer
 from scripted_endpoint import Messages, scripted_endpoint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -153,12 +152,10 @@ def test_a_reply_cannot_end_the_frame() -> None:
 def test_the_frame_is_read_as_tokens_of_its_own() -> None:
     """As Mistral's tokenizer, WildGuard's, has them."""
     frame = ["[INST]", "[/INST]"]
-    vocabulary = {t: i for i, t in enumerate(["</s>", "<unk>", *frame, *string.printable])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", additional_special_tokens=frame
+        tokenizer_object=character_tokenizer(["</s>", "<unk>", *frame]),
+        eos_token="</s>",
+        additional_special_tokens=frame,
     )
     message = wildguard_message("Hi", "Hello")
     text = render([message], add_generation_prompt=True)

@@ -4,20 +4,20 @@ import string
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from characters import character_tokenizer
 
 SPECIAL = ["<pad>", "<|endoftext|>", "<unk>"]
 
 
 @pytest.fixture
 def tokenizer():
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *string.printable])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>"
+        tokenizer_object=character_tokenizer(SPECIAL),
+        pad_token="<pad>",
+        eos_token="<|endoftext|>",
+        unk_token="<unk>",
     )
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caravan.data.io import write_rows
 from caravan.data.records import Conversation
 from caravan.training.models import new_reward_model, save_model
+from characters import character_tokenizer
 
 SPECIAL = ["<pad>", "<|endoftext|>", "<unk>"]
 CHARACTERS = string.ascii_lowercase + string.digits + " \n<|>.?"
@@ -57,12 +57,11 @@ def context(tmp_path):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>"
+        tokenizer_object=character_tokenizer(SPECIAL, CHARACTERS),
+        pad_token="<pad>",
+        eos_token="<|endoftext|>",
+        unk_token="<unk>",
     )
 
 

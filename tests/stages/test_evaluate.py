@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caravan.data.io import read_rows
@@ -34,6 +33,7 @@ from caravan.recipe import (
 from caravan.stages import evaluate
 from caravan.stages.configs import EvaluateStageConfig
 from caravan.verifiers import verify
+from characters import character_tokenizer
 from foreign import LLAMA3, write_foreign
 from scripted_endpoint import Messages, scripted_endpoint
 
@@ -49,16 +49,13 @@ TASK_LIST = (
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     special = ["<pad>", "<|endoftext|>", "<unk>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *string.printable])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
+    inner = character_tokenizer(special)
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>"
     ).save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=inner.get_vocab_size(),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
