@@ -41,6 +41,7 @@ def wait_for_job(
     inputs: Mapping[str, str],
     settings: Settings,
     *,
+    recipe_dir: Path,
     selection: Selection | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> dict[str, str]:
@@ -49,7 +50,6 @@ def wait_for_job(
     Raises:
         StageError: the job failed, or cannot be made.
     """
-    recipe_dir = unpack_files(run_of(run).recipe_dir, settings)
     module = import_module(f"caravan.stages.{node.stage}")
     seed = stage_seed(run_of(run).seed, node.name)
     key = stage_key(module, node.config, inputs, seed, recipe_dir=recipe_dir)

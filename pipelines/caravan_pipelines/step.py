@@ -77,7 +77,7 @@ def _work(node: Node, run: str, inputs: Mapping[str, str], settings: Settings) -
     recipe_dir = unpack_files(run_of(run).recipe_dir, settings)
     selection = _selection(node, run, recipe_dir)
     if node.resources.nodes > 1 and settings.pod_name:
-        return wait_for_job(node, run, inputs, settings, selection=selection)
+        return wait_for_job(node, run, inputs, settings, recipe_dir=recipe_dir, selection=selection)
     return execute(
         node.name, node.stage, node.config, inputs, run, settings, recipe_dir=recipe_dir,
         selection=selection,

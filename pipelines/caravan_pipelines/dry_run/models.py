@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 
 from caravan.errors import RecipeError
 from caravan.recipe import ImportedBase, PretrainedBase, Recipe, TrainingConfig
@@ -53,7 +51,7 @@ def lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: P
 
 def positions_of_base(recipe: Recipe, recipe_dir: Path) -> int:
     """Of the base model."""
-    from caravan.inference.engine import positions_of
+    from caravan.inference.engine import positions_in
     from caravan.training.importing import find_model
     from caravan.training.models import check_model_directory
 
@@ -62,7 +60,7 @@ def positions_of_base(recipe: Recipe, recipe_dir: Path) -> int:
         return base.max_position_embeddings
     directory = find_model(base, recipe_dir)
     check_model_directory(directory)
-    return positions_of(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
+    return positions_in(directory)
 
 
 def memory(stage: TrainingConfig, recipe: Recipe, recipe_dir: Path) -> str:

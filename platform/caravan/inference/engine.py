@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 from caravan.data.records import FinishReason, Message
@@ -70,6 +73,12 @@ TOO_LONG = Generation("", "too_long")
 def positions_of(config: object) -> int:
     """Tokens that fit the model of this configuration, prompt and reply together."""
     return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+
+
+def positions_in(directory: Path) -> int:
+    """Those of the model in a directory, without loading it."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return positions_of(SimpleNamespace(**config))
 
 
 def leaves_room(prompt: Sequence[int], positions: int) -> bool:

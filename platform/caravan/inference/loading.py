@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
-from caravan.inference.engine import Engine, positions_of
+from caravan.inference.engine import Engine, positions_in
 from caravan.recipe import (
     EngineConfig,
     OpenAIEngineConfig,
@@ -48,7 +46,7 @@ def load_engine(
         if kind == "vllm":
             length = {}
             if max_model_len is not None:
-                length["max_model_len"] = min(max_model_len, _positions(config))
+                length["max_model_len"] = min(max_model_len, positions_in(config))
             config = VLLMEngineConfig(
                 model_name_or_path=str(config), tensor_parallel_size=tensor_parallel_size, **length
             )
@@ -89,10 +87,6 @@ def unload(engine: Engine) -> None:
     """
     if close := getattr(engine, "close", None):  # an endpoint holds no model
         close()
-
-
-def _positions(directory: Path) -> int:
-    return positions_of(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
 
 
 def _resolve(model_name_or_path: str, recipe_dir: Path | None) -> str:

@@ -94,7 +94,7 @@ class TrainingSetup:
     def gathered_bytes(self) -> float:
         """Of weights that are spread, during a pass: two layers are whole at a time. Frozen models
         gather theirs when trained ones do not."""
-        if not self._spread:
+        if not self.spread:
             return 0.0
         return (
             max(1, self.trained)
@@ -104,7 +104,7 @@ class TrainingSetup:
 
     def sampled_copy_bytes(self) -> float:
         """Of the whole model that is sampled from, where it is not the policy itself."""
-        copied = self.samples and (self._spread or self.samples_in_bf16)
+        copied = self.samples and (self.spread or self.samples_in_bf16)
         return copied * (2 if self.samples_in_bf16 else 4) * self.shape.parameters
 
     @property
@@ -114,10 +114,10 @@ class TrainingSetup:
     @property
     def _frozen_in_bf16(self) -> bool:
         """Whether the matrices under adapters are held as they are computed with."""
-        return bool(self.lora_rank) and self.bf16 and not self.nf4 and not self._spread
+        return bool(self.lora_rank) and self.bf16 and not self.nf4 and not self.spread
 
     @property
-    def _spread(self) -> bool:
+    def spread(self) -> bool:
         """Whether no rank holds a whole model, but to sample from."""
         return self.zero_stage == 3 and self.ranks > 1
 

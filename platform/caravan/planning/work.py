@@ -73,8 +73,7 @@ def forward_passes(
     )
     passes = rows.count * rows.tokens / setup.ranks / tokens_per_pass
     overhead = passes * setup.shape.num_layers * placement.device.layer_seconds
-    spread = setup.zero_stage == 3 and setup.ranks > 1
-    gathering = spread * passes * 2 * setup.shape.parameters / placement.link  # bf16
+    gathering = setup.spread * passes * 2 * setup.shape.parameters / placement.link  # bf16
     return Work(max(flops / placement.flops + overhead, gathering), flops)
 
 

@@ -187,7 +187,7 @@ def measure(
     """`loss` and the objective's own numbers as means per unit, over this rank's `passes` and those
     of all others; dropout is off."""
     ranks = current()
-    most = max(count for (count,) in ranks.gather([len(passes)]))
+    most = ranks.most(len(passes))
     sums: Counter[str] = Counter()
     model.eval()
     for one in [*passes, *[replace(passes[-1], counts=False)] * (most - len(passes))]:

@@ -71,7 +71,7 @@ def reference_logprobs(
             if own:
                 total[batch.reference] = values
             progress(number + 1, count)
-            if ranks.most(stop.asked):
+            if ranks.any(stop.asked):
                 raise StageStopped(stop.signal_number or signal.SIGTERM)
     ranks.add_up(total)
     return total.view(-1, 2)

@@ -59,6 +59,10 @@ class Ranks:
         """The largest count of all ranks."""
         return max(most for (most,) in self.gather([count]))
 
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on one rank at least."""
+        return self.most(flag) > 0
+
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, which give the same names."""
         if self.count == 1:

@@ -159,7 +159,7 @@ def _train(
             if candidates.due(step + 1):
                 models, weights = trainer.models, trainer.policy_weights()
                 candidates.save(step + 1, models.policy, models.tokenizer, weights)
-            stopping = any(asked for (asked,) in ranks.gather([stop.asked]))
+            stopping = ranks.any(stop.asked)
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
                 kept = [group.model_dump(mode="json") for group in rollouts]
                 extra = {"guard": guard.state(), "last": last, "rollouts": kept}
