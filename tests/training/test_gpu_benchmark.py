@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.benchmarks import gpu_training
+from tests.benchmarks import gpu_attention, gpu_training
 from tests.benchmarks import training_work as w
 
 
@@ -66,3 +66,11 @@ def test_flops_per_token_of_llama_3_2_3b() -> None:
     parameters = 28 * (2 * 3072**2 + 2 * 3072 * 1024 + 3 * 3072 * 8192) + share * 3072 * 128_256
     found = gpu_training.flops_per_token(w.WORK["3B"])
     assert 6 * parameters < found < 6.6 * parameters
+
+
+def test_kernels_for_attention_are_held_against_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_attention.main("tiny")  # on a CPU with the plain one, in bfloat16
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| plain |")]
+    *_, off_by, same_bytes = [cell.strip() for cell in row.strip("|").split("|")]
+    assert 0.0005 < float(off_by.rstrip("%")) / 100 < 0.01
+    assert same_bytes == "True"
