@@ -316,6 +316,13 @@ def test_what_is_probably_not_meant_is_told_when_the_recipe_is_read(
         recipe(tmp_path, **PREFERENCES, dpo={"beta": 0.1})
     assert "recipe.yaml: dpo.beta: 0.1 looks like a beta of plain DPO" in caplog.text
     caplog.clear()
+    gspo = {"kind": "grpo", "importance_sampling_level": "sequence"}
+    with caplog.at_level(logging.WARNING):
+        recipe(tmp_path, rlvr={"algorithm": gspo})
+    assert "recipe.yaml: rlvr.algorithm.epsilon: 0.2 is a range for ratios of tokens" in caplog.text
+    caplog.clear()
+    recipe(tmp_path, rlvr={"algorithm": {**gspo, "epsilon": 3e-4, "epsilon_high": 4e-4}})
+    assert not caplog.text
     many = {**SMALL, "resources": {"gpus": 8}}
     recipe(tmp_path, **PREFERENCES, dpo={"beta": 0.1, "loss_type": "sigmoid"}, sft=many)
     assert "looks like" not in caplog.text

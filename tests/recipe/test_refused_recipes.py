@@ -31,6 +31,10 @@ def selecting(every: int, tasks: str) -> str:
         ("rlvr: {algorithm: {kind: grpo}, num_train_epochs: 2}", "has no num_train_epochs"),
         ("rlvr: {algorithm: {kind: grpo}, on_non_finite: skip}", "cannot leave a step out"),
         ("rlvr: {algorithm: {kind: grpo}, sampling: {temperature: 0}}", "temperature above 0"),
+        (
+            "rlvr: {algorithm: {kind: grpo, loss_type: cispo, epsilon: 0.1}}",
+            "epsilon has no part in it; leave it out",
+        ),
         (selecting(400, "[gsm8k]"), "select.every 400 keeps no policy before the last of"),
         (
             selecting(9, "[gsm]"),

@@ -20,6 +20,7 @@ from caravan.training.rl.samplers import ModelSampler
 from .conftest import row
 
 GROUP, LONGEST = 4, 12
+RATE = 1e-3
 PROMPTS = ["say a digit", "a?", "count to 9."]
 
 
@@ -50,14 +51,19 @@ def moved(policy_dir):
     return model, reference, tokenizer
 
 
-def caravans_step(policy_dir, beta, monkeypatch):
+def caravans_step(policy_dir, beta, monkeypatch, updates=1, **algorithm):
+    """The metrics of one step of several updates, and the policy after it."""
     model, reference, tokenizer = moved(policy_dir)
     prompts = [RLPrompt(row(i), tuple(tokenizer(text).input_ids)) for i, text in enumerate(PROMPTS)]
     replies = completions(tokenizer)
     rollouts = [
         Rollout(
             prompts[i // GROUP],
-            TokenSequence(tuple(ids), (0.0,) * len(ids), "stop"),
+            TokenSequence(
+                tuple(ids),
+                (0.0,) * len(ids),
+                "stop" if ids[-1] == tokenizer.eos_token_id else "length",
+            ),
             "",
             Outcome.VERIFIED,
             reward,
@@ -66,9 +72,13 @@ def caravans_step(policy_dir, beta, monkeypatch):
     ]
     monkeypatch.setattr(rl, "collect", lambda *_, **__: RolloutBatch(tuple(rollouts), GROUP))
     config = RLVRConfig(
-        algorithm=GRPOConfig(num_generations=GROUP, scale_rewards=False),
+        algorithm=GRPOConfig(num_generations=GROUP, scale_rewards=False, **algorithm),
         beta=beta,
         max_steps=1,
+        num_epochs=updates,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        adam_epsilon=1e-8,
         prompts_per_step=len(PROMPTS),
         tokens_per_pass=64,  # several passes
         sampling=Sampling(max_completion_length=LONGEST),
@@ -82,7 +92,7 @@ def caravans_step(policy_dir, beta, monkeypatch):
         None,
     )
     trainer = rl.RLTrainer(models, config, {}, 0, torch.device("cpu"))
-    return trainer.step(0, prompts).metrics
+    return trainer.step(0, prompts).metrics, model
 
 
 class GivenCompletions(GRPOTrainer):
@@ -90,18 +100,21 @@ class GivenCompletions(GRPOTrainer):
         return completions(self.processing_class), None
 
 
-def trls_step(policy_dir, beta, tmp_path):
+def trls_steps(policy_dir, beta, tmp_path, updates=1, **options):
+    """What it logs of each update, and the policy after them."""
     model, reference, tokenizer = moved(policy_dir)
     trainer = GivenCompletions(
         model=model,
         reward_funcs=lambda completions, **_: rewards(len(completions)),
         args=TRLConfig(
-            output_dir=str(tmp_path), beta=beta, use_bias_correction_kl=False, loss_type="dapo",
+            output_dir=str(tmp_path), beta=beta, use_bias_correction_kl=False,
             scale_rewards="none", num_generations=GROUP, max_completion_length=LONGEST,
-            max_steps=1, per_device_train_batch_size=len(PROMPTS) * GROUP,
+            num_iterations=updates, max_steps=updates, learning_rate=RATE,
+            lr_scheduler_type="constant", per_device_train_batch_size=len(PROMPTS) * GROUP,
             gradient_accumulation_steps=1, shuffle_dataset=False, logging_steps=1,
             report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False,
             gradient_checkpointing=False, dataloader_pin_memory=False,
+            **{"loss_type": "dapo"} | options,
         ),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=tokenizer,
@@ -109,13 +122,13 @@ def trls_step(policy_dir, beta, tmp_path):
     if beta:
         trainer.ref_model.load_state_dict(reference.model.state_dict())
     trainer.train()
-    return trainer.state.log_history[0]
+    return trainer.state.log_history[:updates], trainer.model
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_the_first_step_is_that_of_trl(policy_dir, tmp_path, monkeypatch, beta):
-    ours = caravans_step(policy_dir, beta, monkeypatch)
-    theirs = trls_step(policy_dir, beta, tmp_path)
+    ours, _ = caravans_step(policy_dir, beta, monkeypatch)
+    (theirs,), _ = trls_steps(policy_dir, beta, tmp_path)
 
     names = {"loss/policy": "loss", "grad_norm": "grad_norm", "entropy": "entropy"}
     if beta:
@@ -123,3 +136,32 @@ def test_the_first_step_is_that_of_trl(policy_dir, tmp_path, monkeypatch, beta):
         assert ours["kl"] > 0.01
     for our_name, their_name in names.items():
         assert ours[our_name] == pytest.approx(theirs[their_name], rel=1e-5), our_name
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"epsilon": 0.02},
+        {"epsilon": 0.02, "epsilon_high": 0.06},
+        {"loss_type": "grpo", "epsilon": 0.02},
+        {"loss_type": "dr_grpo", "epsilon": 0.02},
+        {"loss_type": "cispo", "epsilon_high": 1.02},
+        {"importance_sampling_level": "sequence", "epsilon": 3e-3, "epsilon_high": 4e-3},
+        {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-3},
+        {"importance_sampling_level": "sequence", "loss_type": "cispo", "epsilon_high": 1.01},
+        {"mask_truncated_completions": True, "epsilon": 0.02},
+    ],
+    ids=lambda algorithm: "-".join(map(str, algorithm.values())),
+)
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_two_updates_on_one_batch_are_those_of_trl(
+    policy_dir, tmp_path, monkeypatch, algorithm, beta
+):
+    ours, policy = caravans_step(policy_dir, beta, monkeypatch, updates=2, **algorithm)
+    (first, second), trained = trls_steps(policy_dir, beta, tmp_path, updates=2, **algorithm)
+
+    assert ours["loss/policy"] == pytest.approx((first["loss"] + second["loss"]) / 2, rel=1e-4)
+    assert ours["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    assert ours["clip_ratio"] > 0
+    for (name, found), theirs in zip(policy.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(found, theirs, rtol=1e-4, atol=RATE / 100, msg=name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
+from caravan.recipe import GRPOConfig
 from caravan.training.rl.advantages import (
     generalized_advantages,
     group_advantages,
@@ -171,8 +172,8 @@ def test_importance_weights_leave_the_penalty_of_grpo_as_it_is():
     new, advantages = tensor([0.0, 0.0]), tensor([1.0, 2.0])
     reference = tensor([LOG2, 0.0])
     loss = grpo_loss(
-        new, new, reference, advantages,
-        epsilon=0.2, epsilon_high=None, beta=0.5, weights=tensor([0.5, 2.0]),
+        new, new, reference, advantages, tensor([2]), GRPOConfig(),
+        beta=0.5, weights=tensor([0.5, 2.0]),
     )  # fmt: skip
     assert loss.loss.item() == pytest.approx(-(0.5 * 1 + 2 * 2) + 0.5 * (1 - LOG2))
 
@@ -190,11 +191,11 @@ def test_the_value_loss_by_hand():
 def test_grpo_adds_the_kl_and_without_beta_does_not_look_at_the_reference():
     new, advantages = tensor([0.0, 0.0]), tensor([1.0, 2.0])
     reference = tensor([LOG2, 0.0])  # r = 2: k3 = 2 - 1 - log 2
-    arguments = {"epsilon": 0.2, "epsilon_high": None}
-    loss = grpo_loss(new, new, reference, advantages, beta=0.5, **arguments)
+    one_completion = (tensor([2]), GRPOConfig())
+    loss = grpo_loss(new, new, reference, advantages, *one_completion, beta=0.5)
     assert loss.loss.item() == pytest.approx(-3 + 0.5 * (1 - LOG2))
     nan = torch.full((2,), math.nan)
-    assert grpo_loss(new, new, nan, advantages, beta=0.0, **arguments).loss.item() == -3
+    assert grpo_loss(new, new, nan, advantages, *one_completion, beta=0.0).loss.item() == -3
 
 
 def test_the_grpo_gradient_is_that_of_the_policy_gradient_at_the_sampling_policy():
@@ -202,7 +203,7 @@ def test_the_grpo_gradient_is_that_of_the_policy_gradient_at_the_sampling_policy
     new = tensor([-1.0, -2.0], requires_grad=True)
     reference, advantages = tensor([-1.5, -1.0]), tensor([0.7, -0.3])
     grpo_loss(
-        new, new.detach(), reference, advantages, epsilon=0.2, epsilon_high=None, beta=0.1
+        new, new.detach(), reference, advantages, tensor([1, 1]), GRPOConfig(), beta=0.1
     ).loss.backward()
     ratio = (reference - new.detach()).exp()
     torch.testing.assert_close(new.grad, -advantages + 0.1 * (1 - ratio))

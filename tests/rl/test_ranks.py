@@ -11,13 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from caravan.errors import StageError
 from caravan.interruption import StageStopped, StopSignals
-from caravan.recipe import Resources
+from caravan.recipe import GRPOConfig, Resources
 from caravan.stages import rlvr
 from tiny import Evicting
 
 from .conftest import Context
 from .test_stage import GRPO, PPO, config, without_speed
 
+GSPO = GRPOConfig(
+    num_generations=4, max_sampling_rounds=4, importance_sampling_level="sequence",
+    loss_type="grpo", epsilon=3e-3,
+)  # fmt: skip
 TWO = Resources(cpus=2, processes=2)
 SAME = ("reward", "completions/mean_length", "kl", "entropy", "loss/policy", "grad_norm")
 
@@ -36,6 +40,7 @@ def inputs(policy_dir, reward_model_dir, dataset_dir):
         (PPO, {"zero_stage": 3, "gradient_checkpointing": True}),
         (PPO, {"zero_stage": 2, "reward_model_multiplier": 0.5, "prompts": "all"}),
         (GRPO, {"zero_stage": 3, "reward_model_multiplier": 0.5, "prompts_per_step": 31}),
+        (GSPO, {"zero_stage": 2, "prompts_per_step": 3, "num_epochs": 2}),
     ],
     ids=str,
 )
@@ -46,7 +51,9 @@ def test_two_ranks_take_the_steps_of_one_process(inputs, context, algorithm, opt
     rlvr.run(settings.derive(resources=TWO), inputs, together)
 
     assert sorted(together.logged) == [1, 2, 3]
-    names = SAME if algorithm is GRPO else (*SAME, "loss/value", "value/grad_norm", "value/mean")
+    names = (
+        SAME if algorithm.kind == "grpo" else (*SAME, "loss/value", "value/grad_norm", "value/mean")
+    )
     if settings.reward_model_multiplier:
         names = (*names, "objective/scores", "objective/scores_std")
     for step, expected in alone.logged.items():

@@ -32,6 +32,7 @@ from .conftest import row
 
 GRPO = GRPOConfig(num_generations=8)
 PPO = PPOConfig(value_learning_rate=5e-3)
+DAPO = GRPOConfig(num_generations=2, max_sampling_rounds=3, mask_truncated_completions=True)
 
 
 def config(algorithm=GRPO, **changes):
@@ -135,6 +136,7 @@ def test_metrics_have_the_names_that_users_expect(inputs, context, algorithm, na
         (GRPO, {}),
         (PPO, {"num_epochs": 2, "num_mini_batches": 2, "bf16": True, "prompts_per_step": 12}),
         (GRPO, {"reward_model_multiplier": 0.5, "prompts": "all"}),
+        (DAPO, {"prompts_per_step": 4, "num_epochs": 2}),
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(inputs, context, algorithm, more):

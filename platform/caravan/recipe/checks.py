@@ -86,6 +86,8 @@ def doubts(recipe: Recipe) -> Iterator[str]:
         if stage is not None:
             rows.append((f"{name}.pairs_per_step", stage.pairs_per_step, stage.resources))
     if (rl := recipe.rlvr) is not None:
+        if rl.algorithm.kind == "grpo":
+            yield from (f"rlvr.algorithm.{doubt}" for doubt in rl.algorithm.doubts())
         rows.append(("rlvr.prompts_per_step", rl.prompts_per_step, rl.resources))
     for path, per_step, resources in rows:
         processes = resources.training_processes

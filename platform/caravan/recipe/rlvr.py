@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -42,14 +43,54 @@ class GRPOConfig(Config):
     """DeepSeekMath (arXiv:2402.03300); the settings of Tülu 3.1."""
 
     kind: Literal["grpo"] = "grpo"
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "cispo"] = Field(
+        default="dapo", exclude_if=lambda value: value == "dapo"
+    )
+    """`dapo`: all tokens count alike (arXiv:2503.14476); `grpo`: all completions do
+    (arXiv:2402.03300); `dr_grpo`: tokens are divided by `max_completion_length`
+    (arXiv:2503.20783); `cispo`: ratios are capped weights and clip no token (arXiv:2506.13585)."""
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        default="token", exclude_if=lambda value: value == "token"
+    )
+    """Whose ratio counts: each token's, or its completion's (GSPO, arXiv:2507.18071)."""
     epsilon: PositiveFloat = 0.2
     """Clip range of the policy ratio."""
     epsilon_high: PositiveFloat | None = None
-    """Upper clip range (DAPO, arXiv:2503.14476); None takes `epsilon`."""
+    """Upper clip range (DAPO, arXiv:2503.14476); None takes `epsilon`. With `cispo` the greatest
+    ratio itself; None takes 5."""
     num_generations: Annotated[int, Field(ge=2)] = 16
     """Completions per prompt: the group."""
     scale_rewards: bool = True
     """Divide advantages by the group's standard deviation; False is Dr. GRPO (arXiv:2503.20783)."""
+    max_sampling_rounds: PositiveInt = Field(default=1, exclude_if=lambda value: value == 1)
+    """Rounds in which a step samples further prompts beside groups whose rewards agree (dynamic
+    sampling, DAPO)."""
+    mask_truncated_completions: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Do not train on completions without an end token (DAPO); their group still knows them."""
+
+    @property
+    def ratio_cap(self) -> float:
+        """Greatest ratio, with `cispo` (5: arXiv:2510.13786)."""
+        return 5.0 if self.epsilon_high is None else self.epsilon_high
+
+    @model_validator(mode="after")
+    def _clip_range_is_of_its_loss(self) -> Self:
+        if self.loss_type == "cispo" and self.epsilon != 0.2:
+            raise ValueError(
+                "cispo clips no token, so epsilon has no part in it; leave it out (epsilon_high is "
+                "the greatest ratio)"
+            )
+        return self
+
+    def doubts(self) -> Iterator[str]:
+        """What is allowed and was probably not meant: `field: what, and what to do`."""
+        sequence = self.importance_sampling_level == "sequence"
+        if sequence and self.loss_type != "cispo" and self.epsilon >= 0.1:
+            yield (
+                f"epsilon: {self.epsilon:g} is a range for ratios of tokens; those of completions "
+                "stay within thousandths of 1, and none would be clipped; GSPO has epsilon: 3e-4 "
+                "and epsilon_high: 4e-4"
+            )
 
 
 class SelectConfig(Config):

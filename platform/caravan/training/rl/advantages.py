@@ -85,6 +85,14 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (values - inside.mean()) * scale, 0.0)
 
 
+def informative_groups(rewards: Tensor, counts: Tensor) -> Tensor:
+    """[P] bool: whether [P, G] `rewards` differ within a group, where they count."""
+    # Compared as such: a mean of equal rewards may differ from them by rounding.
+    high = rewards.masked_fill(~counts, -torch.inf).amax(dim=1)
+    low = rewards.masked_fill(~counts, torch.inf).amin(dim=1)
+    return high > low
+
+
 class GroupAdvantages(NamedTuple):
     advantages: Tensor
     """[P, G]; 0 for completions that do not count."""
@@ -105,10 +113,7 @@ def group_advantages(rewards: Tensor, counts: Tensor, *, scale_rewards: bool) ->
     rewards = torch.where(counts, rewards, 0.0)
     number = counts.sum(dim=1, keepdim=True).clamp_min(1)
     centred = torch.where(counts, rewards - rewards.sum(dim=1, keepdim=True) / number, 0.0)
-    # Compared as such: a mean of equal rewards may differ from them by rounding.
-    high = rewards.masked_fill(~counts, -torch.inf).amax(dim=1)
-    low = rewards.masked_fill(~counts, torch.inf).amin(dim=1)
-    informative = high > low
+    informative = informative_groups(rewards, counts)
     if scale_rewards:
         deviation = (centred.square().sum(dim=1, keepdim=True) / number).sqrt()
         centred = centred / (deviation + 1e-8)

@@ -26,13 +26,12 @@ def rollout_metrics(rollouts: RolloutBatch) -> dict[str, float]:
     """
     known = rollouts.rewards[rollouts.counts]
     lengths = rollouts.lengths.float()
-    ended = [r.sequence.finish_reason == "stop" for r in rollouts.rollouts]
     metrics = {
         "reward": float(known.mean()),
         "reward_std": float(known.std(correction=0)),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": 1.0 - sum(ended) / len(ended),
+        "completions/clipped_ratio": 1.0 - int(rollouts.ended.sum()) / len(rollouts.ended),
         "verifier/failures": float((~rollouts.counts).sum()),
     }
     by_verifier: dict[str, list[tuple[float, bool]]] = {}

@@ -44,16 +44,34 @@ def clipped_surrogate(
         weights: [S] of the tokens, as `importance_weights`; None weighs all alike.
     """
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.exp()
+    losses = clipped_losses(log_ratio.exp(), advantages, epsilon=epsilon, epsilon_high=epsilon_high)
+    return PolicyLoss(
+        (losses.each if weights is None else weights * losses.each).sum(),
+        losses.clipped.sum(),
+        squared(log_ratio),
+    )
+
+
+class TokenLosses(NamedTuple):
+    each: Tensor
+    """[S]."""
+    clipped: Tensor
+    """[S] bool, detached."""
+
+
+def clipped_losses(
+    ratio: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float | None
+) -> TokenLosses:
+    """Token by token, for the [S] ratios of the policy being trained and the one that sampled."""
     high = epsilon if epsilon_high is None else epsilon_high
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - epsilon, 1.0 + high)
-    losses = torch.maximum(unclipped, clipped)
-    return PolicyLoss(
-        (losses if weights is None else weights * losses).sum(),
-        (clipped > unclipped).sum().detach(),
-        (0.5 * log_ratio.detach().square()).sum(),
-    )
+    return TokenLosses(torch.maximum(unclipped, clipped), (clipped > unclipped).detach())
+
+
+def squared(log_ratio: Tensor) -> Tensor:
+    """`PolicyLoss.approx_kl`."""
+    return (0.5 * log_ratio.detach().square()).sum()
 
 
 def importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float) -> Tensor:

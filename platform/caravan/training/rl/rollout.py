@@ -114,6 +114,17 @@ class RolloutBatch:
         """[N], 0 where not known."""
         return torch.tensor([r.reward or 0.0 for r in self.rollouts])
 
+    @property
+    def by_group(self) -> tuple[Tensor, Tensor]:
+        """[P, G] `rewards` and `counts` of each prompt's completions."""
+        shape = (-1, self.num_generations)
+        return self.rewards.view(shape), self.counts.view(shape)
+
+    @cached_property
+    def ended(self) -> Tensor:
+        """[N] bool: with an end token."""
+        return torch.tensor([r.sequence.finish_reason == "stop" for r in self.rollouts])
+
     @cached_property
     def lengths(self) -> Tensor:
         """[N] tokens of each completion."""

@@ -37,6 +37,10 @@ class Sampler(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Leave the device to the updates; it is not asked again before the next `load`."""
+        ...
+
     def close(self) -> None:
         """Give back what it holds; it cannot be used again."""
         ...
@@ -76,6 +80,9 @@ class ModelSampler:
             uniforms=uniforms[:, list(own)],
         )
         return dict(zip(own, groups, strict=True))
+
+    def rest(self) -> None:
+        """It keeps nothing but weights."""
 
     def close(self) -> None:
         """It holds nothing that the policy does not."""

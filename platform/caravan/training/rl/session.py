@@ -23,7 +23,7 @@ from caravan.recipe import PPOConfig, RLVRConfig, VLLMRollouts
 from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.so_far import write_so_far
-from caravan.training.batching import StepSampler
+from caravan.training.batching import StepSampler, epoch_order
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import without_dropout
 from caravan.training.fit import identity
@@ -41,9 +41,10 @@ from caravan.training.parallel.ranks import current, reads_weights, spreads_weig
 from caravan.training.rl.candidates import Candidates
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.prompts import RLPrompts, select_prompts
-from caravan.training.rl.rollout import Rollout
+from caravan.training.rl.rollout import RLPrompt, Rollout
 from caravan.training.rl.samplers import ModelSampler, Sampler
 from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
+from caravan.training.seeds import derived_seed
 from caravan.verifiers import Verifier
 
 STEPS_KEPT = 25
@@ -142,13 +143,19 @@ def _train(
         context.progress(done, total)
         for step in range(done, total):
             try:
-                result = trainer.step(step, [prompts.rows[i] for i in sampler.step(step)])
+                chosen = sampler.step(step)
+                spare = _spare(prompts, chosen, step, trainer)
+                result = trainer.step(step, [prompts.rows[i] for i in chosen], spare)
             except EngineError:
                 if stop.asked:  # a signal to all processes of a terminal has ended vLLM, too
                     raise StageStopped(stop.signal_number or signal.SIGTERM) from None
                 raise
             guard.watch(result.metrics)
-            metrics = {**result.metrics, "policy/collapsed": float(guard.reason is not None)}
+            metrics = {
+                **result.metrics,
+                "episodes": last.get("episodes", 0.0) + len(result.rollouts.rollouts),
+                "policy/collapsed": float(guard.reason is not None),
+            }
             context.log(step + 1, metrics)
             latest = _some_rollouts(step, result)
             if ranks.leads:
@@ -171,6 +178,18 @@ def _train(
                 raise StageStopped(stop.signal_number or signal.SIGTERM)
         trainer.finish()
     return {**last, "policy/collapsed_steps": guard.collapsed_steps}, rollouts
+
+
+def _spare(
+    prompts: RLPrompts, chosen: Sequence[int], step: int, trainer: RLTrainer
+) -> list[RLPrompt]:
+    """All prompts that are not in the step, in an order of its own."""
+    algorithm = trainer.config.algorithm
+    if isinstance(algorithm, PPOConfig) or algorithm.max_sampling_rounds == 1:
+        return []
+    order = epoch_order(len(prompts.rows), step, derived_seed(trainer.seed, "spare prompts", step))
+    taken = set(chosen)
+    return [prompts.rows[i] for i in order if i not in taken]
 
 
 def _value_model(

@@ -39,6 +39,7 @@ from caravan.training.rl.advantages import (
     token_rewards,
     whiten,
 )
+from caravan.training.rl.dynamic_sampling import sample_in_rounds
 from caravan.training.rl.forward import (
     Pass,
     PolicyTokens,
@@ -48,7 +49,7 @@ from caravan.training.rl.forward import (
     scatter,
     values_before,
 )
-from caravan.training.rl.grpo import grpo_loss
+from caravan.training.rl.grpo import grpo_loss, token_scale
 from caravan.training.rl.metrics import Sums, add, described, means_of, rollout_metrics
 from caravan.training.rl.ppo import (
     PolicyLoss,
@@ -105,6 +106,15 @@ class _Targets:
     reference: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+
+
+class _MiniBatch(NamedTuple):
+    """One update, and what the sums over its passes are divided by."""
+
+    update: int
+    completions: int
+    tokens: int
+    """Of the completions."""
 
 
 class _Measured(NamedTuple):
@@ -167,8 +177,13 @@ class RLTrainer:
         """Make the leader's policy a plain model with its whole weights; no step follows."""
         self._policy.finish()
 
-    def step(self, step: int, prompts: Sequence[RLPrompt]) -> RLStep:
+    def step(
+        self, step: int, prompts: Sequence[RLPrompt], spare: Sequence[RLPrompt] = ()
+    ) -> RLStep:
         """Rollout batch `step`, counted from 0, and the updates made with it.
+
+        Args:
+            spare: prompts for further rounds of dynamic sampling.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite.
@@ -177,20 +192,8 @@ class RLTrainer:
         """
         started = time.perf_counter()
         self.models.sampler.load(self._policy)
-        rollouts = collect(
-            self.models.sampler,
-            self.models.tokenizer,
-            prompts,
-            self.verifiers,
-            num_generations=self.config.algorithm.num_generations,
-            sampling=self.config.sampling,
-            verification_reward=self.config.verification_reward,
-            missing_eos_reward=self.config.missing_eos_reward,
-            seed=derived_seed(self.seed, "rollouts", step),
-            workers=self.cpus,
-            score=self._score,
-            reward_model_multiplier=self.config.reward_model_multiplier,
-        )
+        rollouts = self._roll_out(prompts, spare, derived_seed(self.seed, "rollouts", step))
+        self.models.sampler.rest()
         if not rollouts.counts.any():
             raise StageError(
                 f"step {step}: every verifier failed, on all {len(rollouts.rollouts)} completions, "
@@ -210,7 +213,6 @@ class RLTrainer:
         metrics |= means_of(of_all)
         finished = time.perf_counter()
         metrics |= {
-            "episodes": float((step + 1) * len(rollouts.rollouts)),
             "perf/rollout_seconds": sampled - started,
             "perf/train_seconds": finished - sampled,
             "perf/tokens_per_second": sum(row.length for row in rollouts.token_rows)
@@ -218,6 +220,32 @@ class RLTrainer:
         }
         mean_advantages = targets.advantages.sum(1) / rollouts.lengths
         return RLStep(metrics, rollouts, mean_advantages)
+
+    def _roll_out(
+        self, prompts: Sequence[RLPrompt], spare: Sequence[RLPrompt], seed: int
+    ) -> RolloutBatch:
+        algorithm = self.config.algorithm
+
+        def collected(chosen: Sequence[RLPrompt], seed: int) -> RolloutBatch:
+            return collect(
+                self.models.sampler,
+                self.models.tokenizer,
+                chosen,
+                self.verifiers,
+                num_generations=algorithm.num_generations,
+                sampling=self.config.sampling,
+                verification_reward=self.config.verification_reward,
+                missing_eos_reward=self.config.missing_eos_reward,
+                seed=seed,
+                workers=self.cpus,
+                score=self._score,
+                reward_model_multiplier=self.config.reward_model_multiplier,
+            )
+
+        if isinstance(algorithm, PPOConfig):
+            return collected(prompts, seed)
+        rounds = algorithm.max_sampling_rounds
+        return sample_in_rounds(collected, prompts, spare, max_rounds=rounds, seed=seed)
 
     # --- targets --------------------------------------------------------------------------------
 
@@ -260,14 +288,12 @@ class RLTrainer:
         metrics: dict[str, float],
     ) -> _Targets:
         """Advantages within groups; groups whose rewards agree are left out."""
-        shape = (-1, rollouts.num_generations)
-        groups = group_advantages(
-            rollouts.rewards.view(shape),
-            rollouts.counts.view(shape),
-            scale_rewards=config.scale_rewards,
-        )
+        groups = group_advantages(*rollouts.by_group, scale_rewards=config.scale_rewards)
         informative = groups.informative.repeat_interleave(rollouts.num_generations)
-        kept = (informative & rollouts.counts).nonzero()[:, 0].tolist()
+        trained = informative & rollouts.counts
+        if config.mask_truncated_completions:
+            trained &= rollouts.ended
+        kept = trained.nonzero()[:, 0].tolist()
         metrics["frac_reward_zero_std"] = 1.0 - float(groups.informative.float().mean())
         metrics["batch/groups_skipped"] = float((~groups.informative).sum())
         several = self.updates_per_step > 1
@@ -359,12 +385,12 @@ class RLTrainer:
         metrics: dict[str, float],
     ) -> None:
         tokens = int(rollouts.lengths[list(indices)].sum())
+        whole = _MiniBatch(update, len(indices), tokens)
 
         def backward(models: Networks, part: Pass) -> Sums:
-            sums = self._policy_pass(models.policy, update, rollouts, targets, part, tokens)
+            sums = self._policy_pass(models.policy, whole, rollouts, targets, part)
             if models.value is not None:
-                value_pass = self._value_pass(models.value, update, rollouts, targets, part, tokens)
-                add(sums, value_pass)
+                add(sums, self._value_pass(models.value, whole, rollouts, targets, part))
             return sums
 
         for of_pass in self._lanes.map(backward, self._passes(rollouts, indices)):
@@ -382,19 +408,18 @@ class RLTrainer:
     def _policy_pass(
         self,
         model: PreTrainedModel,
-        update: int,
+        whole: _MiniBatch,
         rollouts: RolloutBatch,
         targets: _Targets,
         part: Pass,
-        tokens: int,
     ) -> Sums:
         batch, first = part.batch.to(self.device), targets.old_logprobs is None
         seen = self._policy.forward(partial(self._tokens, batch=batch, entropy=first), model)
         old = self._old_logprobs(seen.logprobs, rollouts, targets, part)
         weights = self._importance_weights(old, rollouts, part)
-        loss = self._policy_loss(seen.logprobs, old, weights, rollouts, targets, part)
-        _check_finite(update, "policy loss", loss.loss, rollouts, part)
-        share = loss.loss / tokens
+        loss = self._policy_loss(seen.logprobs, old, weights, whole, rollouts, targets, part)
+        _check_finite(whole.update, "policy loss", loss.loss, rollouts, part)
+        share = loss.loss / whole.tokens
         self._policy.backward(share if part.counts else 0.0 * share)
         if not part.counts:
             return Sums(float)
@@ -440,6 +465,7 @@ class RLTrainer:
         logprobs: Tensor,
         old: Tensor,
         weights: Tensor | None,
+        whole: _MiniBatch,
         rollouts: RolloutBatch,
         targets: _Targets,
         part: Pass,
@@ -455,25 +481,32 @@ class RLTrainer:
                 logprobs, old, advantages, epsilon=algorithm.epsilon, weights=weights
             )
         assert targets.reference is not None
+        lengths = rollouts.lengths[part.indices]
+        scale = token_scale(
+            algorithm,
+            lengths,
+            mean_length=whole.tokens / whole.completions,
+            max_length=self.config.sampling.max_completion_length,
+        )
         return grpo_loss(
             logprobs,
             old,
             of(targets.reference),
             advantages,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
+            lengths,
+            algorithm,
             beta=self.config.beta,
             weights=weights,
+            scale=None if scale is None else scale.to(logprobs.device),
         )
 
     def _value_pass(
         self,
         model: PreTrainedModel,
-        update: int,
+        whole: _MiniBatch,
         rollouts: RolloutBatch,
         targets: _Targets,
         part: Pass,
-        tokens: int,
     ) -> Sums:
         algorithm = self.config.algorithm
         assert isinstance(algorithm, PPOConfig)
@@ -488,8 +521,8 @@ class RLTrainer:
             gather(targets.returns, rollouts.mask, part.indices).to(values.device),
             epsilon=algorithm.value_epsilon,
         )
-        _check_finite(update, "value loss", loss.loss, rollouts, part)
-        share = algorithm.value_coefficient * loss.loss / tokens
+        _check_finite(whole.update, "value loss", loss.loss, rollouts, part)
+        share = algorithm.value_coefficient * loss.loss / whole.tokens
         self._value.backward(share if part.counts else 0.0 * share)
         if not part.counts:
             return Sums(float)

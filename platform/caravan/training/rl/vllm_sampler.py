@@ -92,12 +92,14 @@ class VLLMSampler:
             [self._params(n, sampling, derived_seed(seed, "prompt", number)) for number in own],
             use_tqdm=False,
         )
-        if self._on_gpu:
-            self._process.call("sleep", level=2)
         return {
             number: [sequence_of(completion) for completion in output.outputs]
             for number, output in zip(own, outputs, strict=True)
         }
+
+    def rest(self) -> None:
+        if self._process is not None and self._on_gpu:
+            self._process.call("sleep", level=2)
 
     def close(self) -> None:
         if self._process is not None:
