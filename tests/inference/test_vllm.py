@@ -1,5 +1,6 @@
 """vLLM for real, where it is installed; loading it takes half a minute."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,9 +17,16 @@ from caravan.data.records import Completion, Message
 from caravan.data.template import TEMPLATE_HASH, encode_prompt
 from caravan.inference import TOO_LONG, EngineError, asked_in, load_engine
 from caravan.inference.transformers_engine import decode_reply
-from caravan.recipe import PoolMember, Resources, Sampling, VLLMEngineConfig
-from caravan.stages import respond
-from caravan.stages.configs import RespondStageConfig
+from caravan.recipe import (
+    EvalTask,
+    EvaluateConfig,
+    PoolMember,
+    Resources,
+    Sampling,
+    VLLMEngineConfig,
+)
+from caravan.stages import evaluate, respond
+from caravan.stages.configs import EvaluateStageConfig, RespondStageConfig
 from caravan.training.models import save_model
 from foreign import write_foreign
 from tiny import Context, conversations
@@ -66,6 +74,29 @@ def test_a_model_of_the_run_in_two_parts_answers_the_pools_prompts(
     expected = [(f"t/{i}", index) for i in range(3) for index in range(2)]
     assert [(row.prompt_id, row.index) for row in rows] == expected
     assert all(1 <= len(row.token_ids) == len(row.logprobs) <= 8 for row in rows)
+
+
+def test_an_evaluation_has_the_length_that_its_questions_need(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    """Of more than the 4,096 tokens that an engine has where nothing is said, on either engine."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    config = model.config
+    config.max_position_embeddings = 8192
+    save_model(LlamaForCausalLM(config), tokenizer, tmp_path / "long")
+    rows = [{"prompt": "and on " * times, "ground_truth": "on"} for times in (1, 800, 2000)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampling = Sampling(temperature=0.0, max_completion_length=8)
+    task = EvalTask(name="own", task="verify", path="asked.jsonl", verifier="contains",
+                    sampling=sampling)  # fmt: skip
+    found = {}
+    for engine in ("vllm", "transformers"):
+        context = Context(tmp_path)
+        stage = EvaluateStageConfig(evaluate=EvaluateConfig(tasks=(task,), engine=engine))
+        rows = evaluate.evaluate_model(tmp_path / "long", stage, context, lambda *_: None).rows
+        found[engine] = {row.id: row.finish_reason == "too_long" for row in rows}
+    assert found["vllm"] == {"asked/0": False, "asked/1": False, "asked/2": True}
+    assert found["vllm"] == found["transformers"]
 
 
 def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):

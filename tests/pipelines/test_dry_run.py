@@ -338,6 +338,7 @@ def test_prompts_without_room_for_a_reply_are_counted_and_fail_nothing(
     found = recipe(tmp_path, evaluate={"tasks": [task]}, **PREFERENCES)
     output, _ = check(found, tmp_path)
     assert "prompts: without room for a reply in the model's 64 positions: 1 of 3 of task" in output
+    assert "; 2 of 3 of task gsm leave less than max_completion_length=1024" in output
     assert "looked at" not in output
 
     long = [row.model_dump() for row in conversations()]

@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caravan.data.io import read_rows
 from caravan.data.records import EvalInstance, Message
-from caravan.data.template import TEMPLATE_HASH
+from caravan.data.template import TEMPLATE_HASH, encode_prompt
 from caravan.errors import RecipeError
 from caravan.evals.comparison import load_evaluation
 from caravan.evals.scoring import ScoredCompletion, task_scores, verified
-from caravan.evals.tasks import TASKS
+from caravan.evals.tasks import TASKS, load_instances
 from caravan.inference import Generation
 from caravan.recipe import (
     EvalTask,
@@ -149,6 +149,29 @@ def test_an_instance_without_room_for_a_reply_counts_as_not_answered(
     assert "not answered: ifeval/2" in caplog.text
 
 
+def test_a_limit_that_the_model_has_no_room_for_is_told_before_anything_is_asked(
+    make_context: Callable[..., Any],
+    model_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class AskedError(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise AskedError
+
+    monkeypatch.setattr(evaluate, "load_engine", load)
+    long = TASK_LIST[0].derive(name="long", sampling=Sampling(max_completion_length=500))
+    with pytest.raises(AskedError):
+        evaluate.run(config(*TASK_LIST, long), {"model": model_dir}, make_context("evaluate"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "long: behind 6 of 6 prompts the model's 512 positions have no room for "
+        "max_completion_length=500 tokens: replies to them end earlier; lower it, or take a model "
+        "with more positions"
+    ]
+
+
 def test_questions_of_ones_own_are_scored_by_the_verifier_that_the_task_names(
     make_context: Callable[..., Any], model_dir: Path
 ) -> None:
@@ -198,23 +221,31 @@ def test_a_verifier_of_ones_own_scores_and_leaves_undecided_what_it_fails_on(
     assert directory / "own.py" in evaluate.external_files(settings, directory)
 
 
-def test_a_model_is_divided_over_the_gpus_of_its_evaluation(
-    make_context: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_divided_over_the_gpus_of_its_evaluation_and_as_long_as_that_needs(
+    make_context: Callable[..., Any], model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SeenError(Exception):
         pass
 
     def load(path: Path, **options: Any) -> None:
-        raise SeenError(options["kind"], options["tensor_parallel_size"])
+        names = ("kind", "tensor_parallel_size", "max_model_len")
+        raise SeenError(*(options[name] for name in names))
 
     monkeypatch.setattr(evaluate, "load_engine", load)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
+    tasks = (TASK_LIST[0], TASK_LIST[1].derive(sampling=Sampling(max_completion_length=300)))
+    needed = max(
+        len(encode_prompt(tokenizer, instance.messages)) + task.sampling.max_completion_length
+        for task in tasks
+        for instance in load_instances(task, 0, Path())
+    )
     for gpus, size in ((0, 1), (4, 4)):
-        suite = EvaluateConfig(tasks=TASK_LIST[:1], engine="vllm", resources=Resources(gpus=gpus))
+        suite = EvaluateConfig(tasks=tasks, engine="vllm", resources=Resources(gpus=gpus))
         with pytest.raises(SeenError) as seen:
             evaluate.run(
-                EvaluateStageConfig(evaluate=suite), {"model": Path()}, make_context("evaluate")
+                EvaluateStageConfig(evaluate=suite), {"model": model_dir}, make_context("evaluate")
             )
-        assert seen.value.args == ("vllm", size)
+        assert seen.value.args == ("vllm", size, needed)
 
 
 def test_a_judged_task_without_a_judge_says_so(

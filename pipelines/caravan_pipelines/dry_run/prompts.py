@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from caravan.data.records import Message
 from caravan.errors import RecipeError, some
+from caravan.evals.room import without_room
 from caravan.inference.engine import leaves_room, naming
 from caravan.inference.prompt_format import prompt_format
 from caravan.recipe import ChatTemplate, HubSource, ImportedBase
@@ -14,7 +15,8 @@ from caravan_pipelines.dry_run.seen import Seen
 
 
 def lengths(seen: Seen, *, trains: bool) -> str:
-    """How many prompts leave the recipe's model no room for a reply; no run fails of them.
+    """How many prompts leave the recipe's model no room for a reply, or for a whole one; no run
+    fails of them.
 
     Args:
         trains: The model that is asked is one that the run trains.
@@ -29,24 +31,34 @@ def lengths(seen: Seen, *, trains: bool) -> str:
         chosen = recipe.base_model.chat_template
     asked = prompt_format(seen.tokenizer, chosen)
 
-    def too_long(names: Sequence[str], prompts: Sequence[Sequence[Message]]) -> int:
+    def encoded(names: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         with naming(names):
-            return sum(not leaves_room(ids, positions) for ids in asked.encode_all(prompts))
+            return asked.encode_all(prompts)
 
-    said = []
-    for name, instances in seen.instances.items():
-        if count := too_long([i.id for i in instances], [i.messages for i in instances]):
-            said.append(
-                f"{count:,} of {len(instances):,} of task {name}, which count as not answered"
-            )
+    def too_long(prompts: Sequence[Sequence[int]]) -> int:
+        return sum(not leaves_room(ids, positions) for ids in prompts)
+
+    said, cramped = [], []
+    for task in recipe.tasks:
+        if (instances := seen.instances.get(task.name)) is None:
+            continue
+        prompts = encoded([i.id for i in instances], [i.messages for i in instances])
+        of_task = f"of {len(instances):,} of task {task.name}"
+        if count := too_long(prompts):
+            said.append(f"{count:,} {of_task}, which count as not answered")
+        limit = task.sampling.max_completion_length
+        if count := without_room([len(ids) for ids in prompts], limit, positions):
+            cramped.append(f"{count:,} {of_task} leave less than max_completion_length={limit}")
     if recipe.respond is not None and (
-        count := too_long([row.id for row in rows], [row.prompt for row in rows])
+        count := too_long(encoded([row.id for row in rows], [row.prompt for row in rows]))
     ):
         said.append(
             f"{count:,} of the {len(rows):,} looked at in the sources, which respond leaves out"
         )
     room = f"room for a reply in the model's {positions:,} positions"
-    return f"without {room}: {'; '.join(said)}" if said else f"all leave {room}"
+    return "; ".join(
+        [f"without {room}: {'; '.join(said)}" if said else f"all leave {room}", *cramped]
+    )
 
 
 def of_rlvr(seen: Seen) -> str:

@@ -20,6 +20,7 @@ from caravan.data.records import EvalInstance
 from caravan.data.template_stamp import write_stamp
 from caravan.errors import RecipeError, some
 from caravan.evals.judging import Judge, load_judge
+from caravan.evals.room import tokens_needed
 from caravan.evals.scoring import (
     ScoredCompletion,
     classified,
@@ -36,7 +37,6 @@ from caravan.inference import (
     Generation,
     asked_in,
     load_engine,
-    naming,
     unload,
     without_reply,
 )
@@ -144,6 +144,7 @@ def _ask(
         kind=suite.engine,
         batch_size=suite.batch_size,
         tensor_parallel_size=max(1, suite.resources.gpus),
+        max_model_len=tokens_needed(loaded, model),
     )
     total = sum(len(instances) for _, instances in loaded)
     replies: dict[str, Replies] = {}
@@ -154,14 +155,13 @@ def _ask(
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             tell(finished + n * part // max(of, 1), total)
 
-        with naming([f"{task.name}: {instance.id}" for instance in instances]):
-            given = engine.generate(
-                [instance.messages for instance in instances],
-                task.sampling,
-                n=task.num_generations,
-                seed=seed,
-                progress=progress,
-            )
+        given = engine.generate(
+            [instance.messages for instance in instances],
+            task.sampling,
+            n=task.num_generations,
+            seed=seed,
+            progress=progress,
+        )
         # Without tokens and their probabilities, which for a whole suite are gigabytes.
         replies[task.name] = [[Generation(g.text, g.finish_reason) for g in n] for n in given]
         done += len(instances)
