@@ -12,12 +12,19 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
 from caravan.cluster.api import kubernetes_api
 from caravan.cluster.profile import load_profile
-from caravan.cluster.trainjob import POLL_SECONDS, ApiAwayError, TrainJobs, train_job
+from caravan.cluster.trainjob import (
+    POLL_SECONDS,
+    ApiAwayError,
+    JobFailedError,
+    TrainJobs,
+    train_job,
+)
 from caravan.errors import CaravanError, StageError
 from caravan.operations.logs import configure_logging
 from caravan.registry import Registry, State
@@ -81,7 +88,8 @@ def wait_for_job(
         except ApiAwayError:  # which says nothing of the job
             raise
         except CaravanError as error:
-            _close(registry, run, node, str(error))
+            at = error.at if isinstance(error, JobFailedError) else None
+            _close(registry, run, node, str(error), at)
             raise
         finally:
             ended.set()
@@ -119,12 +127,12 @@ def _beat(
                 registry.heartbeat(stage.id)
 
 
-def _close(registry: Registry, run: str, node: Node, why: str) -> None:
-    """Record why the job failed, unless its first node has failed and said so itself. One that
-    was only stopped has not: another node took the job down."""
+def _close(registry: Registry, run: str, node: Node, why: str, at: datetime | None) -> None:
+    """Record why and when the job failed, unless its first node has failed and said so itself. One
+    that was only stopped has not: another node took the job down."""
     stage = next(s for s in registry.stage_runs(run) if s.node == node.name)
     if stage.state is not State.FAILED:
-        registry.finish_stage_run(stage.id, State.FAILED, error=why)
+        registry.finish_stage_run(stage.id, State.FAILED, error=why, at=at)
 
 
 # --- one node of the job ------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -146,6 +147,35 @@ def test_what_a_pod_died_of_reaches_its_stage_once(registry, listed):
     pod_ends.record_ends(run, registry, "ns", State.RUNNING)
     (stage,) = registry.stage_runs(run_id)
     assert (stage.state, stage.failures) == (State.PENDING, 1)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.FAILED, State.CANCELLED])
+def test_a_stage_ends_when_its_pod_did(registry, listed, state):
+    """Not when somebody asks, which may be days later, and would count as its time."""
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    start(registry, run_id, "p1")
+    (stage,) = registry.stage_runs(run_id)
+    end = stage.started_at + timedelta(hours=1)
+    pod = ended(exitCode=137, reason="OOMKilled", finishedAt=end.isoformat())
+    sidecar, _ = pod["status"]["containerStatuses"]
+    sidecar["state"]["terminated"]["finishedAt"] = (end + timedelta(seconds=5)).isoformat()
+    listed.append(named(pod, "p1"))
+    pod_ends.record_ends(registry.get_run(run_id), registry, "ns", state)
+    (stage,) = registry.stage_runs(run_id)
+    assert stage.finished_at == end + timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("pod", [failed(reason="NodeLost"), ended(exitCode=137), None])
+def test_a_stage_whose_pods_end_nobody_knows_ended_with_its_last_beat(registry, listed, pod):
+    run_id = registry.create_run({}, name="r", seed=1, recipe_digest="d", backend="kubeflow")
+    start(registry, run_id, "p1")
+    (before,) = registry.stage_runs(run_id)
+    time.sleep(0.05)
+    listed += [named(pod, "p1")] if pod else []
+    pod_ends.record_ends(registry.get_run(run_id), registry, "ns", State.FAILED)
+    (stage,) = registry.stage_runs(run_id)
+    assert stage.state is State.FAILED
+    assert stage.finished_at == before.heartbeat_at
 
 
 def test_only_what_worked_lately_tells_of_an_interruption(registry, listed):

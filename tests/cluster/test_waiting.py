@@ -12,15 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_api import TrainerApi
+from trainer_api import ENDED_AT, TrainerApi
 
 from caravan.cluster import trainjob
 from caravan.cluster.profile import ClusterProfile
-from caravan.cluster.trainjob import ApiAwayError, TrainJobs, train_job
+from caravan.cluster.trainjob import ApiAwayError, JobFailedError, TrainJobs, train_job
 from caravan.errors import StageError
 from caravan.recipe import Resources
 from caravan.recipe.io import load_recipe, recipe_digest
@@ -99,6 +100,23 @@ def test_a_job_runs_until_it_has_ended(new_api):
     assert jobs.runs(NAME)
     api.end(NAME, "Failed")
     assert not jobs.runs(NAME)
+
+
+def test_a_job_that_failed_says_why_and_when(new_api):
+    api, found = new_api(), []
+
+    def wait() -> None:
+        with pytest.raises(JobFailedError) as failed:
+            TrainJobs(api.client, "research").run(JOB, print, poll_seconds=0.05)
+        found.append(failed.value)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until(lambda: NAME in api.jobs)
+    api.end(NAME, "Failed")
+    waiting.join(30)
+    assert str(found[0]) == f"TrainJob {NAME} failed: because"
+    assert found[0].at == datetime.fromisoformat(ENDED_AT)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -201,6 +219,18 @@ def test_every_failed_job_counts_once_and_the_stage_is_open_while_the_next_one_w
     assert seen == [(State.PENDING, None)] * 3
     assert (books.stage().state, books.stage().failures) == (State.FAILED, 3)
     assert books.stage().error == "too large"
+
+
+def test_a_stage_ends_when_its_job_failed(books):
+    at = datetime.now(UTC) + timedelta(hours=1)
+
+    def failed_while_nobody_asked() -> None:
+        books.registry.start_stage_run(books.stage().id, pod="node-0")
+        raise JobFailedError("its node was lost", at)
+
+    with pytest.raises(StageError, match="its node was lost"):
+        books.wait(failed_while_nobody_asked)
+    assert (books.stage().state, books.stage().finished_at) == (State.FAILED, at)
 
 
 def test_the_books_of_a_job_that_runs_already_are_left_to_its_first_node(books):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from caravan.cluster.ends import was_interrupted, why_ended, why_waiting
+from caravan.cluster.ends import ended_at, was_interrupted, why_ended, why_waiting
 from caravan.cluster.logs import list_pods
 from caravan.cluster.pod import NODE_LABEL
 from caravan.registry import Registry, RunRow, StageRunRow
@@ -16,7 +16,8 @@ NO_WORD = "its pod ended without a word; the cluster's API, which would say why,
 
 
 def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -> list[str]:
-    """Close the stages whose pods have ended; `state` is that of the whole run.
+    """Close the stages whose pods have ended, as of that time, or of their last beat where
+    Kubernetes does not tell it: days may have passed. `state` is that of the whole run.
 
     Returns:
         What a user should know of pods: why they failed (of a run that failed), or what they wait
@@ -29,10 +30,12 @@ def record_ends(run: RunRow, registry: Registry, namespace: str, state: State) -
         if stage.state.finished:
             continue
         reason = _end_of(stage, by_name, known=pods is not None, over=state is not State.RUNNING)
+        at = ended_at(by_name.get(stage.pod, {})) or stage.heartbeat_at
         if state is State.CANCELLED:
-            registry.finish_stage_run(stage.id, State.CANCELLED)
+            registry.finish_stage_run(stage.id, State.CANCELLED, at=at)
         elif reason:  # a pod that was only interrupted gets another
-            registry.finish_stage_run(stage.id, State.FAILED, error=f"{stage.node}: {reason}")
+            error = f"{stage.node}: {reason}"
+            registry.finish_stage_run(stage.id, State.FAILED, error=error, at=at)
     if state is State.FAILED:
         said = [s.error.splitlines()[0] for s in registry.stage_runs(run.id)
                 if s.state is State.FAILED and s.error]  # fmt: skip

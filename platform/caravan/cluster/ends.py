@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import Any
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -54,6 +55,18 @@ def why_ended(pod: dict[str, Any]) -> str | None:
             words = SIGNALS.get(code, f"ended with exit code {code}")
             return f"{words}: {said}" if said and code not in SIGNALS else words
     return f"failed: {status.get('reason') or 'no reason given'} {message}".strip()
+
+
+def ended_at(pod: dict[str, Any]) -> datetime | None:
+    """When the last container of a pod ended; None where one runs or Kubernetes does not say, as
+    of a pod that was lost with its node."""
+    ends = []
+    for container in _containers(pod.get("status", {})):
+        ended = container.get("state", {}).get("terminated") or {}
+        if not (at := ended.get("finishedAt")):
+            return None
+        ends.append(datetime.fromisoformat(at))
+    return max(ends, default=None)
 
 
 def was_interrupted(pod: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from caravan.cluster.api import as_dict
@@ -52,6 +53,14 @@ T = TypeVar("T")
 
 class ApiAwayError(CaravanError):
     """The cluster's API has not answered for long; the job goes on without us."""
+
+
+class JobFailedError(StageError):
+    """A job has failed, at a time that may be long before anybody asked."""
+
+    def __init__(self, message: str, at: datetime | None) -> None:
+        super().__init__(message)
+        self.at = at
 
 
 # --- the job as an object -----------------------------------------------------------------------
@@ -195,7 +204,8 @@ class TrainJobs:
         ended; one that still runs when this process ends stays, for the next attempt.
 
         Raises:
-            StageError: it failed, or somebody removed it.
+            JobFailedError: it failed.
+            StageError: it is refused, or somebody removed it.
             ApiAwayError: the API is away; the job stays.
         """
         name = job["metadata"]["name"]
@@ -208,13 +218,16 @@ class TrainJobs:
             logs.tell(pods, tell)
             if found is None:
                 raise StageError(f"TrainJob {name} is gone: somebody has deleted it")
-            state, message = job_state(found)
+            state, condition = job_state(found)
+            message = condition.get("message", "")
             if state in ENDS:
                 reasons = [why for pod in pods if (why := why_ended(pod))]
                 self._patiently(name, lambda: self.delete(name), poll_seconds)
                 if state == "Failed":
-                    raise StageError(
-                        f"TrainJob {name} failed: {'; '.join(dict.fromkeys(reasons)) or message}"
+                    at = condition.get("lastTransitionTime")
+                    raise JobFailedError(
+                        f"TrainJob {name} failed: {'; '.join(dict.fromkeys(reasons)) or message}",
+                        datetime.fromisoformat(at) if at else None,
                     )
                 return
             waits = [why for pod in pods if (why := why_waiting(pod))]
@@ -331,14 +344,14 @@ class TrainJobs:
         return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
 
 
-def job_state(job: Mapping[str, Any]) -> tuple[str, str]:
-    """`Complete`, `Failed`, `Suspended` or `Running`, and the condition's message."""
+def job_state(job: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """`Complete`, `Failed`, `Suspended` or `Running`, and the condition that says so."""
     conditions = {c["type"]: c for c in job.get("status", {}).get("conditions") or []
                   if c.get("status") == "True"}  # fmt: skip
     for state in ("Complete", "Failed", "Suspended"):
         if state in conditions:
-            return state, conditions[state].get("message", "")
-    return "Running", ""
+            return state, conditions[state]
+    return "Running", {}
 
 
 class PodLogs:
