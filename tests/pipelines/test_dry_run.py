@@ -9,11 +9,14 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import is_offline_mode
 from rich.console import Console
 
 from caravan.data.io import write_rows
@@ -26,7 +29,7 @@ from caravan.training.bpe import train_tokenizer
 from caravan.training.models import new_reward_model, save_model
 from caravan_command import MINI, command_here
 from caravan_pipelines.cli.run import TOLD_BY_CHECKS
-from caravan_pipelines.dry_run import dry_run
+from caravan_pipelines.dry_run import dry_run, hub
 from foreign import GEMMA, write_foreign
 from tiny import conversations, write_inputs
 
@@ -176,18 +179,51 @@ def test_rows_that_will_be_cut_or_dropped_are_told_once(
     assert "have no reply to train on" not in output
 
 
-def test_a_hub_that_does_not_answer_is_told_once(
+def of_the_hub(directory: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> Recipe:
+    """A recipe with two sources of a hub that is at `endpoint`."""
+    for name in ("datasets.config.HF_ENDPOINT", "huggingface_hub.constants.ENDPOINT"):
+        monkeypatch.setattr(name, endpoint)
+    sources = [
+        {"name": name, "license": "MIT", "skill": "s",
+         "origin": {"kind": "hub", "dataset_name": f"caravan/absent-{name}"}}
+        for name in ("one", "two")
+    ]  # fmt: skip
+    return recipe(directory, curate={"sources": sources})
+
+
+def test_a_hub_that_does_not_answer_is_told_once_and_not_waited_for(
     model: Path, tmp_path: Path, run_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("datasets.config.HF_ENDPOINT", "huggingface_hub.constants.ENDPOINT"):
-        monkeypatch.setattr(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    source = {"name": "hub", "license": "MIT", "skill": "s",
-              "origin": {"kind": "hub", "dataset_name": "caravan/absent"}}  # fmt: skip
-    recipe(tmp_path, curate={"sources": [source]})
+    of_the_hub(tmp_path, monkeypatch, "http://127.0.0.1:9")
+
+    def waits(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s to try again")
+
+    monkeypatch.setattr("time.sleep", waits)
     output = run_command("run", str(tmp_path / "recipe.yaml"), "--dry-run", code=2)
-    assert "cannot load dataset 'caravan/absent'" in output
-    assert "Retrying" not in output
+    assert output.count("cannot be reached") == 1
+    assert "skipped hub: http://127.0.0.1:9 cannot be reached: " in output
+    for name in ("one", "two"):
+        line = f"failed  source {name}: dataset 'caravan/absent-{name}' is not in the hub's local"
+        assert line in output
+    assert not is_offline_mode()
+
+
+def test_a_hub_that_answers_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found = of_the_hub(tmp_path, monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    with hub.local_cache_where_away(found, tmp_path) as away:
+        assert (away, is_offline_mode()) == ("", False)
+    server.shutdown()
+    server.server_close()
 
 
 def test_sources_are_counted_each_for_itself_and_an_empty_one_fails(

@@ -23,7 +23,7 @@ from caravan.recipe import (
     VLLMEngineConfig,
 )
 from caravan.settings import Settings
-from caravan_pipelines.dry_run import data, models, needs, prompts, training
+from caravan_pipelines.dry_run import data, hub, models, needs, prompts, training
 from caravan_pipelines.dry_run.seen import NothingToCheckError, Seen
 from caravan_pipelines.graph import stage_graph
 
@@ -41,18 +41,23 @@ def dry_run(recipe: Recipe, recipe_dir: Path, settings: Settings, console: Conso
         console.print(Text.assemble((f"{state:<8}", style), says), soft_wrap=True)
 
     seen = Seen(recipe, recipe_dir)
-    for title, check in _checks(seen, settings):
-        try:
-            tell("ok", "green", f"{title}: {check()}")
-        except NothingToCheckError as reason:
-            tell("skipped", "yellow", f"{title}: {reason}")
-        except CaravanError as error:
-            seen.failed.append(title)
-            tell("failed", "red", f"{title}: {below(title, error)}")
-        except Exception as error:
-            # Not foreseen, but the other checks still have something to tell.
-            seen.failed.append(title)
-            tell("failed", "red", f"{title}: {type(error).__name__}: {error}")
+    with hub.local_cache_where_away(recipe, recipe_dir) as away:
+        if away:
+            tell(
+                "skipped", "yellow", f"hub: {away}; what is of the hub has to be in its local cache"
+            )
+        for title, check in _checks(seen, settings):
+            try:
+                tell("ok", "green", f"{title}: {check()}")
+            except NothingToCheckError as reason:
+                tell("skipped", "yellow", f"{title}: {reason}")
+            except CaravanError as error:
+                seen.failed.append(title)
+                tell("failed", "red", f"{title}: {below(title, error)}")
+            except Exception as error:
+                # Not foreseen, but the other checks still have something to tell.
+                seen.failed.append(title)
+                tell("failed", "red", f"{title}: {type(error).__name__}: {error}")
     if seen.failed:
         raise CaravanError(f"{len(seen.failed)} of the checks failed; nothing was started")
 

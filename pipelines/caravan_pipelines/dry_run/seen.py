@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caravan.data.records import Conversation, EvalInstance, Pair
+from caravan.errors import some
 from caravan.recipe import ImportedBase, Recipe
 
 SAMPLE_CHARACTERS = 4_000
@@ -44,7 +45,7 @@ class Seen:
             NothingToCheckError: a check failed whose title begins with `what`.
         """
         if failed := [title for title in self.failed if title.startswith(f"{what} ")]:
-            raise NothingToCheckError(f"not checked, as {', '.join(failed)} failed")
+            raise NothingToCheckError(f"not checked, as {some(failed)} failed")
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -68,6 +68,10 @@ def read_hub(origin: HubSource) -> Iterator[tuple[int, RawRow]]:
             origin.dataset_name, origin.config_name, split=origin.split, revision=origin.revision
         )
     except Exception as error:
+        if isinstance(error, ConnectionError) and datasets.config.HF_HUB_OFFLINE:
+            raise DataError(
+                f"dataset {origin.dataset_name!r} is not in the hub's local cache"
+            ) from error
         raise DataError(
             f"cannot load dataset {origin.dataset_name!r} (split {origin.split!r}): {error}; "
             "check name, split and network, or give the rows as files"

@@ -59,6 +59,10 @@ def find_model(config: ImportedBase, recipe_dir: Path) -> Path:
             hub.snapshot_download(name, revision=config.revision, allow_patterns=list(KEPT))
         )
     except Exception as error:  # the client raises many kinds, of three libraries
+        if hub.is_offline_mode():
+            raise DataError(
+                f"{name} is not a directory under {recipe_dir}, and not in the hub's local cache"
+            ) from error
         raise DataError(
             f"{name} is not a directory under {recipe_dir} and cannot be downloaded: {error}"
         ) from error
