@@ -277,15 +277,17 @@ def test_what_a_run_will_not_read_train_on_or_keep_is_told_for_each_source(
 
 
 def test_a_source_with_a_broken_row_is_named_once(model: Path, tmp_path: Path) -> None:
-    """Not once more by what would have looked at its rows."""
+    """Not once more by what would have looked at its rows, of which none is trained on."""
     rlvr = {"algorithm": {"kind": "grpo"}, "max_length": 64,
             "sampling": {"max_completion_length": 8}}  # fmt: skip
     found = recipe(tmp_path, rlvr=rlvr)
-    (tmp_path / "rows.jsonl").write_text('{"messages": 3}\n')
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"messages": 3}\n')
     output, content = check(found, tmp_path)
     assert not content
-    assert f"failed  source rows: {tmp_path}/rows.jsonl, row 1: column 'messages'" in output
+    assert f"failed  source rows: {tmp_path}/rows.jsonl, row 21: column 'messages'" in output
     assert output.count("failed  ") == 1
+    assert "two steps of sft: the settings train" in output
     assert "skipped template and masks: not checked, as source rows failed" in output
     assert "skipped rlvr: not checked, as source rows failed" in output
 

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from caravan.data.records import Conversation
 from caravan.errors import DataError
 from caravan.recipe import EvalTask, HubSource, PairSource, Source
 from caravan_pipelines.dry_run.seen import Seen
@@ -20,12 +21,16 @@ FILTERED_ROWS = 1_000
 
 
 def source_rows(source: Source, filters: Filters, seen: Seen) -> str:
+    """What there is to say of a source. Of one that breaks off nothing is kept: what comes after
+    would speak of some of its rows as if they were all."""
     from caravan.data.card import SourceCard, counted
     from caravan.stages.curate import load
 
     card, recipe = SourceCard(source), seen.recipe
     on_hub = isinstance(source.origin, HubSource)
     takes_all = recipe.rlvr is not None and recipe.rlvr.prompts == "all"
+    first: list[Conversation] = []
+    trainable: Counter[str] = Counter()
     rows = load(source, recipe.seed, seen.recipe_dir, recipe.verifiers, unread=card.unread)
     for row in islice(rows, SAMPLE_ROWS) if on_hub else rows:
         card.count(row)
@@ -33,11 +38,13 @@ def source_rows(source: Source, filters: Filters, seen: Seen) -> str:
             card.dropped[reason] += 1
             continue
         if card.available <= SAMPLE_ROWS:
-            seen.rows.append(row)
+            first.append(row)
         if takes_all or (row.verifier is not None and row.ground_truth is not None):
-            seen.trainable[row.skill] += 1
+            trainable[row.skill] += 1
     if not card.available:
         raise DataError(f"source {source.name} holds no row; check its origin")
+    seen.rows += first
+    seen.trainable += trainable
     said = [
         f"the first {card.available} rows can be read" if on_hub else f"{card.available:,} rows"
     ]
