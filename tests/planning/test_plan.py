@@ -126,6 +126,47 @@ def test_a_reward_model_that_scores_takes_memory_and_time_of_rlvr(tulu):
     assert held[1] - held[0] == pytest.approx(4 * LLAMA[8].parameters / 8)
 
 
+def test_a_value_model_has_the_size_of_the_reward_model_that_it_starts_from(recipes):
+    large = load_recipe(recipes / "tulu3-70b.yaml")
+
+    def planned(name):
+        reward = large.reward_model.derive(model_name_or_path=name)
+        plan = plan_of(large.derive(reward_model=reward))
+        return stage(plan, "rlvr"), [note for note in plan.notes if "reward model" in note]
+
+    (of_8b, none), (of_70b, _) = planned("owner/Llama-3.1-8B-RM"), planned("owner/llama-3.1-70b-rm")
+    assert of_8b == stage(plan_of(large), "rlvr")
+    assert none == []
+    assert of_8b.memory_gib < of_70b.memory_gib
+    assert of_8b.seconds < of_70b.seconds
+    assert of_8b.fitting_tokens_per_pass > of_70b.fitting_tokens_per_pass
+    unknown, notes = planned("owner/my-reward-model")
+    assert unknown == of_70b
+    assert notes == [
+        "rlvr: nothing tells the size of the reward model owner/my-reward-model, which is taken to "
+        "be as large as the policy"
+    ]
+
+
+def test_a_model_of_another_size_is_held_beside_as_what_it_is(tulu):
+    """With the policy alone, and the other one alone, as much."""
+
+    def held(shape, **options):
+        setup = memory.training_setup(rlvr, shape, gpu=True, ranks=16, lanes=1, **options)
+        return setup.state_bytes()
+
+    rlvr = tulu.rlvr.derive(rollouts=VLLMRollouts(), beta=0.0)
+    both = held(LLAMA[70], reward_model=LLAMA[8])
+    assert both == pytest.approx((held(LLAMA[70]) + held(LLAMA[8])) / 2)
+    assert held(LLAMA[70], reward_model=LLAMA[70]) == held(LLAMA[70])
+    rlvr = rlvr.derive(algorithm=GRPOConfig())
+    assert held(LLAMA[70], reward_model=LLAMA[8]) == held(LLAMA[70])
+    alone, rlvr = held(LLAMA[70]), rlvr.derive(reward_model_multiplier=1.0)
+    assert held(LLAMA[70], reward_model=LLAMA[8]) - alone == pytest.approx(
+        4 * LLAMA[8].parameters / 16
+    )
+
+
 def test_ranks_beyond_the_prompts_of_a_step_do_not_make_sampling_faster(tulu, monkeypatch):
     decoded = []
 

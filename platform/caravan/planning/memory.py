@@ -35,9 +35,13 @@ class TrainingSetup:
     """Autocast: matrices are computed in bf16, weights and optimiser stay in float32."""
     gradient_checkpointing: bool = False
     trained: int = 1
-    """Models trained at once: 2 with PPO's value model."""
+    """Models of this shape trained at once: 2 with PPO's value model."""
     frozen: int = 0
-    """Models that are only read: a reference, and a reward model. ZeRO-3 spreads them too."""
+    """Models of this shape that are only read: a reference, and a reward model. ZeRO-3 spreads them
+    too."""
+    beside: TrainingSetup | None = None
+    """Models of another shape: PPO's value model and a reward model, where they come from one of
+    another size."""
     samples: bool = False
     """Rollouts are sampled, which under ZeRO-3 and on a GPU takes a copy of the policy."""
     lora_rank: int = 0
@@ -89,18 +93,20 @@ class TrainingSetup:
             held += t * weights
         more_gradients = 4 * (self.lanes - 1)
         trained = self.trained * (held + t * (gradients + moments + more_gradients))
-        return trained + self.frozen * frozen + self.sampled_copy_bytes()
+        beside = self.beside.state_bytes() if self.beside else 0.0
+        return trained + self.frozen * frozen + self.sampled_copy_bytes() + beside
 
     def gathered_bytes(self) -> float:
         """Of weights that are spread, during a pass: two layers are whole at a time. Frozen models
         gather theirs when trained ones do not."""
         if not self.spread:
             return 0.0
-        return (
-            max(1, self.trained)
-            * 4
-            * (2 * self.shape.layer_parameters + self.shape.head_parameters)
-        )
+        one = 4 * (2 * self.shape.layer_parameters + self.shape.head_parameters)
+        own = max(1, self.trained) * one
+        if self.beside is None:
+            return own
+        beside = self.beside.gathered_bytes()
+        return own + beside if self.beside.trained else max(own, beside)
 
     def sampled_copy_bytes(self) -> float:
         """Of the whole model that is sampled from, where it is not the policy itself."""
@@ -123,7 +129,11 @@ class TrainingSetup:
 
     def token_bytes(self) -> tuple[float, float]:
         """Of each token of a pass: what is kept from the forward to the backward pass, and what a
-        layer that is computed again adds."""
+        layer that is computed again adds. A pass goes through one model."""
+        if self.beside and self.beside.trained:
+            kept, again = replace(self, beside=None).token_bytes()
+            their_kept, their_again = self.beside.token_bytes()
+            return max(kept, their_kept), max(again, their_again)
         s = self.shape
         d, a, k, i = s.hidden_size, s.attention_width, s.kv_width, s.intermediate_size
         width = 2 if self.bf16 else 4
@@ -159,7 +169,8 @@ class TrainingSetup:
         if not (self.gpu and self.gradient_checkpointing and copied):
             return 0.0
         sharded = self.ranks if self.zero_stage == 3 else 1
-        return 2 * self.shape.num_layers * self.shape.layer_parameters * self.trained / sharded
+        own = 2 * self.shape.num_layers * self.shape.layer_parameters * self.trained / sharded
+        return own + (self.beside.freed_bytes() if self.beside else 0.0)
 
     def gib(self, tokens_per_pass: float) -> float:
         kept, again = self.token_bytes()
@@ -181,29 +192,41 @@ class TrainingSetup:
 
 
 def training_setup(
-    config: TrainingConfig, shape: ModelShape, *, gpu: bool, ranks: int, lanes: int
+    config: TrainingConfig,
+    shape: ModelShape,
+    *,
+    gpu: bool,
+    ranks: int,
+    lanes: int,
+    reward_model: ModelShape | None = None,
 ) -> TrainingSetup:
-    """What one process of a training stage holds, from the stage's part of the recipe."""
-    trained, frozen, samples = 1, 0, False
-    if isinstance(config, RLVRConfig):
-        samples = config.rollouts.kind == "transformers"
-        trained = 2 if config.algorithm.kind == "ppo" else 1
-        frozen = (config.beta > 0) + (config.reward_model_multiplier > 0)
-    return TrainingSetup(
+    """What one process of a training stage holds, from the stage's part of the recipe.
+
+    Args:
+        reward_model: of RLVR, also the shape of the value model that starts from it; None is that
+            of the policy.
+    """
+    one = TrainingSetup(
         shape,
         ranks,
         config.zero_stage,
         config.bf16,
         config.gradient_checkpointing,
-        trained=trained,
-        frozen=frozen,
         lora_rank=config.lora.rank if config.lora else 0,
         nf4=config.quantization is not None,
         gpu=gpu,
         lanes=lanes,
-        samples=samples,
         offload=config.zero_offload,
     )
+    if not isinstance(config, RLVRConfig):
+        return one
+    valued, scored = config.algorithm.kind == "ppo", config.reward_model_multiplier > 0
+    policy = replace(one, frozen=int(config.beta > 0),
+                     samples=config.rollouts.kind == "transformers")  # fmt: skip
+    if reward_model in (None, shape) or not config.reads_reward_model:
+        return replace(policy, trained=1 + valued, frozen=policy.frozen + scored)
+    beside = replace(one, shape=reward_model, trained=int(valued), frozen=int(scored))
+    return replace(policy, beside=beside)
 
 
 def forward_setup(

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from caravan.errors import DataError
 from caravan.planning.flow import Flow, flow_of
 from caravan.planning.shapes import ModelShape, pretrained_shape, shape_of_model
 from caravan.recipe import PretrainedBase, Recipe, Sampling
@@ -46,6 +47,21 @@ class PlannedRecipe:
     @property
     def shape(self) -> ModelShape:
         return self.base[0]
+
+    @cached_property
+    def reward_model(self) -> ModelShape:
+        """The reward model's shape, and of a value model that starts from it."""
+        reward = self.recipe.reward_model
+        if reward is None or reward.model_name_or_path is None:
+            return self.shape
+        try:
+            return shape_of_model(reward.model_name_or_path, self.recipe_dir)[0]
+        except DataError:
+            self.notes.append(
+                f"rlvr: nothing tells the size of the reward model {reward.model_name_or_path}, "
+                "which is taken to be as large as the policy"
+            )
+            return self.shape
 
     def reply(self, sampling: Sampling, *, base: bool = False) -> float:
         """Mean tokens of a reply: as in the mix; a base model does not know when to end."""

@@ -124,22 +124,21 @@ def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRC
     ppo = algorithm.kind == "ppo"
     setup = _setup(planned, placement, config)
     tokens = pass_tokens(config.tokens_per_pass, setup, placement, config.max_length)
-    one = replace(setup, trained=1)
+    policy = replace(setup, trained=1)
+    reward = replace(setup.beside or setup, trained=1)  # or a value model that started from it
     rows = Rows(rollouts, prompt + reply, reply)
     updates = config.num_epochs * config.num_mini_batches
     idle = setup.state_bytes() / GIB + placement.device.base_gib
     sampled = _sampled(setup, placement, config, idle, prompt, reply)
     batch = sampled.work
-    measured = (updates > 1) + (config.beta > 0) + (config.reward_model_multiplier > 0) + ppo
-    forward = work.forward_passes(one, placement, rows, tokens_per_pass=tokens)
-    trained = work.training(
-        one, placement, replace(rows, count=rollouts * config.num_epochs), steps=updates,
-        tokens_per_pass=tokens,
-    )  # fmt: skip
-    for _ in range(measured):
-        batch += forward
-    for _ in range(setup.trained):
-        batch += trained
+    scored = config.reward_model_multiplier > 0
+    for model in (
+        (updates > 1) * [policy] + (config.beta > 0) * [policy] + (scored + ppo) * [reward]
+    ):
+        batch += work.forward_passes(model, placement, rows, tokens_per_pass=tokens)
+    again = replace(rows, count=rollouts * config.num_epochs)
+    for model in [policy] + ppo * [reward]:
+        batch += work.training(model, placement, again, steps=updates, tokens_per_pass=tokens)
     found = Work(batch.seconds * config.max_steps, batch.flops * config.max_steps)
     all_rows = replace(rows, count=rollouts * config.max_steps)
     plan = _trained(node, placement, setup, all_rows, found, tokens,
@@ -228,12 +227,14 @@ def _setup(
     placement: Placement,
     config: SFTConfig | DPOConfig | RewardModelConfig | RLVRConfig,
 ) -> TrainingSetup:
+    reads_reward_model = isinstance(config, RLVRConfig) and config.reads_reward_model
     return training_setup(
         config,
         planned.shape,
         gpu=placement.on_gpu,
         ranks=placement.ranks,
         lanes=placement.lanes,
+        reward_model=planned.reward_model if reads_reward_model else None,
     )
 
 
