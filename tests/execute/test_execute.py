@@ -33,6 +33,7 @@ def test_a_stage_is_run_published_and_recorded(count, registry, settings, new_ru
     assert (stage.node, stage.state, stage.attempt) == ("sft", State.SUCCEEDED, 1)
     assert (stage.progress_done, stage.progress_total) == (3, 3)
     assert stage.outputs == outputs
+    assert Resources.model_validate(stage.resources) == Resources(cpus=1)
     assert stage.metrics["last"] == 3.0
     assert set(stage.metrics) == {"last", "perf/cpu_seconds", "perf/peak_memory_gib"}
     assert [(m.step, m.value) for m in registry.metrics(stage.id)] == [(1, 1.5), (2, 3), (3, 4.5)]

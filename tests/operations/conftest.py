@@ -51,9 +51,11 @@ def stage(registry):
     """Records a stage run that took so many seconds."""
     import sqlalchemy as sa
 
-    def record(run_id, node, seconds, *, stage=None, state=State.SUCCEEDED, metrics={}):  # noqa: B006
+    def record(
+        run_id, node, seconds, *, stage=None, state=State.SUCCEEDED, metrics={}, resources={},  # noqa: B006
+    ):  # fmt: skip
         opened = registry.open_stage_run(run_id, node, stage or node, f"{run_id} {node}")
-        registry.start_stage_run(opened.id, {})
+        registry.start_stage_run(opened.id, {}, resources=resources)
         if state.finished:
             registry.finish_stage_run(opened.id, state, metrics=metrics)
         earlier = sa.text(

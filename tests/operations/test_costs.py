@@ -79,6 +79,15 @@ def test_every_stage_is_costed_with_what_it_runs_with(path, registry, new_run, s
     assert costed == {node.name: node.resources for node in nodes}
 
 
+def test_a_stage_costs_what_it_ran_on_whatever_its_recipe_is_read_as_later(
+    registry, new_run, stage, on_gpus
+):
+    run_id = new_run(recipe=on_gpus)
+    stage(run_id, "sft", 3600, resources={"cpus": 3, "nodes": 2})
+    (cost,) = run_costs(registry.get_run(run_id), registry, PRICES)
+    assert (cost.gpu_hours, cost.core_hours) == (0, pytest.approx(6, rel=1e-2))
+
+
 def test_pairs_of_ones_own_cost_what_the_recipe_gives_them(registry, new_run, stage, recipe):
     source = {"name": "mine", "license": "Apache-2.0", "skill": "chat",
               "origin": {"kind": "files", "paths": ["mine.jsonl"]}}  # fmt: skip

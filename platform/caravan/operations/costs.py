@@ -49,7 +49,9 @@ def project_of(run: RunRow) -> str:
 
 
 def resources_of(recipe: Mapping[str, Any], stage: StageRunRow) -> Resources:
-    """What a stage run was given, by its run's recipe."""
+    """What a stage run was given, as recorded; where it was not, by its run's recipe."""
+    if stage.resources:
+        return Resources.model_validate(stage.resources)
     section = recipe.get(SECTIONS.get(stage.stage, stage.stage)) or {}
     if stage.stage == "respond":
         name = stage.node.removeprefix("respond-")

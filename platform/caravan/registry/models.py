@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0007"
+SCHEMA_VERSION = "0008"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -122,6 +122,7 @@ class StageRun(Base):
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
     spent_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
     pod: Mapped[str] = mapped_column(String(255), default="", server_default="")
+    resources: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -178,6 +178,7 @@ def _stage_rows(
             warnings=s.warnings, last_warning=s.last_warning,
             reused_from=s.reused_from,
             metrics={k: math.nan if v is None else v for k, v in s.metrics.items()},
+            resources=s.resources,
             inputs=edges.get((s.id, "in"), {}), outputs=edges.get((s.id, "out"), {}),
         )
         for s in found

@@ -194,11 +194,17 @@ class Registry:
             return queries.stage_run(session, opened, self.stale_after_seconds)
 
     def start_stage_run(
-        self, stage_run_id: int, inputs: Mapping[str, str] = {}, *, pod: str = ""
+        self,
+        stage_run_id: int,
+        inputs: Mapping[str, str] = {},
+        *,
+        pod: str = "",
+        resources: Mapping[str, Any] = {},
     ) -> None:
-        """Record that the stage now runs, on these input artifacts (name to digest)."""
+        """Record that the stage now runs, on these input artifacts (name to digest) and on what a
+        recipe's `resources` say."""
         with self._write() as session:
-            writes.start_stage_run(session, stage_run_id, pod)
+            writes.start_stage_run(session, stage_run_id, pod, resources)
             writes.link(session, stage_run_id, "in", inputs)
 
     def heartbeat(

@@ -83,6 +83,9 @@ class StageRunRow:
     """The stage run that did the work, where this one only took its artifacts."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Final numbers of the stage."""
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """What the last attempt was given to run on, as a recipe says it; empty where that was not
+    recorded."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digest of each input artifact, by name."""
     outputs: Mapping[str, str] = field(default_factory=dict)

@@ -159,12 +159,14 @@ def _unlink(session: Session, stage_run_id: int) -> None:
     )
 
 
-def start_stage_run(session: Session, stage_run_id: int, pod: str) -> None:
+def start_stage_run(
+    session: Session, stage_run_id: int, pod: str, resources: Mapping[str, Any]
+) -> None:
     _unlink(session, stage_run_id)
     _set(
         session, stage_run_id, state=State.RUNNING, attempt=m.StageRun.attempt + 1,
         started_at=m.now(), heartbeat_at=m.now(), finished_at=None, error=None, reused_from=None,
-        pod=pod,
+        pod=pod, resources=dict(resources),
     )  # fmt: skip
 
 

@@ -262,7 +262,11 @@ class _Execution:
         for digest in self.inputs.values():
             manifest = self.store.manifest(digest)
             self.registry.add_artifact(manifest.artifact, self.store.uri(digest))
-        self.registry.start_stage_run(stage_run_id, self.inputs, pod=self.settings.pod_name)
+        given = getattr(self.config, "resources", None)
+        self.registry.start_stage_run(
+            stage_run_id, self.inputs, pod=self.settings.pod_name,
+            resources={} if given is None else given.model_dump(mode="json"),
+        )  # fmt: skip
 
     def _run_stage(self, journal: Journal, reporter: Reporter) -> Made:
         inputs = {
