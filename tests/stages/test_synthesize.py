@@ -21,7 +21,7 @@ from caravan.pocket.teacher import PROGRAMS
 from caravan.recipe import ProgramEngineConfig, SynthesisTask, SynthesizeConfig
 from caravan.stages import synthesize
 from caravan.stages.configs import SynthesizeStageConfig
-from caravan.stages.synthesize import Rejection, WrittenPrompt, read_prompt, read_response
+from caravan.stages.synthesis_replies import Rejection, WrittenPrompt, read_prompt, read_response
 from caravan.verifiers import VERIFIERS, verify
 
 Program = Callable[[Sequence[Message], Random], str]

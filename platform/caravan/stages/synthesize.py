@@ -15,69 +15,35 @@ Outputs:
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from caravan.data.dedup import normalise
-from caravan.data.io import ROWS, to_line, write_json, write_rows
+from caravan.data.io import ROWS, write_json, write_rows
 from caravan.data.mixing import generator
 from caravan.data.readers import read_raw
-from caravan.data.records import Conversation, Message, Record
-from caravan.data.synthesis_prompts import (
-    PROMPTS,
-    Request,
-    prompt_request,
-    response_request,
-    strip_prefix,
-)
+from caravan.data.records import Conversation, Message
+from caravan.data.synthesis_prompts import prompt_request, response_request
 from caravan.errors import DataError
 from caravan.inference import Engine, Generation, load_engine
 from caravan.recipe import Sampling, SynthesisTask
 from caravan.stages.configs import SynthesizeStageConfig
 from caravan.stages.context import StageContext, StageResult
-from caravan.verifiers import verify
+from caravan.stages.synthesis_journal import Attempt, Journal
+from caravan.stages.synthesis_replies import (
+    Rejection,
+    WrittenPrompt,
+    read_prompt,
+    read_response,
+)
 
 NAME = "synthesize"
 VERSION = 1
 
 ROWS_PER_BATCH = 256
 EXCERPT_CHARACTERS = 500
-
-
-class Attempt(Record):
-    """One line of the journal: a row that passed, or why an attempt at it did not."""
-
-    id: str
-    attempt: int
-    row: Conversation | None = None
-    reason: str | None = None
-    excerpt: str | None = None
-    """Beginning of the text that was rejected."""
-
-
-class Rejection(Exception):
-    """A reply is not good enough; says why."""
-
-    def __init__(self, reason: str, text: str) -> None:
-        super().__init__(reason)
-        self.reason, self.text = reason, text
-
-
-@dataclass(frozen=True)
-class WrittenPrompt:
-    text: str
-    ground_truth: Any = None
-    verifier: str | None = None
 
 
 def external_files(config: SynthesizeStageConfig, recipe_dir: Path) -> list[Path]:
@@ -252,122 +218,6 @@ class TaskWriter:
         )
 
 
-def read_prompt(task: SynthesisTask, request: Request, reply: Generation) -> WrittenPrompt:
-    """The prompt in a reply: a JSON object with `prompt` and `ground_truth`, or text with a prefix.
-
-    Raises:
-        Rejection: there is no usable prompt, or no ground truth where the task needs one.
-    """
-    if reply.finish_reason == "too_long":
-        raise Rejection("request too long", "")
-    if reply.finish_reason == "length":
-        raise Rejection("prompt cut off", reply.text)
-    written = _parse_json_object(reply.text)
-    if written is None:
-        prompt = WrittenPrompt(strip_prefix(reply.text, PROMPTS[task.kind].prefix))
-    else:
-        text, verifier = written.get("prompt"), written.get("verifier")
-        if not isinstance(text, str) or not isinstance(verifier, str | None):
-            raise Rejection("prompt is not text", reply.text)
-        text = strip_prefix(text, PROMPTS[task.kind].prefix)
-        prompt = WrittenPrompt(text, written.get("ground_truth"), verifier)
-    if not prompt.text:
-        raise Rejection("empty prompt", reply.text)
-    truth = request.ground_truth if prompt.ground_truth is None else prompt.ground_truth
-    name = prompt.verifier or task.verifier
-    if truth is None or name is None:
-        if task.verifier is not None:
-            raise Rejection("no ground truth", reply.text)
-        return WrittenPrompt(prompt.text)
-    try:
-        verify(name, "", truth)
-    except DataError as error:
-        raise Rejection("unusable ground truth", f"{error}: {reply.text}") from error
-    return WrittenPrompt(prompt.text, truth, name)
-
-
-def read_response(task: SynthesisTask, prompt: WrittenPrompt, reply: Generation) -> str:
-    """The response, if it is complete, of the form asked for, and right where that can be told.
-
-    Raises:
-        Rejection: it is not.
-    """
-    if reply.finish_reason == "too_long":
-        raise Rejection("prompt too long to answer", prompt.text)
-    text = reply.text.strip()
-    if not text:
-        raise Rejection("empty response", text)
-    if reply.finish_reason == "length":
-        raise Rejection("response cut off", text)
-    if prompt.verifier is not None:
-        if not verify(prompt.verifier, text, prompt.ground_truth).correct:
-            raise Rejection("response fails its verifier", text)
-    elif PROMPTS[task.kind].ending not in text:
-        raise Rejection("response of another form", text)
-    elif task.kind == "code" and not _has_function(text):
-        raise Rejection("no Python function", text)
-    return text
-
-
-class Journal:
-    """The attempts of one task, on disk as they end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.attempts: list[Attempt] = []
-        self.rows: dict[str, Conversation] = {}
-        self._last: dict[str, int] = {}
-        self._prompts: set[str] = set()
-        self._unwritten: list[str] = []
-        self._read()
-
-    def _read(self) -> None:
-        """Take up what an earlier start wrote; a line cut short by its end is dropped."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        complete = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    attempt = Attempt.model_validate_json(line)
-                except ValidationError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                self._remember(attempt)
-                complete += len(line)
-        os.truncate(self.path, complete)
-
-    def is_due(self, id: str, attempt: int) -> bool:
-        """The row has not passed yet, and this is the next attempt at it."""
-        return id not in self.rows and self._last.get(id, 0) == attempt - 1
-
-    def has_prompt(self, text: str) -> bool:
-        return normalise(text) in self._prompts
-
-    def add(self, attempt: Attempt) -> None:
-        self._unwritten.append(to_line(attempt))
-        self._remember(attempt)
-
-    def flush(self) -> None:
-        """Make sure that what was added survives."""
-        try:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(self._unwritten)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DataError(f"cannot write {self.path}: {error.strerror}; free space") from error
-        self._unwritten.clear()
-
-    def _remember(self, attempt: Attempt) -> None:
-        self.attempts.append(attempt)
-        self._last[attempt.id] = attempt.attempt
-        if attempt.row is not None:
-            self.rows[attempt.id] = attempt.row
-            self._prompts.add(normalise(attempt.row.messages[0].content))
-
-
 class _Engines:
     """Engines by name, loaded when first asked for."""
 
@@ -399,25 +249,3 @@ def _summary(task: SynthesisTask, attempts: Sequence[Attempt]) -> dict[str, Any]
         "prompt_engine": task.prompt_engine,
         "response_engine": task.response_engine,
     }
-
-
-def _parse_json_object(text: str) -> dict[str, Any] | None:
-    fenced = re.fullmatch(r"\s*```(?:json)?\n(.*)\n```\s*", text, re.DOTALL)
-    try:
-        value = json.loads(fenced[1] if fenced else text)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _has_function(text: str) -> bool:
-    """The text is, or fences, Python that defines a function. It is parsed, never run."""
-    blocks = re.findall(r"```(?:python|py)?\n(.*?)```", text, re.DOTALL | re.IGNORECASE) or [text]
-    for block in blocks:
-        try:
-            tree = ast.parse(block)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        if any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in tree.body):
-            return True
-    return False
