@@ -26,6 +26,7 @@ from caravan.recipe import RLVRConfig
 from caravan.training.frozen import Frozen
 from caravan.training.models import place, prepare_torch
 from caravan.training.rl import trainer as rl
+from caravan.training.rl.learner import RLModels
 from caravan.training.rl.rollout import RLPrompt
 from caravan.training.rl.samplers import ModelSampler
 from caravan.verifiers.verdict import Verdict
@@ -88,7 +89,7 @@ def caravan(work: g.Work, *, bf16: bool) -> Marks:
         resources={"cpus": THREADS},
     )
     tokenizer = w.tokenizer(g.SHAPE)
-    models = rl.RLModels(policy, tokenizer, ModelSampler(policy, tokenizer), reference, None)
+    models = RLModels(policy, tokenizer, ModelSampler(policy, tokenizer), reference, None)
     trainer = rl.RLTrainer(models, config, {"even": _verify}, 0, device, cpus=THREADS)
     prompts = [RLPrompt(_row(i, w.words(ids)), tuple(ids)) for i, ids in enumerate(g.prompts(work))]
     marks, tokens = Marks(), 0

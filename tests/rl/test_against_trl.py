@@ -14,6 +14,7 @@ from caravan.training.dropout import without_dropout
 from caravan.training.frozen import Frozen
 from caravan.training.models import load_policy
 from caravan.training.rl import trainer as rl
+from caravan.training.rl.learner import RLModels
 from caravan.training.rl.rollout import Outcome, RLPrompt, Rollout, RolloutBatch
 from caravan.training.rl.samplers import ModelSampler
 
@@ -84,7 +85,7 @@ def caravans_step(policy_dir, beta, monkeypatch, updates=1, **algorithm):
         sampling=Sampling(max_completion_length=LONGEST),
         bf16=False,
     )
-    models = rl.RLModels(
+    models = RLModels(
         model.eval(),
         tokenizer,
         ModelSampler(model, tokenizer),

@@ -40,10 +40,11 @@ from caravan.training.models import (
 from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
 from caravan.training.rl.candidates import Candidates
 from caravan.training.rl.guard import CollapseGuard
+from caravan.training.rl.learner import RLModels
 from caravan.training.rl.prompts import RLPrompts, select_prompts
 from caravan.training.rl.rollout import RLPrompt, Rollout
 from caravan.training.rl.samplers import ModelSampler, Sampler
-from caravan.training.rl.trainer import RLModels, RLStep, RLTrainer
+from caravan.training.rl.trainer import RLStep, RLTrainer
 from caravan.training.seeds import derived_seed
 from caravan.verifiers import Verifier
 
