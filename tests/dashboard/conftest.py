@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from playwright.sync_api import Page, expect, sync_playwright
+from streamlit.testing.v1 import AppTest
 
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
 from dashboard_server import free_port, wait_until_up
+from drawn import checked
 from sample_run import SampleRun, write_runs
 
 from caravan.registry import Registry
 from caravan.settings import Settings
+from caravan_dashboard.launch import APP
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +66,22 @@ def another_run(home: Path, tmp_path: Path) -> str:
     run = SampleRun(home, tmp_path / "scratch", seed=23)
     run.everything()
     return run.finish()
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """Draw a page with these parameters in its address; it must not fail."""
+    # AppTest has no browser, whose address it would have to give.
+    monkeypatch.setattr(type(st.context), "ip_address", None)
+
+    def draw(page: str, /, **parameters: str) -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=60)
+        if page != "runs":  # the page that is shown without switching
+            app.switch_page(f"views/{page}.py")
+        app.query_params.update(parameters)
+        return checked(app.run())
+
+    return draw
 
 
 @pytest.fixture
