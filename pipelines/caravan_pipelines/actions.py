@@ -9,7 +9,7 @@ from caravan.access import Role, User, require, require_own
 from caravan.errors import RecipeError
 from caravan.operations.costs import PROJECT_TAG
 from caravan.recipe import Recipe
-from caravan.registry import Registry
+from caravan.registry import Choice, Registry
 from caravan.settings import Settings
 from caravan_pipelines.budget import refuse_projects
 from caravan_pipelines.launch import backend
@@ -92,3 +92,16 @@ def edit_note(user: User, note_id: int, text: str, registry: Registry) -> None:
 def delete_note(user: User, note_id: int, registry: Registry) -> None:
     require_own(user, registry.note(note_id).author, "delete this note")
     registry.delete_note(note_id)
+
+
+# --- ratings ------------------------------------------------------------------------------------
+
+
+def rate_pair(user: User, digest: str, pair_id: str, choice: Choice, registry: Registry) -> None:
+    """Record which reply of a pair the user prefers; it takes the place of what they said before.
+
+    Raises:
+        AccessError: the user is no launcher.
+    """
+    require(user, Role.LAUNCHER, "rate pairs")
+    registry.rate_pair(digest, pair_id, choice, person=user.name)

@@ -176,6 +176,7 @@ def test_the_library_refuses_what_a_page_should_not_have_offered(home, run_ids, 
         lambda: actions.resume(bob, run_id, registry, settings),
         lambda: actions.set_tags(bob, run_id, ["mine"], registry),
         lambda: actions.add_note(viewer, run_id, "hello", registry),
+        lambda: actions.rate_pair(viewer, "d" * 64, "x/1", "chosen", registry),
         lambda: actions.edit_note(bob, before[0].id, "rewritten", registry),
         lambda: actions.delete_note(bob, before[0].id, registry),
     ):

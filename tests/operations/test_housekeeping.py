@@ -115,6 +115,25 @@ def test_of_a_deleted_run_goes_what_no_other_run_has(caravan, registry, store, f
     everything_referred_to_is_there(registry, store)
 
 
+def test_what_people_have_rated_outlives_its_run(caravan, registry, store, finished_run):
+    run_id = finished_run()
+    rated, *_ = made = sorted(outputs(registry, run_id))
+    registry.rate_pair(rated, "x/1", "chosen", person="ann")
+
+    told = caravan("delete", run_id, "--yes")
+    assert (
+        f"1 ratings by people stay, and the pairs with them: caravan data ratings {rated[:12]}"
+        in told
+    )
+    caravan("gc", "--older-than", "0")
+    assert [store.exists(digest) for digest in made] == [True, *[False] * (len(made) - 1)]
+    assert len(registry.pair_ratings(rated)) == 1
+
+    caravan("gc", "--older-than", "0", "--rated")
+    assert not store.exists(rated)
+    assert registry.pair_ratings(rated) == []
+
+
 def test_a_run_whose_model_is_served_stays_until_the_server_is_stopped_or_serves_another(
     caravan, settings, registry, finished_run
 ):
@@ -371,7 +390,7 @@ def test_a_collection_that_was_killed_is_finished_by_the_next(
     registry.delete_runs([deleted])
     die = "os.kill(os.getpid(), 9)"
     killing = {
-        "before the first": f"R.collect = lambda *_: {die}",
+        "before the first": f"R.collect = lambda *_, **__: {die}",
         "in the middle of one": f"""
     import minio, caravan.store.directory as d
     real, calls = minio.Minio.remove_object, []
@@ -382,8 +401,8 @@ def test_a_collection_that_was_killed_is_finished_by_the_next(
     d._remove = lambda *_: {die}""",
         "after one": f"""
     real = R.collect
-    def one(*a):
-        real(*a)
+    def one(*a, **k):
+        real(*a, **k)
         {die}
     R.collect = one""",
     }[moment]

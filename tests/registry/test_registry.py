@@ -435,3 +435,47 @@ def test_the_time_of_every_attempt_counts_and_that_of_a_reused_stage_does_not(re
     other = registry.open_stage_run(new_run(), "sft", "sft", "key")
     registry.reuse_stage_run(other.id, last)
     assert registry.stage_run(other.id).total_seconds == 0.0
+
+
+# --- ratings of pairs ---------------------------------------------------------------------------
+
+
+def said(registry, letter="a"):
+    return {(r.pair_id, r.person): r.choice for r in registry.pair_ratings(letter * 64)}
+
+
+def test_of_each_person_and_pair_the_last_rating_counts(registry):
+    registry.add_artifact(artifact("a", "pairs"), "file:///a")
+    registry.add_artifact(artifact("b", "pairs"), "file:///b")
+    registry.rate_pair("a" * 64, "x/1", "chosen", person="ann")
+    registry.rate_pair("a" * 64, "x/2", "tie", person="ann")
+    registry.rate_pair("a" * 64, "x/1", "rejected", person="bob")
+    registry.rate_pair("a" * 64, "x/1", "skip", person="ann")
+
+    assert said(registry) == {
+        ("x/1", "ann"): "skip", ("x/2", "ann"): "tie", ("x/1", "bob"): "rejected",
+    }  # fmt: skip
+    last = registry.pair_ratings("a" * 64)[-1]
+    assert (last.person, last.at.tzinfo) == ("ann", UTC)  # changed last
+    assert said(registry, "b") == {}
+    assert registry.rated_pairs() == {"a" * 64: 3}
+    with pytest.raises(RegistryError, match="no pairs cccccccccccc; somebody has deleted them"):
+        registry.rate_pair("c" * 64, "x/1", "chosen", person="ann")
+
+
+def test_rated_pairs_outlive_their_run_until_the_ratings_are_given_up(registry, new_run):
+    run_id, gone = new_run(), []
+    stage(registry, run_id, "pair", "k", outputs="ab")
+    registry.rate_pair("a" * 64, "x/1", "chosen", person="ann")
+    registry.update_run_state(run_id, State.CANCELLED)
+
+    assert not registry.collect("a" * 64, lambda: gone.append("a"), rated=True)  # a run's
+    registry.delete_runs([run_id])
+    assert registry.collect("b" * 64, lambda: gone.append("b"))
+    assert not registry.collect("a" * 64, lambda: gone.append("a"))
+    assert said(registry) == {("x/1", "ann"): "chosen"}
+    assert registry.artifact("a" * 64).kind == "dataset"
+
+    assert registry.collect("a" * 64, lambda: gone.append("a"), rated=True)
+    assert gone == ["b", "a"]
+    assert registry.rated_pairs() == {}

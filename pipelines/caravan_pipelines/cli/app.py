@@ -294,14 +294,18 @@ def gc(
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Also policies of RLVR that select did not take.")
     ] = False,
+    rated: Annotated[
+        bool, typer.Option("--rated", help="Also pairs without a run that people have rated.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """Remove artifacts, work directories and checkpoints that no run needs any more."""
     from caravan_pipelines.cli import housekeeping as command
 
     command.gc(
-        dry_run=dry_run, hours=older_than, unknown=unknown, candidates=candidates, as_json=json
-    )
+        dry_run=dry_run, hours=older_than, unknown=unknown, candidates=candidates, rated=rated,
+        as_json=json,
+    )  # fmt: skip
 
 
 @app.command()

@@ -1,18 +1,16 @@
-"""caravan data ...: look at rows as training sees them."""
+"""caravan data ...: look at rows as training sees them, and at what people prefer."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-data = typer.Typer(help="Look at rows as training sees them.", no_args_is_help=True)
-
-
-@data.callback()
-def _group() -> None:
-    """Keeps `inspect` a command of its own while it is the only one."""
+data = typer.Typer(
+    help="Look at rows as training sees them, and at what people prefer.", no_args_is_help=True
+)
 
 
 class Stage(StrEnum):
@@ -53,3 +51,21 @@ def inspect(
     command.inspect(
         rows, row, stage.value if stage else None, model, max_length=max_length, table=table
     )
+
+
+@data.command()
+def ratings(
+    pairs: Annotated[
+        str,
+        typer.Argument(help="A run, or an artifact of pairs: a digest or RUN:pair/pairs."),
+    ] = "latest",
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Write the pairs as most people want them, as JSONL for pair.sources."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show how far people agree with the judge: caravan data ratings latest --to pairs.jsonl"""
+    from caravan_pipelines.cli import ratings as command
+
+    command.ratings(pairs, to, as_json=json)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from caravan.operations.housekeeping import Garbage, find_garbage, freed_bytes, usages
+from caravan.operations.housekeeping import Garbage, find_garbage, freed_bytes, only_of, usages
 from caravan.registry import open_registry
 from caravan.settings import load_settings
 from caravan.store.sizes import size
@@ -28,7 +28,9 @@ def delete(names: list[str], *, sure: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry, ExitStack() as locks:
         runs = list({run.id: run for run in map(registry.get_run, names)}.values())
-        freed = freed_bytes(registry, (run.id for run in runs))
+        alone = only_of(registry, (run.id for run in runs))
+        freed = freed_bytes(registry, alone)
+        rated = {digest: n for digest, n in registry.rated_pairs().items() if digest in alone}
         if not sure:
             print_table(Console(), runs_table(runs, registry.scores(*(run.id for run in runs))))
             print(f"{size(freed)} of artifacts are of no other run.")
@@ -43,15 +45,22 @@ def delete(names: list[str], *, sure: bool) -> None:
             shutil.rmtree(directory, ignore_errors=True)
     for run in runs:
         print(f"deleted {run.id}")
+    for digest, count in rated.items():
+        print(
+            f"{count:,} ratings by people stay, and the pairs with them: "
+            f"caravan data ratings {digest[:12]}"
+        )
     print(f"{size(freed)} of artifacts are no run's any more; free the room with: caravan gc")
 
 
-def gc(*, dry_run: bool, hours: float, unknown: bool, candidates: bool, as_json: bool) -> None:
+def gc(
+    *, dry_run: bool, hours: float, unknown: bool, candidates: bool, rated: bool, as_json: bool
+) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
         found = find_garbage(
             settings, registry, older_than=timedelta(hours=hours), unknown=unknown,
-            candidates=candidates,
+            candidates=candidates, rated=rated,
         )  # fmt: skip
         gone = found.garbage if dry_run else [item for item in found.garbage if item.remove()]
     left = sum(item.size_bytes for item in found.unknown)
@@ -76,6 +85,7 @@ def du(*, as_json: bool) -> None:
     with open_registry(settings) as registry:
         found = usages(settings, registry)
         referred = registry.references()
+        rated = registry.rated_pairs()
         artifacts = [a for a in registry.artifacts(limit=None) if a.uri]
     if as_json:
         print(json.dumps([asdict(usage) for usage in found], indent=2))
@@ -90,7 +100,7 @@ def du(*, as_json: bool) -> None:
         table.add_row(Text(usage.run_id), *map(size, cells))
     print_table(Console(), table)
     total = sum(artifact.size_bytes for artifact in artifacts)
-    unused = sum(a.size_bytes for a in artifacts if a.digest not in referred)
+    unused = sum(a.size_bytes for a in artifacts if a.digest not in {*referred, *rated})
     print(f"{size(total)} of artifacts in all, of which {size(unused)} are no run's (caravan gc)")
 
 

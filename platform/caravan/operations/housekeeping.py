@@ -2,6 +2,7 @@
 
 A run refers to the artifacts that its stages read and wrote. Each artifact is removed in a
 transaction in which nobody can begin to refer to it; a stage that was about to publishes it again.
+Pairs that people have rated stay without a run: their work cannot be done again.
 A work directory is needed while a stage run of its key has not succeeded. The policies of RLVR that
 were not selected are referred to, but needed no more once their selection is done.
 """
@@ -52,6 +53,7 @@ def find_garbage(
     older_than: timedelta,
     unknown: bool,
     candidates: bool = False,
+    rated: bool = False,
 ) -> Findings:
     """What can be removed.
 
@@ -60,19 +62,23 @@ def find_garbage(
             them, and would publish them again.
         unknown: count artifacts that the registry has never known as garbage.
         candidates: count policies of RLVR that were not selected as garbage.
+        rated: count pairs that people have rated as garbage, with the ratings.
     """
     store = open_store(settings.resolved_store_url, settings)
     store.clean()
     limit = datetime.now(UTC) - older_than
     stored = [item for item in store.stored() if item.modified_at < limit]
     referred = registry.references()  # asked after the listing: what came into use is in it
-    unused = [item for item in stored if item.digest not in referred]
+    kept = referred.keys() | ({} if rated else registry.rated_pairs()).keys()
+    unused = [item for item in stored if item.digest not in kept]
     known = {artifact.digest for artifact in registry.artifacts(limit=None)}
     strange = [item for item in unused if item.digest not in known]
     garbage = [
         Garbage(
             "artifact", item.digest, item.size_bytes,
-            partial(registry.collect, item.digest, partial(store.delete, item.digest)),
+            partial(
+                registry.collect, item.digest, partial(store.delete, item.digest), rated=rated
+            ),
         )
         for item in unused if unknown or item.digest in known
     ]  # fmt: skip
@@ -187,11 +193,16 @@ class Usage:
     """Of its unfinished stages' work directories on this machine."""
 
 
-def freed_bytes(registry: Registry, run_ids: Iterable[str]) -> int:
-    """Of the artifacts that only these runs refer to."""
-    sizes = _sizes(registry)
+def only_of(registry: Registry, run_ids: Iterable[str]) -> set[str]:
+    """The artifacts that only these runs refer to."""
     these = set(run_ids)
-    return sum(sizes.get(d, 0) for d, ids in registry.references().items() if ids <= these)
+    return {digest for digest, ids in registry.references().items() if ids <= these}
+
+
+def freed_bytes(registry: Registry, digests: Iterable[str]) -> int:
+    """Of those of the artifacts that no person has rated."""
+    sizes = _sizes(registry)
+    return sum(sizes.get(digest, 0) for digest in set(digests) - registry.rated_pairs().keys())
 
 
 def usages(settings: Settings, registry: Registry) -> list[Usage]:

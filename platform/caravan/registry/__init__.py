@@ -8,10 +8,12 @@ from caravan.registry.rows import (
     SERVED_TAG,
     ArtifactRow,
     Backend,
+    Choice,
     CurvePoint,
     LineageEdge,
     MetricRow,
     NoteRow,
+    PairRatingRow,
     RunRow,
     ScoreInstanceRow,
     ScoreRow,
@@ -20,7 +22,7 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "RECIPE_FILES", "SERVED_TAG", "ArtifactRow", "Backend", "CurvePoint", "LineageEdge",
-    "MetricRow", "NoteRow", "Registry", "RunRow", "RunState", "ScoreInstanceRow", "ScoreRow",
-    "StageRunRow", "StageState", "State", "open_registry", "upgrade",
+    "RECIPE_FILES", "SERVED_TAG", "ArtifactRow", "Backend", "Choice", "CurvePoint", "LineageEdge",
+    "MetricRow", "NoteRow", "PairRatingRow", "Registry", "RunRow", "RunState", "ScoreInstanceRow",
+    "ScoreRow", "StageRunRow", "StageState", "State", "open_registry", "upgrade",
 ]  # fmt: skip

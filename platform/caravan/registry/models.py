@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0008"
+SCHEMA_VERSION = "0009"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -215,3 +215,15 @@ class Note(Base):
     author: Mapped[str] = mapped_column(String(255))
     text: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class PairRating(Base):
+    """What a person prefers of the two replies of a pair."""
+
+    __tablename__ = "pair_rating"
+
+    digest: Mapped[str] = mapped_column(ForeignKey("artifact.digest"), primary_key=True)
+    pair_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    person: Mapped[str] = mapped_column(String(255), primary_key=True)
+    choice: Mapped[str] = mapped_column(String(8))
+    at: Mapped[datetime]

@@ -17,11 +17,13 @@ from caravan.registry.rows import (
     RECIPE_FILES,
     ArtifactRow,
     Backend,
+    Choice,
     CurvePoint,
     Direction,
     LineageEdge,
     MetricRow,
     NoteRow,
+    PairRatingRow,
     RunRow,
     ScoreInstanceRow,
     ScoreRow,
@@ -468,3 +470,18 @@ def _note_row(found: m.Note) -> NoteRow:
         id=found.id, run_id=found.run_id, subject=found.subject, author=found.author,
         text=found.text, created_at=found.created_at,
     )  # fmt: skip
+
+
+def pair_ratings(session: Session, digest: str) -> list[PairRatingRow]:
+    query = select(m.PairRating).where(m.PairRating.digest == digest)
+    order = (m.PairRating.at, m.PairRating.pair_id, m.PairRating.person)
+    return [
+        PairRatingRow(pair_id=r.pair_id, person=r.person, choice=cast(Choice, r.choice), at=r.at)
+        for r in session.scalars(query.order_by(*order))
+    ]
+
+
+def rated_pairs(session: Session) -> dict[str, int]:
+    """How many ratings people have given to each artifact of pairs that has some."""
+    count = select(m.PairRating.digest, func.count()).group_by(m.PairRating.digest)
+    return dict(session.execute(count).tuples().all())

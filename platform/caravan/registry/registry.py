@@ -26,11 +26,13 @@ from caravan.registry.rows import (
     SERVED_TAG,
     ArtifactRow,
     Backend,
+    Choice,
     CurvePoint,
     Direction,
     LineageEdge,
     MetricRow,
     NoteRow,
+    PairRatingRow,
     RunRow,
     ScoreInstanceRow,
     ScoreRow,
@@ -303,13 +305,17 @@ class Registry:
         with self._read() as session:
             return queries.references(session)
 
-    def collect(self, digest: str, remove: Callable[[], None]) -> bool:
-        """Forget an artifact and have it removed from the store, unless a run refers to it.
+    def collect(self, digest: str, remove: Callable[[], None], *, rated: bool = False) -> bool:
+        """Forget an artifact and have it removed from the store, unless a run refers to it or
+        people have rated its pairs.
 
         Whoever is about to refer to it waits meanwhile, and then finds that it is gone.
+
+        Args:
+            rated: Forget what people have rated, too.
         """
         with self._write() as session:
-            free = writes.take_unreferenced(session, digest)
+            free = writes.take_unreferenced(session, digest, rated=rated)
             if free:
                 remove()
             return free
@@ -437,3 +443,19 @@ class Registry:
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:
             return queries.notes(session, run_id)
+
+    def rate_pair(self, digest: str, pair_id: str, choice: Choice, *, person: str) -> None:
+        """Record which reply a person prefers of a pair of the artifact `digest`; what they said of
+        it before is replaced."""
+        with self._write() as session:
+            writes.rate_pair(session, digest, pair_id, person, choice)
+
+    def pair_ratings(self, digest: str) -> list[PairRatingRow]:
+        """What people prefer of the pairs of an artifact, in the order in which they said so."""
+        with self._read() as session:
+            return queries.pair_ratings(session, digest)
+
+    def rated_pairs(self) -> dict[str, int]:
+        """The artifacts of which people have rated pairs, with how many ratings there are."""
+        with self._read() as session:
+            return queries.rated_pairs(session)

@@ -12,6 +12,8 @@ from caravan.registry.states import State
 Direction = Literal["in", "out"]
 Backend = Literal["local", "kubeflow"]
 """Who executes a run."""
+Choice = Literal["chosen", "rejected", "tie", "skip"]
+"""Which reply of a pair a person prefers; `skip`: they would not say."""
 SERVED_TAG = "serving:"
 """What a tag of a run begins with whose model a server reads; the server's name follows."""
 
@@ -203,6 +205,16 @@ class NoteRow:
     author: str
     text: str
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class PairRatingRow:
+    """What one person prefers of the two replies of a pair."""
+
+    pair_id: str
+    person: str
+    choice: Choice
+    at: datetime
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float | None:

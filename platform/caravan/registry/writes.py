@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
 from caravan.registry import models as m
-from caravan.registry.rows import RECIPE_FILES, Backend, Direction
+from caravan.registry.rows import RECIPE_FILES, Backend, Choice, Direction
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
 from caravan.version import caravan_version
@@ -235,8 +235,9 @@ def forget_uri(session: Session, digest: str) -> None:
     session.execute(update(m.Artifact).where(m.Artifact.digest == digest).values(uri=""))
 
 
-def take_unreferenced(session: Session, digest: str) -> bool:
-    """Whether no run refers to the artifact; who is about to waits for the transaction's end."""
+def take_unreferenced(session: Session, digest: str, *, rated: bool) -> bool:
+    """Whether no run refers to the artifact, nor a person's rating, which go too with `rated`; who
+    is about to waits for the transaction's end."""
     values = {"digest": digest, "kind": "", "files": 0, "size_bytes": 0, "uri": "",
               "created_at": m.now(), "details": {}}  # fmt: skip
     session.execute(_insert(session, m.Artifact).values(values).on_conflict_do_update(
@@ -246,6 +247,10 @@ def take_unreferenced(session: Session, digest: str) -> bool:
     linked = select(m.StageRunArtifact.name).where(m.StageRunArtifact.digest == digest)
     files = select(m.Run.id).where(m.Run.recipe_dir == RECIPE_FILES + digest)
     free = session.scalar(linked.limit(1)) is None and session.scalar(files.limit(1)) is None
+    ratings = m.PairRating.digest == digest
+    if free and rated:
+        session.execute(delete(m.PairRating).where(ratings))
+    free &= session.scalar(select(m.PairRating.person).where(ratings).limit(1)) is None
     session.execute(delete(m.Artifact).where(row if free else row & (m.Artifact.kind == "")))
     return free
 
@@ -329,6 +334,18 @@ def edit_note(session: Session, note_id: int, text: str) -> None:
 
 def delete_note(session: Session, note_id: int) -> None:
     session.delete(_existing_note(session, note_id))
+
+
+def rate_pair(session: Session, digest: str, pair_id: str, person: str, choice: Choice) -> None:
+    if session.get(m.Artifact, digest) is None:
+        raise RegistryError(f"no pairs {digest[:12]}; somebody has deleted them")
+    insert = _insert(session, m.PairRating).values(
+        digest=digest, pair_id=pair_id, person=person, choice=choice, at=m.now()
+    )
+    session.execute(insert.on_conflict_do_update(
+        index_elements=["digest", "pair_id", "person"],
+        set_={"choice": insert.excluded.choice, "at": insert.excluded["at"]},
+    ))  # fmt: skip
 
 
 def _existing_note(session: Session, note_id: int) -> m.Note:
