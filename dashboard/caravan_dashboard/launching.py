@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from caravan.recipe import Recipe
+from caravan.registry import Choice
 from caravan_dashboard import library
 from caravan_dashboard.signin import current_user
 from caravan_pipelines import actions
@@ -40,3 +41,7 @@ def edit_note(note_id: int, text: str) -> None:
 
 def delete_note(note_id: int) -> None:
     actions.delete_note(current_user(), note_id, library.registry())
+
+
+def rate_pair(digest: str, pair_id: str, choice: Choice) -> None:
+    actions.rate_pair(current_user(), digest, pair_id, choice, library.registry())

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
 from caravan.data.records import RatedCompletion
+from caravan.evals.agreement import choices, preferred
+from caravan.registry import PairRatingRow
 
 FACTS = (
-    "skill", "source", "chosen_model", "rejected_model", "margin", "chosen_words", "rejected_words",
+    "id", "order", "skill", "source", "chosen_model", "rejected_model", "margin", "chosen_words",
+    "rejected_words",
 )  # fmt: skip
 BINS = 25
 UNKNOWN = "unknown"
@@ -20,7 +24,8 @@ UNKNOWN = "unknown"
 
 def facts(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **{name: row[name] for name in ("skill", "source")},
+        **{name: row[name] for name in ("id", "skill", "source")},
+        "order": crc32(row["id"].encode()),  # one that has nothing to do with what they hold
         **{name: row.get(name, UNKNOWN) for name in ("chosen_model", "rejected_model")},
         "margin": row.get("chosen_rating", 0.0) - row.get("rejected_rating", 0.0),
         "chosen_words": len(row["chosen"].split()),
@@ -48,6 +53,21 @@ def rated(
         ),
         None,
     )
+
+
+PEOPLE = ("All pairs", "Rated by people", "People disagree")
+
+
+def of_people(pairs: pd.DataFrame, which: str, ratings: Sequence[PairRatingRow]) -> pd.DataFrame:
+    """The pairs that people have rated, or of which more of them prefer the rejected reply than the
+    chosen one."""
+    found = choices(ratings)
+    if which == PEOPLE[1]:
+        return pairs[pairs["id"].isin(found)]
+    if which == PEOPLE[2]:
+        against = [id for id, said in found.items() if preferred(said) == "rejected"]
+        return pairs[pairs["id"].isin(against)]
+    return pairs
 
 
 def select(

@@ -6,7 +6,7 @@ widgets whose options are plain text, never through Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from caravan.data.io import ROWS
-from caravan.errors import RegistryError
+from caravan.errors import CaravanError, RegistryError
 from caravan.registry import RunRow
 from caravan_dashboard import library, rows
 from caravan_dashboard.markup import Html
@@ -33,6 +33,17 @@ def empty(message: str, hint: str = "") -> None:
         st.text(message)
         if hint:
             st.code(hint, language=None)
+
+
+def act(sorry: str, action: Callable[[], object]) -> None:
+    """Do what was asked for and draw the page anew, or say that it could not be done, and why."""
+    try:
+        action()
+    except (CaravanError, OSError) as error:
+        st.error(sorry)
+        st.code(str(error), language=None, wrap_lines=True)
+    else:
+        st.rerun()
 
 
 def name_tab(page: str, run_id: str = "") -> None:

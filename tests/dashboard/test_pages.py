@@ -64,6 +64,7 @@ def test_without_a_run_a_page_says_what_to_do(open_page, nothing, page):
         ("data", {"view": "Rows"}),
         ("pairs", {}),
         ("pairs", {"diff": "false", "ratings": "true"}),
+        ("pairs", {"view": "Rate", "pair": "word-problems/0"}),
         ("evaluation", {"view": "Instances", "task": "word-problems"}),
         ("rollouts", {}),
     ],

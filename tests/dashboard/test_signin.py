@@ -136,6 +136,10 @@ def test_a_viewer_looks_and_may_do_nothing(provider, run_ids):
     assert "ann" in everything(app)
     assert "viewer" in everything(app)
 
+    app = visit("pairs", ann("staff"), run=run_ids["complete"], view="Rate")
+    assert "Rating takes the role launcher." in everything(app)
+    assert labels(app) == ["Sign out"]
+
     app = visit("run", ann("staff"), run=run_ids["complete"], view="Notes")
     assert button(app, "Save tags").disabled
     assert button(app, "Add note").disabled

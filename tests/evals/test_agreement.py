@@ -40,10 +40,7 @@ def test_a_pair_that_several_rate_counts_once_against_the_judge():
     # by pair: 2 of 2, 1 of 2, 0 of 1 (the tie counts nowhere), 1 of 1
     found = agreement(ratings(ann="ccrc", bob="cr=."))
 
-    assert found.with_judge is not None
-    assert found.with_judge.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
-    assert found.with_judge.n == 4
-    assert found.with_judge.low < found.with_judge.value < found.with_judge.high
+    assert found.with_judge == wilson(1 + 0.5 + 0 + 1, 4)
     assert found.among_people == wilson(1, 3)  # of three pairs that both rated they agree on one
     assert [person.person for person in found.people] == ["ann", "bob"]
 
@@ -51,8 +48,7 @@ def test_a_pair_that_several_rate_counts_once_against_the_judge():
 def test_of_three_people_each_two_are_compared():
     found = agreement(ratings(ann="c", bob="c", eve="r"))
 
-    assert found.among_people is not None
-    assert found.among_people.value == pytest.approx(1 / 3)
+    assert found.among_people == wilson(1 / 3, 1)
 
 
 def test_nobodys_ratings_and_skips_say_nothing():

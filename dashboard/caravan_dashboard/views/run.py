@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 import yaml
 
 from caravan.access import Role
-from caravan.errors import CaravanError, without_traceback
+from caravan.errors import without_traceback
 from caravan.evals.headlines import headlines
 from caravan.registry import RunRow, StageRunRow, State
 from caravan.stages.candidates import selected
@@ -120,29 +121,18 @@ def actions(run: RunRow) -> None:
     if runs.can_cancel(run.state) and st.button(
         "Cancel", icon=":material/stop_circle:", disabled=whose is not None, help=whose
     ):
-        act("The run could not be cancelled.", lambda: launching.cancel(run.id))
+        ui.act("The run could not be cancelled.", lambda: launching.cancel(run.id))
     if runs.can_resume(run.state) and st.button(
         "Resume", type="primary", icon=":material/play_arrow:",
         disabled=whose is not None, help=whose or "Finished stages are not repeated",
     ):  # fmt: skip
-        act("The run could not be resumed.", lambda: launching.resume(run.id))
+        ui.act("The run could not be resumed.", lambda: launching.resume(run.id))
 
 
 def not_theirs(run: RunRow) -> str | None:
     """Why the user may not change a run; None where they may."""
     mine = signin.current_user().may_change(run.owner)
     return None if mine else f"Only {run.owner} or an admin may"
-
-
-def act(sorry: str, action: object) -> None:
-    assert callable(action)
-    try:
-        action()
-    except (CaravanError, OSError) as error:
-        st.error(sorry)
-        st.code(str(error), language=None, wrap_lines=True)
-    else:
-        st.rerun()
 
 
 # --- progress -----------------------------------------------------------------------------------
@@ -329,7 +319,7 @@ def annotate(run: RunRow) -> None:
                               key=f"tags {run.id}", help="Choose, or type a new one")  # fmt: skip
         whose = not_theirs(run)
         if st.form_submit_button("Save tags", disabled=whose is not None, help=whose):
-            act("The tags could not be saved.", lambda: launching.set_tags(run.id, tags))
+            ui.act("The tags could not be saved.", lambda: launching.set_tags(run.id, tags))
     for note in registry.notes(run.id):
         with st.container(border=True):
             ui.show(
@@ -346,9 +336,9 @@ def annotate(run: RunRow) -> None:
                 text = st.text_area("Text", note.text, key=f"note {note.id}")
                 left, right = st.columns(2)
                 if left.button("Save", key=f"save {note.id}"):
-                    act("Not saved.", lambda n=note.id, t=text: launching.edit_note(n, t))
+                    ui.act("Not saved.", partial(launching.edit_note, note.id, text))
                 if right.button("Delete", key=f"delete {note.id}"):
-                    act("Not deleted.", lambda n=note.id: launching.delete_note(n))
+                    ui.act("Not deleted.", partial(launching.delete_note, note.id))
     with st.form("note", clear_on_submit=True):
         text = st.text_area(
             "New note", key="new note", placeholder="What should the next reader know?"
@@ -356,7 +346,7 @@ def annotate(run: RunRow) -> None:
         may_write = user.may(Role.LAUNCHER)
         why = None if may_write else "Takes the role launcher"
         if st.form_submit_button("Add note", disabled=not may_write, help=why):
-            act("The note could not be added.", lambda: launching.add_note(run.id, text))
+            ui.act("The note could not be added.", lambda: launching.add_note(run.id, text))
 
 
 main()

@@ -3,7 +3,8 @@
 A judge prefers the chosen reply of every pair. A person prefers one of the two, calls them equal,
 or skips the pair, which then counts nowhere. As in MT-Bench (Zheng et al. 2023, arXiv:2306.05685,
 section 4, setup S2), agreement is how likely two raters who do not call a tie agree on a pair
-taken at random.
+taken at random. Its interval is Wilson's over pairs: a pair on which people are split varies less
+than one that is all or nothing, so it is rather too wide than too narrow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from caravan.data.records import Pair
-from caravan.evals.stats import Interval, mean_interval
+from caravan.evals.stats import Interval, wilson
 from caravan.registry import Choice, PairRatingRow
 
 SIDES = ("chosen", "rejected")
@@ -49,30 +50,38 @@ class Agreement:
 
 
 def agreement(ratings: Iterable[PairRatingRow]) -> Agreement:
+    ratings = list(ratings)
+    by_pair = choices(ratings)
     by_person: dict[str, list[Choice]] = defaultdict(list)
-    by_pair: dict[str, list[Choice]] = defaultdict(list)
     for rating in ratings:
         by_person[rating.person].append(rating.choice)
-        if rating.choice != "skip":
-            by_pair[rating.pair_id].append(rating.choice)
     people = [
-        PersonsRatings(name, dict(Counter(choices)), _with_judge([[choice] for choice in choices]))
-        for name, choices in sorted(by_person.items(), key=lambda item: (-len(item[1]), item[0]))
+        PersonsRatings(name, dict(Counter(said)), _with_judge([[choice] for choice in said]))
+        for name, said in sorted(by_person.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    several = [choices for choices in by_pair.values() if len(choices) > 1]
-    same = [_share(a == b for a, b in combinations(choices, 2)) for choices in several]
+    several = [said for said in by_pair.values() if len(said) > 1]
+    same = [_share(a == b for a, b in combinations(said, 2)) for said in several]
     return Agreement(
         pairs=len(by_pair),
         people=people,
         with_judge=_with_judge(by_pair.values()),
-        among_people=mean_interval(same) if same else None,
+        among_people=_interval(same),
         alpha=krippendorff_alpha(several),
     )
 
 
-def preferred(choices: Iterable[Choice]) -> Choice | None:
+def choices(ratings: Iterable[PairRatingRow]) -> dict[str, list[Choice]]:
+    """What people said of each pair that one of them did not skip."""
+    found: dict[str, list[Choice]] = defaultdict(list)
+    for rating in ratings:
+        if rating.choice != "skip":
+            found[rating.pair_id].append(rating.choice)
+    return dict(found)
+
+
+def preferred(said: Iterable[Choice]) -> Choice | None:
     """The side that more people prefer; None where as many prefer the other."""
-    counts = Counter(choices)
+    counts = Counter(said)
     if counts["chosen"] == counts["rejected"]:
         return None
     return "chosen" if counts["chosen"] > counts["rejected"] else "rejected"
@@ -81,11 +90,9 @@ def preferred(choices: Iterable[Choice]) -> Choice | None:
 def by_people(pairs: Iterable[Pair], ratings: Iterable[PairRatingRow]) -> Iterator[Pair]:
     """The pairs that people have decided about, as they want them, without the judge's ratings,
     which may say otherwise."""
-    choices: dict[str, list[Choice]] = defaultdict(list)
-    for rating in ratings:
-        choices[rating.pair_id].append(rating.choice)
+    found = choices(ratings)
     for pair in pairs:
-        side = preferred(choices.get(pair.id, ()))
+        side = preferred(found.get(pair.id, ()))
         if side is None:
             continue
         changes: dict[str, str | None] = {"chosen_rating": None, "rejected_rating": None}
@@ -120,9 +127,13 @@ def krippendorff_alpha(units: Iterable[Sequence[object]]) -> float | None:
 
 
 def _with_judge(pairs: Iterable[Sequence[Choice]]) -> Interval | None:
-    decided = [[c for c in choices if c in SIDES] for choices in pairs]
-    shares = [_share(c == "chosen" for c in choices) for choices in decided if choices]
-    return mean_interval(shares) if shares else None
+    decided = [[choice for choice in said if choice in SIDES] for said in pairs]
+    shares = [_share(choice == "chosen" for choice in said) for said in decided if said]
+    return _interval(shares)
+
+
+def _interval(shares: Sequence[float]) -> Interval | None:
+    return wilson(sum(shares), len(shares)) if shares else None
 
 
 def _share(found: Iterable[bool]) -> float:

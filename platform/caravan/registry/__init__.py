@@ -1,4 +1,4 @@
-"""Runs, stage runs, artifacts and their lineage, metrics, scores, tags and notes."""
+"""Runs, stage runs, artifacts and their lineage, metrics, scores, tags, notes and ratings."""
 
 from caravan.registry.database import upgrade
 from caravan.registry.opening import open_registry
