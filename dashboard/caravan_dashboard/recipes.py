@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
-from glob import glob
+from glob import escape, iglob
 from pathlib import Path
 
 from caravan.errors import RecipeError
@@ -43,10 +43,11 @@ def shipped(directory: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def check(text: str, directory: Path, *, in_pods: bool = False) -> Draft:
+def check(text: str, directory: Path, *, look: bool = False, in_pods: bool = False) -> Draft:
     """The recipe that `text` says, or everything that is wrong with it.
 
     Args:
+        look: Look up the paths that it names, for who may read files here: a launcher.
         in_pods: Its stages do not run on this machine.
     """
     if not text.strip():
@@ -60,7 +61,7 @@ def check(text: str, directory: Path, *, in_pods: bool = False) -> Draft:
         if found and place.startswith(f"{FILE}:"):
             return Draft(None, (Problem(place, "", message),))
         return Draft(None, (Problem("", "", str(error)),))
-    absent = tuple(absent_paths(recipe, directory, in_pods=in_pods))
+    absent = tuple(absent_paths(recipe, directory, in_pods=in_pods)) if look else ()
     try:
         refuse_code(recipe)
         check_tasks(recipe)
@@ -80,15 +81,21 @@ def absent_paths(
             found = os.path.isdir(model_directory(value, directory))
             is_here = in_pods or found or is_hub_name(value)
         elif name in ("path", "paths") or (name == "personas" and value != "pocket"):
-            path = os.path.expanduser(value)
-            matches = glob(path, root_dir=directory, recursive=True)
-            found = bool(matches) or os.path.exists(directory / path)
-            below = os.path.normpath(directory / path).startswith(f"{directory}{os.sep}")
-            is_here = found and (below or not in_pods)
+            is_here = _is_here(os.path.expanduser(value), directory, in_pods=in_pods)
         else:
             continue
         if not is_here:
             yield field, value
+
+
+def _is_here(path: str, directory: Path, *, in_pods: bool) -> bool:
+    is_below = os.path.normpath(directory / path).startswith(f"{directory}{os.sep}")
+    if in_pods and not is_below:
+        return False
+    if escape(path) != path and not is_below:
+        return True  # a pattern that may lead through the whole disk; the run says what it finds
+    found = os.path.exists(directory / path)
+    return found or any(iglob(path, root_dir=directory, recursive=True))
 
 
 def _texts(value: object, field: str) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from glob import iglob
+
 import pytest
 from drawn import checked, markup, plain
+
+from caravan.recipe.io import parse_recipe
+from caravan_dashboard import recipes
 
 
 def test_a_shipped_recipe_can_be_launched(open_page, nothing):
@@ -50,6 +55,29 @@ evaluate: {{tasks: [{{name: gsm, task: gsm8k, path: ../gsm.jsonl}}]}}
     app.text_area[0].set_value(here.replace("../base", str(model))).run()
     assert "The recipe is valid." in plain(checked(app))
     assert not app.button[0].disabled
+
+
+@pytest.mark.parametrize("in_pods", [False, True])
+def test_a_pattern_does_not_search_the_whole_disk(tmp_path, monkeypatch, in_pods):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text("")
+    searched = []
+    monkeypatch.setattr(
+        recipes, "iglob", lambda path, **options: searched.append(path) or iglob(path, **options)
+    )
+
+    def absent(*paths: str) -> list[str]:
+        sources = {"origin": {"kind": "files", "paths": list(paths)}, "license": "MIT"}
+        recipe = parse_recipe("name: a\nbase_model: {kind: pretrained}\n").derive(
+            curate={"sources": [{"name": "a", "skill": "s", **sources}]}
+        )
+        return [path for _, path in recipes.absent_paths(recipe, tmp_path, in_pods=in_pods)]
+
+    outside = ["/**/nothing", "../*/nothing", "~/**", "rows/../../**"]
+    assert absent(*outside) == (outside if in_pods else [])
+    assert searched == []
+    assert absent("rows/*.jsonl", "**/a.jsonl") == []
+    assert absent("**/nothing") == ["**/nothing"]
 
 
 def test_a_path_that_cannot_even_be_looked_up_leads_nowhere(open_page, nothing):

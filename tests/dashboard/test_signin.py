@@ -151,6 +151,37 @@ def test_a_viewer_looks_and_may_do_nothing(provider, run_ids):
         assert button(app, "Launch").help == "Launching takes the role launcher"
 
 
+def test_a_viewer_does_not_learn_from_a_recipe_which_files_are_on_the_server(
+    provider, run_ids, registry, home, tmp_path
+):
+    there, absent = tmp_path / "there.jsonl", tmp_path / "absent.jsonl"
+    there.write_text("")
+    text = """
+name: mine
+base_model: {{kind: imported, model_name_or_path: {0}}}
+curate: {{sources: [{{name: a, license: MIT, skill: s, origin: {{kind: files, paths: ["{0}"]}}}}]}}
+sft: {{}}
+"""
+
+    def told(*groups: str, path: object) -> str:
+        app = visit("launch", bob(*groups), recipe="Paste a recipe")
+        app.text_area[0].set_value(text.format(path)).run()
+        return everything(app)
+
+    assert told("staff", path=there).replace(str(there), "") == told("staff", path=absent).replace(
+        str(absent), ""
+    )
+    assert f"{absent} is not there" in told("ml", path=absent)
+
+    (home / "secret.yaml").write_text("password: hush")
+    recipe = parse_recipe((RECIPES / "pocket.yaml").read_text()).model_dump(mode="json")
+    own = registry.create_run(recipe, name="own", seed=1, recipe_digest="d", recipe_dir=home)
+    for groups, said in ((["staff"], "there is no file"), (["ml"], "password")):
+        app = visit("launch", bob(*groups), recipe=own)
+        app.text_area[0].set_value(f"extends: secret.yaml\n{app.text_area[0].value}").run()
+        assert said in everything(app)
+
+
 def test_a_launcher_may_do_so_with_their_own_runs(provider, run_ids, registry):
     assert not button(visit("run", ann("ml"), run=run_ids["failed"]), "Resume").disabled
     assert button(visit("run", bob("ml"), run=run_ids["failed"]), "Resume").disabled
