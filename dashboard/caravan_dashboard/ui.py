@@ -78,10 +78,15 @@ def chosen_run(page: str) -> RunRow:
     st.session_state["last_run"] = run.id
     name_tab(page, run.id)
     by_id = {other.id: other for other in [*recent, run]}
-    ids = list(by_id)
     st.session_state["run_picker"] = run.id
-    st.sidebar.selectbox("Run", ids, key="run_picker", on_change=_pick_run)
+    st.sidebar.selectbox("Run", list(by_id), key="run_picker", on_change=_pick_run,
+                         format_func=lambda id: described(by_id[id]))  # fmt: skip
     return run
+
+
+def described(run: RunRow) -> str:
+    """A run in a list to choose from; its id begins with the name of its recipe."""
+    return " · ".join([run.id, run.state.value, *run.tags])
 
 
 def other_runs(run: RunRow, most: int) -> list[RunRow]:
@@ -92,11 +97,19 @@ def other_runs(run: RunRow, most: int) -> list[RunRow]:
         if run_id not in known:
             with suppress(RegistryError):
                 known[run_id] = registry.get_run(run_id)
+    options = [other for other in known if other != run.id]
+    asked = [other for other in st.query_params.get_all("with") if other in options]
+    # Bound to the address, the widget would write there what it shows, state and tags included.
+    st.session_state["with_picker"] = asked[:most]
     chosen = st.sidebar.multiselect(
-        "Compare with", [other for other in known if other != run.id], key="with",
-        bind="query-params", max_selections=most, placeholder="Other runs",
+        "Compare with", options, key="with_picker", on_change=_pick_others, max_selections=most,
+        placeholder="Other runs", format_func=lambda id: described(known[id]),
     )  # fmt: skip
     return [known[other] for other in chosen]
+
+
+def _pick_others() -> None:
+    st.query_params["with"] = st.session_state["with_picker"]
 
 
 def _pick_run() -> None:

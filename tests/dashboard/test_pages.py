@@ -112,6 +112,22 @@ def test_the_address_names_the_run_that_is_shown(open_page, run_ids):
     assert checked(app.run()).query_params["run"] == run_ids["complete"]
 
 
+def test_runs_to_choose_from_say_state_and_tags_and_the_address_only_the_ids(open_page, run_ids):
+    complete, failed, running = (run_ids[name] for name in ("complete", "failed", "running"))
+    app = open_page("evaluation", run=complete, **{"with": failed})
+
+    assert (
+        f"{complete} · succeeded · <b>tag</b> · baseline" in app.selectbox(key="run_picker").options
+    )
+    others = app.multiselect(key="with_picker")
+    assert set(others.options) == {f"{failed} · failed", f"{running} · running"}
+    assert others.value == [failed]
+    checked(others.set_value([failed, running]).run())
+    assert app.query_params["with"] == [failed, running]
+    checked(app.multiselect(key="with_picker").set_value([]).run())
+    assert "with" not in app.query_params
+
+
 @pytest.mark.parametrize("page", ["data", "pairs", "rollouts"])
 def test_an_artifact_that_is_gone_is_named_with_the_store(open_page, home, run_ids, page):
     shutil.rmtree(home / "store" / "objects")
