@@ -69,6 +69,17 @@ def interval_rows(scores: Sequence[ScoreRow], chosen: Sequence[Column]) -> pd.Da
     return pd.DataFrame(lines, columns=["task", "series", "value", "low", "high", "n"])
 
 
+def as_table(scores: Sequence[ScoreRow]) -> pd.DataFrame:
+    """One line per run, model, task and metric; shares are between 0 and 1. Where two models were
+    compared, the stage stands for the model."""
+    return pd.DataFrame([
+        {"run": s.run_id, "model": model_of(s.node) or s.node, "task": s.task, "metric": s.metric,
+         "suite": s.suite, "value": s.value, "low": s.low, "high": s.high, "n": s.n,
+         "truncated": s.truncated, "too_long": s.too_long, "undecided": s.undecided}
+        for s in scores
+    ])  # fmt: skip
+
+
 Transition = tuple[Column, Column]
 
 

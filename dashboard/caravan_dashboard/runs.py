@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf, isnan
 
+import pandas as pd
+
 from caravan.evals.headlines import Headline
+from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
 from caravan_dashboard.differences import shown, value_at
 
@@ -30,6 +33,18 @@ def _says(run: RunRow, word: str) -> bool:
         return True
     path, equals, value = word.partition("=")
     return bool(equals) and value == shown(value_at(run.recipe, path)).lower()
+
+
+def as_table(runs: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]]) -> pd.DataFrame:
+    """One line per run, with the mean of each model as a share."""
+    models = in_order(model for run in runs for model in means.get(run.id, {}))
+    return pd.DataFrame([
+        {"run": run.id, "state": run.state.value, "recipe": run.name, "seed": run.seed,
+         "owner": run.owner, "tags": " ".join(run.tags), "created_at": run.created_at.isoformat(),
+         "started_at": run.started_at and run.started_at.isoformat(), "seconds": run.seconds}
+        | {model: means[run.id][model].value for model in models if model in means.get(run.id, {})}
+        for run in runs
+    ])  # fmt: skip
 
 
 def best_first(runs: Sequence[RunRow], means: Mapping[str, Headline | None]) -> list[RunRow]:

@@ -7,6 +7,9 @@ checks what that user may do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import streamlit as st
 
 from caravan.access import Role, User, local_user
@@ -14,6 +17,8 @@ from caravan.errors import AccessError
 from caravan.identity import Identity, load_identity
 from caravan_dashboard import library, ui
 from caravan_dashboard.markup import facts
+
+T = TypeVar("T")
 
 
 def current_user() -> User:
@@ -62,6 +67,26 @@ def gate() -> User:
 def may(role: Role) -> bool:
     """Whether to offer what takes `role`; the library checks again when it is asked for."""
     return current_user().may(role)
+
+
+def in_session(make: Callable[[], T]) -> Callable[[], T]:
+    """`make` for a download, which is made when its button is pressed: Streamlit does not say then
+    whose session it is, and the page may have been drawn long before.
+
+    Raises:
+        AccessError: by the time that it is called the session is over.
+    """
+    identity = load_identity()
+    if identity is None:
+        return make
+    claims = _claims()
+
+    def made() -> T:
+        if identity.expired(claims):
+            raise AccessError("your session is over: sign in again")
+        return make()
+
+    return made
 
 
 def _is_signed_in(identity: Identity) -> bool:

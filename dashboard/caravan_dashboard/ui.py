@@ -46,6 +46,14 @@ def act(sorry: str, action: Callable[[], object]) -> None:
         st.rerun()
 
 
+def csv_button(name: str, make: Callable[[], pd.DataFrame]) -> None:
+    """A button that downloads a table as it is when the button is pressed."""
+    st.download_button(
+        "CSV", lambda: make().to_csv(index=False), f"{name}.csv", "text/csv", key=f"csv {name}",
+        icon=":material/download:", type="tertiary", on_click="ignore",
+    )  # fmt: skip
+
+
 def name_tab(page: str, run_id: str = "") -> None:
     """Name the browser's tab after the page and, where it is of one, its run."""
     st.set_page_config(page_title=f"{page} · {run_id or 'Caravan'}")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from playwright.sync_api import expect
 
@@ -112,6 +113,31 @@ def test_a_change_of_a_score_leads_to_the_replies_that_flipped(address, page, ru
     expect(page.locator("mark.cv-rejected").first).to_be_visible()
     page.go_back()
     expect(page.locator("mark.cv-rejected")).to_have_count(0)
+
+
+def test_runs_and_scores_are_taken_along_as_csv(address, page, run_ids):
+    def downloaded(path: str) -> pd.DataFrame:
+        page.goto(address + path)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="CSV").click()
+        return pd.read_csv(download.value.path())
+
+    complete = run_ids["complete"]
+    runs = downloaded("/").set_index("run")
+    assert set(runs.index) == set(run_ids.values())
+    assert runs.loc[complete, ["state", "seed", "tags"]].tolist() == [
+        "succeeded", 17, "<b>tag</b> baseline",
+    ]  # fmt: skip
+    assert runs.loc[complete, "base"] < runs.loc[complete, "rlvr"] < 1
+    assert set(downloaded("/?state=failed")["run"]) == {run_ids["failed"]}
+
+    scores = downloaded(f"/evaluation?run={complete}")
+    found = scores[(scores["model"] == "rlvr") & (scores["task"] == "word-problems")]
+    assert found[["run", "metric", "suite", "n"]].values.tolist() == [
+        [complete, "accuracy", "dev", 120]
+    ]
+    assert (found["low"] < found["value"]).all()
+    assert len(scores) == 4 * 4 + 1  # tasks of models, and one comparison
 
 
 def test_a_run_is_the_beginning_of_another(address, page, run_ids):

@@ -23,6 +23,7 @@ from caravan.identity import load_identity
 from caravan.recipe.io import parse_recipe
 from caravan.registry import State
 from caravan.settings import load_settings
+from caravan_dashboard import signin
 from caravan_dashboard.launch import APP, command, write_secrets
 from caravan_pipelines import actions
 
@@ -105,6 +106,17 @@ def test_an_old_session_signs_in_again(provider, run_ids):
     app = visit("runs", bob("ml-admins") | {"iat": int(time.time()) - 13 * 3600})
 
     assert labels(app) == ["Sign in"]
+
+
+def test_a_download_ends_with_the_session(provider, monkeypatch):
+    claims = bob("staff") | {"sub": "1", "iat": int(time.time())}
+    monkeypatch.setattr(signin, "_claims", lambda: claims)
+    rows = signin.in_session(lambda: "rows")
+    assert rows() == "rows"
+
+    claims["iat"] = int(time.time()) - 13 * 3600
+    with pytest.raises(AccessError, match="session is over"):
+        rows()
 
 
 def test_half_a_provider_opens_nothing(provider, run_ids, monkeypatch):

@@ -14,7 +14,7 @@ from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
 from caravan.registry import Registry, RunRow, ScoreRow
-from caravan_dashboard import charts, differences, evaluation, library, ui
+from caravan_dashboard import charts, differences, evaluation, library, signin, ui
 from caravan_dashboard.diff import word_diff
 from caravan_dashboard.evaluation import Column, Transition
 from caravan_dashboard.markup import (
@@ -79,7 +79,9 @@ def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
         st.text("Choose at least one model.")
         return
     ui.show(score_table(scores, chosen, several))
-    st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
+        ui.csv_button("scores", signin.in_session(lambda: evaluation.as_table(scores)))
     for run in runs:
         if tasks := selected_by(run.recipe):
             of_run = f"{run.id}: " if several else ""

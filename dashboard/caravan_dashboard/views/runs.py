@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import pandas as pd
 import streamlit as st
 
 from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.registry import RunRow, State
-from caravan_dashboard import differences, library, runs, ui
+from caravan_dashboard import differences, library, runs, signin, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
 from caravan_dashboard.markup import Html, caveat, join, page_link, pill, state_pill, table, tag
@@ -75,7 +76,9 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
     page = shown[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
     means = headlines(library.registry().scores(*(run.id for run in page)))
     ui.show(run_table(page, means, differences.by_run(page), datetime.now(UTC)))
-    st.caption("Scores are means over the tasks of the evaluation, in percent.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("Scores are means over the tasks of the evaluation, in percent.")
+        ui.csv_button("runs", signin.in_session(lambda: as_table(shown)))
     if len(page) > 1:
         first, *others = [run.id for run in page[:MAX_RUNS]]
         whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
@@ -86,6 +89,11 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
         recipes = page_link(f"Recipes of {several} →", "run", run=first, view="Recipe",
                             **{"with": few})  # fmt: skip
         ui.show(tag("div", link, beside, recipes, class_="cv-facts"))
+
+
+def as_table(shown: Sequence[RunRow]) -> pd.DataFrame:
+    """Of all pages."""
+    return runs.as_table(shown, headlines(library.registry().scores(*(run.id for run in shown))))
 
 
 def run_table(
