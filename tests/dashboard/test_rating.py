@@ -88,9 +88,12 @@ def test_a_rating_is_changed_by_going_back(open_page, run_ids, said):
 
 def test_a_skill_may_be_rated_to_its_end(open_page, run_ids, said):
     app = open_page("pairs", run=run_ids["complete"], view="Rate", skill="math")
+    sides = set()
     for _ in range(8):
+        sides.add(left(app))
         press(app, "Tie")
 
+    assert sides == {"chosen", "rejected"}
     assert {PAIRS[id].skill for id in said()} == {"math"}
     assert "You have seen all of these pairs." in plain(app)
     press(app, "Back")
