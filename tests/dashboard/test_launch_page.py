@@ -94,6 +94,11 @@ def test_a_path_that_cannot_even_be_looked_up_leads_nowhere(open_page, nothing):
     assert f"{too_long} is not there" in plain(checked(app))
     assert app.button[0].disabled
 
+    app = open_page("launch", recipe="Paste a recipe")
+    of_nobody = "name: mine\nbase_model: {kind: imported, model_name_or_path: ~nobody-here/base}\n"
+    app.text_area[0].set_value(of_nobody).run()
+    assert "~nobody-here/base is not there" in plain(checked(app))
+
 
 def test_a_recipe_with_tasks_that_nobody_reads_is_not_launched(open_page, nothing):
     app = open_page("launch", recipe="tulu3-8b")

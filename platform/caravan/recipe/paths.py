@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -15,4 +16,4 @@ def is_hub_name(model_name_or_path: str) -> bool:
 def model_directory(model_name_or_path: str, recipe_dir: Path) -> Path:
     """Where a model lies, unless the name is that of one on a hub: relative to the recipe's
     directory, `~` being the home directory."""
-    return recipe_dir / Path(model_name_or_path).expanduser()
+    return recipe_dir / os.path.expanduser(model_name_or_path)  # Path's own fails for ~nobody
