@@ -114,12 +114,15 @@ def sft(
     dataset: str,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
-) -> str:
-    """Supervised fine-tuning; returns the model."""
+) -> NamedTuple("Tuned", [("model", str), ("candidates", dict)]):
+    """Supervised fine-tuning; returns the model, or by their steps those that it is yet to be
+    selected from."""
+    from caravan.stages.candidates import candidates
     from caravan_pipelines.step import run_step
 
     inputs = {"model": model, "dataset": dataset}
-    return run_step(run, "sft", inputs, metrics, summary)["model"]
+    out = run_step(run, "sft", inputs, metrics, summary)
+    return (out.pop("model", ""), candidates(out))
 
 
 @component
@@ -220,12 +223,15 @@ def dpo(
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     reference: str = "",
-) -> str:
-    """Preference tuning; returns the model."""
+) -> NamedTuple("Preferring", [("model", str), ("candidates", dict)]):
+    """Preference tuning; returns the model, or by their steps those that it is yet to be selected
+    from."""
+    from caravan.stages.candidates import candidates
     from caravan_pipelines.step import run_step
 
     inputs = {"model": model, "pairs": pairs, "reference": reference}
-    return run_step(run, "dpo", inputs, metrics, summary)["model"]
+    out = run_step(run, "dpo", inputs, metrics, summary)
+    return (out.pop("model", ""), candidates(out))
 
 
 @component
@@ -266,14 +272,16 @@ def rlvr(
 @component
 def select(
     run: str,
+    node: str,
     candidates: dict,  # type: ignore[type-arg]
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Take the best of the models that RLVR went through; returns it."""
+    """Take the best of the models that a training stage, as `node` says, went through; returns
+    it."""
     from caravan_pipelines.step import run_step
 
-    return run_step(run, "select", candidates, metrics, summary)["model"]
+    return run_step(run, node, candidates, metrics, summary)["model"]
 
 
 @component

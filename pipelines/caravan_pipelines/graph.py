@@ -12,9 +12,11 @@ from typing import Protocol, cast
 from caravan.errors import RecipeError
 from caravan.evals.models import EVALUATE, MODELS
 from caravan.recipe import Config, EngineConfig, EvaluateConfig, Recipe, Resources, RespondConfig
+from caravan.stages.candidates import SELECT, selection_of
 from caravan.stages.configs import (
     CurateStageConfig,
     DecontaminateStageConfig,
+    DPOStageConfig,
     EvaluateStageConfig,
     JudgeStageConfig,
     ReadPairsStageConfig,
@@ -22,6 +24,7 @@ from caravan.stages.configs import (
     ReportStageConfig,
     RespondStageConfig,
     RLVRStageConfig,
+    SFTStageConfig,
     SynthesizeStageConfig,
 )
 
@@ -52,22 +55,30 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of a recipe, in the order in which they start."""
     nodes = [Node("base", "base", recipe.base_model), *_data_nodes(recipe)]
     if recipe.sft:
-        nodes.append(Node("sft", "sft", recipe.sft))
+        nodes.append(Node("sft", "sft", SFTStageConfig.of(recipe.sft)))
+        nodes += _selection(recipe, "sft")
     nodes += _pair_nodes(recipe)
     if recipe.dpo:
         if recipe.dpo.loss.needs_reference:
             once = ReferenceStageConfig.of(recipe.dpo)
             nodes.append(Node("reference", "reference", once))
-        nodes.append(Node("dpo", "dpo", recipe.dpo))
+        nodes.append(Node("dpo", "dpo", DPOStageConfig.of(recipe.dpo)))
+        nodes += _selection(recipe, "dpo")
     if recipe.reward_model:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
     if recipe.rlvr:
         nodes.append(Node("rlvr", "rlvr", RLVRStageConfig.of(recipe.rlvr, recipe.verifiers)))
-        if recipe.rlvr.select:
-            assert recipe.evaluate is not None, "select names tasks of evaluate"
-            suite = recipe.evaluate.only(recipe.rlvr.select.tasks)
-            nodes.append(Node("select", "select", _asking(recipe, suite)))
+        nodes += _selection(recipe, "rlvr")
     return (*nodes, *_evaluation_nodes(recipe))
+
+
+def _selection(recipe: Recipe, stage: str) -> list[Node]:
+    """What selects from the policies of `stage`, where the recipe does."""
+    if (select := recipe.selections.get(stage)) is None:
+        return []
+    assert recipe.evaluate is not None, "select names tasks of evaluate"
+    suite = recipe.evaluate.only(select.tasks)
+    return [Node(selection_of(stage), SELECT, _asking(recipe, suite))]
 
 
 def _data_nodes(recipe: Recipe) -> list[Node]:
@@ -128,8 +139,7 @@ def _evaluation_nodes(recipe: Recipe) -> list[Node]:
     nodes = [
         Node(name, "evaluate", asked[i % shards]) for i, name in enumerate(evaluations(recipe))
     ]
-    report = ReportStageConfig.of(recipe.report, recipe.rlvr)
-    return [*nodes, Node("report", "report", report)]
+    return [*nodes, Node("report", "report", ReportStageConfig.of(recipe))]
 
 
 def _asking(recipe: Recipe, suite: EvaluateConfig) -> EvaluateStageConfig:

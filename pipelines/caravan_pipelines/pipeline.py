@@ -13,6 +13,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe, RespondConfig
+from caravan.stages.candidates import selection_of
 from caravan_pipelines import components as c
 from caravan_pipelines.graph import Node, evaluations, stage_graph
 from caravan_pipelines.together import PREPARE, RATE, Prepared, chain, fits_one_pod
@@ -73,6 +74,15 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             where.place(task, [by_name[name] for name in names])
             return task
 
+        def train(component: Step, name: str, **inputs: Any) -> Any:
+            """The policy that a stage comes to, or the one that is selected of those it gives."""
+            made, selection = step(component, name, **inputs).outputs, selection_of(name)
+            if selection not in by_name:
+                return made["model"]
+            candidates = made["candidates"]
+            select = step(c.select, selection, node=selection, candidates=candidates)
+            return out(select.set_display_name(selection))
+
         base = out(step(c.base, "base"))
         data = Prepared()
         if where.one_pod and fits_one_pod(prepare_nodes):
@@ -81,7 +91,7 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             data = _prepare(recipe, step)
         models = {"base": base}
         if recipe.sft:
-            models["sft"] = out(step(c.sft, "sft", model=base, dataset=data.mix))
+            models["sft"] = train(c.sft, "sft", model=base, dataset=data.mix)
         start = models.get("sft", base)
 
         pairs = ""
@@ -104,18 +114,14 @@ def build_pipeline(recipe: Recipe, placement: Placement | None = None) -> BaseCo
             if recipe.dpo.loss.needs_reference:
                 scored = step(c.reference, "reference", model=start, pairs=pairs)
                 once = {"reference": out(scored)}
-            models["dpo"] = out(step(c.dpo, "dpo", model=start, pairs=pairs, **once))
+            models["dpo"] = train(c.dpo, "dpo", model=start, pairs=pairs, **once)
         reward_model = ""
         if recipe.reward_model:
-            trained = step(c.reward_model, "reward-model", model=start, pairs=pairs)
-            reward_model = out(trained)
+            reward_model = out(step(c.reward_model, "reward-model", model=start, pairs=pairs))
         if recipe.rlvr:
             policy = models.get("dpo", start)
             rewarding = {"reward_model": reward_model} if recipe.rlvr.reads_reward_model else {}
-            made = step(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **rewarding).outputs
-            models["rlvr"] = made["model"]
-            if recipe.rlvr.select:
-                models["rlvr"] = out(step(c.select, "select", candidates=made["candidates"]))
+            models["rlvr"] = train(c.rlvr, "rlvr", policy=policy, dataset=data.dataset, **rewarding)
 
         if evaluate:
             step(

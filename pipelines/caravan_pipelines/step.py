@@ -13,7 +13,7 @@ from caravan.operations.traces import stage_span
 from caravan.orphans import die_with_parent
 from caravan.registry import StageRunRow
 from caravan.settings import Settings, load_settings
-from caravan.stages.candidates import Selection
+from caravan.stages.candidates import Selection, selection_of
 from caravan.stages.execute import execute
 from caravan.stages.key import stage_seed
 from caravan_pipelines.graph import Node, find_node
@@ -87,9 +87,9 @@ def _work(node: Node, run: str, inputs: Mapping[str, str], settings: Settings) -
 def _selection(node: Node, run: str, recipe_dir: Path) -> Selection | None:
     """What selects from the outputs of `node`."""
     recipe = recipe_of(run)
-    if node.stage != "rlvr" or recipe.rlvr is None or recipe.rlvr.select is None:
+    if node.name not in recipe.selections:
         return None
-    found = find_node(recipe, "select")
+    found = find_node(recipe, selection_of(node.name))
     seed = stage_seed(run_of(run).seed, found.name)
     return Selection(found.stage, found.config, seed, recipe_dir)
 

@@ -130,6 +130,24 @@ def test_the_selected_policy_is_the_one_that_is_evaluated(big):
     assert limits["nvidia.com/gpu"] == "1"  # as of evaluate: rlvr itself has eight
 
 
+def test_later_stages_start_from_the_policies_that_were_selected(tmp_path):
+    select = "{every: 2, tasks: [math]}"
+    chosen = [f"sft.select={select}", f"dpo.select={select}", "rlvr.reward_model_multiplier=1.0"]
+    recorder = recorded(load_recipe(RECIPES["pocket"], chosen), ClusterProfile(), tmp_path)
+    for selection, stage in (("select", "sft"), ("select-2", "dpo")):
+        assert recorder.inputs(selection)["candidates"] == f"{stage}/candidates"
+    for node in ("reference", "dpo", "reward-model"):
+        assert recorder.inputs(node)["model"] == "select/Output"
+    assert recorder.inputs("rlvr")["policy"] == "select-2/Output"
+
+    def given(component, name):
+        steps = [s.name for s in recorder.steps if s.name.partition(".")[0] == component]
+        return {recorder.inputs(step)[name] for step in steps}
+
+    assert given("respond", "sft") == given("evaluate", "sft") == {"select/Output"}
+    assert given("evaluate", "dpo") == {"select-2/Output"}
+
+
 def test_a_stage_gets_what_its_recipe_asks_for(big):
     pod = pod_of(big.step("dpo"), run_id="r1", service_account="stage")
     (container,) = pod["spec"]["containers"]

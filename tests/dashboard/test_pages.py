@@ -413,15 +413,18 @@ def test_scores_of_replies_without_end_or_verdict_say_so_wherever_they_stand(
 def test_scores_that_a_policy_was_selected_by_say_so(open_page, run_ids, home, tmp_path):
     run = SampleRun(home, tmp_path / "scratch", seed=31)
     recipe = run.recipe.model_dump(mode="json")
-    recipe["rlvr"] = (recipe["rlvr"] or {}) | {"select": {"every": 2, "tasks": ["gsm"]}}
+    for stage in ("sft", "rlvr"):
+        recipe[stage] = (recipe[stage] or {}) | {"select": {"every": 2, "tasks": ["gsm"]}}
     run.run_id = run.registry.create_run(recipe, name="chosen", seed=31, recipe_digest="d" * 64)
     run.model("base", [], 1, 0.5)
     score = Score("gsm", "accuracy", 0.5, 0.2, 0.8, 12, "dev", {})
     run.stage("evaluate-base", {}, ["base"], scores=[score])
     run_id = run.finish()
 
-    note = "policy was selected by its scores on gsm: there its scores"
-    assert any(note in caption.value for caption in open_page("evaluation", run=run_id).caption)
+    note = "{}'s policy was selected by its scores on gsm: there its scores"
+    captions = [caption.value for caption in open_page("evaluation", run=run_id).caption]
+    for stage in ("SFT", "RLVR"):
+        assert any(note.format(stage) in caption for caption in captions)
     other = open_page("evaluation", run=run_ids["complete"])
     assert not any("selected" in caption.value for caption in other.caption)
 

@@ -159,8 +159,9 @@ def test_a_run_whose_model_is_served_stays_until_the_server_is_stopped_or_serves
 def selecting_run(registry, store, tmp_path):
     """A run whose RLVR gave out three policies, of which `select` took the second."""
 
-    def record(run_id, stage, inputs, *names, key="key"):
-        opened = registry.open_stage_run(run_id, stage, stage, f"{key} of {stage}")
+    def record(run_id, node, inputs, *names, key="key"):
+        stage = "select" if node.startswith("select") else node
+        opened = registry.open_stage_run(run_id, node, stage, f"{key} of {node}")
         registry.start_stage_run(opened.id, inputs)
         made = {}
         for name in names:
@@ -185,6 +186,21 @@ def selecting_run(registry, store, tmp_path):
 
     run.record = record
     return run
+
+
+def test_policies_of_each_stage_go_once_their_own_selection_is_done(
+    caravan, registry, store, selecting_run
+):
+    run_id, made = selecting_run()
+    steps = selecting_run.record(run_id, "sft", {}, "step-4", "step-5")
+    registry.open_stage_run(run_id, "select-sft", "select", "its key")
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert not store.exists(made["step-1"])
+    assert all(map(store.exists, steps.values())), "SFT's are yet to be selected from"
+    selecting_run.record(run_id, "select-sft", steps, "step-5")
+    caravan("gc", "--candidates", "--older-than", "0")
+    assert [name for name, digest in steps.items() if store.exists(digest)] == ["step-5"]
+    assert store.exists(made["step-2"])
 
 
 def test_policies_that_were_not_selected_go_when_asked(caravan, registry, store, selecting_run):

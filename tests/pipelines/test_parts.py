@@ -52,7 +52,7 @@ PREFER = LOOK | {
              "license": "MIT", "skill": "s"}
         ]
     },
-    "dpo": TRAINING,
+    "dpo": TRAINING | {"select": {"every": 1, "tasks": ["lists"]}},
     "reward_model": TRAINING,
 }  # fmt: skip
 
@@ -113,15 +113,22 @@ def test_a_model_is_evaluated_and_then_tuned_on_pairs_of_a_file(run, caravan):
     shown = run(PREFER)
     stages = {stage["name"]: stage for stage in shown["stages"]}
     assert set(stages) == {
-        "base", "pair", "reference", "dpo", "reward-model", "evaluate-base", "evaluate-dpo",
-        "report",
+        "base", "pair", "reference", "dpo", "select-dpo", "reward-model", "evaluate-base",
+        "evaluate-dpo", "report",
     }  # fmt: skip
     assert stages["base"]["reused"]
     assert stages["evaluate-base"]["reused"]
     assert stages["pair"]["metrics"]["pairs/mine"] == 20
     assert scored(shown) == ["base", "dpo"]
+    taken = stages["select-dpo"]["artifacts"]["model"]
+    candidates = stages["dpo"]["artifacts"]
+    assert set(candidates) == {"step-1", "step-2"}
+    assert taken == candidates[f"step-{stages['select-dpo']['metrics']['step']:.0f}"]
+    evaluated = caravan("artifact", "show", "--json", "latest:evaluate-dpo/evaluation").stdout
+    assert taken in json.loads(evaluated)["made_from"]
     card = caravan("model", "card", "latest:dpo/model").stdout
-    assert "base → dpo" in card
+    assert "base → dpo → select-dpo" in card
+    assert "DPO's policy was selected by its scores on lists" in card
     assert "20 preference pairs" in card
     assert caravan("model", "export", "latest:dpo/model", "out").returncode == 0
 
@@ -150,14 +157,15 @@ def test_a_recipe_may_train_and_evaluate_nothing(run, caravan):
 def test_a_model_of_another_origin_is_asked_in_its_own_template_until_it_is_trained(run, caravan):
     shutil.rmtree(caravan.directory / "model")
     write_foreign(caravan.directory / "model", "llama3", positions=POSITIONS)
-    shown = run(TEACH | {"evaluate": LOOK["evaluate"]})
+    selecting = TEACH["sft"] | {"select": {"every": 1, "tasks": ["lists"]}}
+    shown = run(TEACH | {"evaluate": LOOK["evaluate"], "sft": selecting})
     assert scored(shown) == ["base", "sft"]
     asked = {
         stage: json.loads(caravan("artifact", "show", f"latest:{stage}/{output}", "--json").stdout)[
             "metadata"
         ]["chat_template_sha256"]
         for stage, output in (
-            ("base", "model"), ("sft", "model"),
+            ("base", "model"), ("sft", "step-1"), ("select-sft", "model"),
             ("evaluate-base", "evaluation"), ("evaluate-sft", "evaluation"),
         )
     }  # fmt: skip
@@ -165,6 +173,7 @@ def test_a_model_of_another_origin_is_asked_in_its_own_template_until_it_is_trai
     assert asked == {
         "base": TEMPLATE_HASH,  # in which it is trained
         "sft": TEMPLATE_HASH,
+        "select-sft": TEMPLATE_HASH,
         "evaluate-base": theirs,
         "evaluate-sft": TEMPLATE_HASH,
     }

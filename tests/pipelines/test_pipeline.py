@@ -22,7 +22,7 @@ from caravan_pipelines.pipeline import build_pipeline
 from parts import PARTS, part
 
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "recipes"
-SELECT = "rlvr.select={{every: 2, tasks: [{tasks}]}}"
+SELECT = "{stage}.select={{every: 2, tasks: [{tasks}]}}"
 FULL_GRAPH = [
     "base", "curate", "synthesize", "decontaminate", "mix", "sft", "sample-prompts", "judge",
     "pair", "reference", "dpo", "reward-model", "rlvr", "evaluate-base", "evaluate-sft",
@@ -92,27 +92,32 @@ def test_a_changed_verifier_of_ones_own_is_a_new_stage_where_it_decides(tmp_path
     assert packed == {"own.py", "qa.jsonl"}
 
 
-def test_what_policies_are_selected_by_does_not_change_how_they_are_trained():
+@pytest.mark.parametrize(
+    ("stage", "selection"), [("sft", "select-sft"), ("dpo", "select-dpo"), ("rlvr", "select")]
+)
+def test_what_policies_are_selected_by_does_not_change_how_they_are_trained(stage, selection):
     pocket = RECIPES / "pocket.yaml"
-    chosen = {
-        tasks: {
+    by_math, by_both = (
+        {
             node.name: node.config
-            for node in stage_graph(load_recipe(pocket, [SELECT.format(tasks=tasks)]))
+            for node in stage_graph(load_recipe(pocket, [SELECT.format(stage=stage, tasks=tasks)]))
         }
         for tasks in ("math", "math, constraints")
-    }
-    by_math, by_both = chosen.values()
-    assert [name for name in by_math if by_math[name] != by_both[name]] == ["select", "report"]
+    )
+    assert [name for name in by_math if by_math[name] != by_both[name]] == [selection, "report"]
     without = {node.name: node.config for node in stage_graph(load_recipe(pocket))}
-    assert set(by_math) - set(without) == {"select"}
-    assert [name for name in without if without[name] != by_math[name]] == ["rlvr", "report"]
-    assert [task.name for task in by_both["select"].evaluate.tasks] == ["math", "constraints"]
+    assert set(by_math) - set(without) == {selection}
+    assert [name for name in without if without[name] != by_math[name]] == [stage, "report"]
+    assert [task.name for task in by_both[selection].evaluate.tasks] == ["math", "constraints"]
 
 
 def test_a_recipe_that_selects_nothing_has_the_keys_that_it_had():
     recipe = load_recipe(RECIPES / "pocket.yaml")
-    assert "select" not in recipe.rlvr.model_dump()
-    assert "keep_every" not in find_node(recipe, "rlvr").config.model_dump()
+    for stage in ("sft", "dpo", "rlvr"):
+        assert "select" not in getattr(recipe, stage).model_dump()
+        assert "keep_every" not in find_node(recipe, stage).config.model_dump()
+    assert find_node(recipe, "sft").config.model_dump() == recipe.sft.model_dump()
+    assert find_node(recipe, "dpo").config.model_dump() == recipe.dpo.model_dump()
     assert find_node(recipe, "report").config.model_dump() == recipe.report.model_dump()
 
 

@@ -252,6 +252,25 @@ def test_selecting_asks_every_policy_that_is_kept_and_says_what_they_take(tulu):
     assert "caravan gc --candidates" in note
 
 
+def test_selecting_from_sft_and_dpo_is_planned_by_the_steps_that_they_take(tulu):
+    def planned(every):
+        select = {"every": every, "tasks": ["math"]}
+        sft, dpo = tulu.sft.derive(select=select), tulu.dpo.derive(select=select, max_steps=500)
+        return plan_of(tulu.derive(sft=sft, dpo=dpo))
+
+    often = planned(100)
+    assert stage(often, "select-dpo").rows == 5000 * 5
+    assert stage(often, "select-sft").rows % 5000 == 0
+    kept = {note.split()[0]: note for note in often.notes if " policies of 29.9 GiB" in note}
+    assert "dpo keeps 5 policies" in kept["dpo"]
+    assert f"sft keeps {stage(often, 'select-sft').rows // 5000:.0f} policies" in kept["sft"]
+    assert "beside sft and select-sft" in kept["sft"]
+    (note,) = (note for note in plan_of(
+        tulu.derive(sft=tulu.sft.derive(select={"every": 10**6, "tasks": ["math"]}))
+    ).notes if note.startswith("sft.select.every"))  # fmt: skip
+    assert "so there is nothing to select from" in note
+
+
 def test_a_reference_that_does_not_fit_is_named(tulu):
     assert stage(plan_of(tulu), "reference").problem == ""
     old = tulu.dpo.resources.derive(gpu_type="a100-40gb")

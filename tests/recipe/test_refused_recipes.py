@@ -40,6 +40,9 @@ def selecting(every: int, tasks: str) -> str:
             selecting(9, "[gsm]"),
             "rlvr.select.tasks[0]: 'gsm' is no task under evaluate.tasks; did you mean 'gsm8k'?",
         ),
+        ("dpo: {select: {every: 9, tasks: [gsm]}}", "dpo.select.tasks[0]: 'gsm' is no task under"),
+        ("dpo: {max_steps: 9, select: {every: 9, tasks: [gsm8k]}}", "select.every 9 keeps no"),
+        ("reward_model: {select: {every: 9, tasks: [gsm8k]}}", "select"),
         (selecting(9, "[gsm8k, gsm8k]"), "rlvr.select.tasks[1]: 'gsm8k' is there twice"),
         (
             "rlvr: {algorithm: {kind: grpo}, reward_model_multiplier: 1.0}",

@@ -40,7 +40,7 @@ class Finished:
 
     def stage(self, node: str, inputs: dict[str, str], outputs: dict[str, Path], **more) -> None:
         """Record a stage run that wrote these directories."""
-        stage = node.split("-")[0] if node.startswith("evaluate") else node
+        stage = node.split("-")[0] if node.startswith(("evaluate", "select")) else node
         opened = self.registry.open_stage_run(self.run_id, node, stage, f"key of {node}")
         self.registry.start_stage_run(opened.id, inputs)
         stored = {}

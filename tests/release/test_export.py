@@ -98,6 +98,30 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     assert "# rl-select\n" in (tmp_path / "two" / "README.md").read_text()
 
 
+def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, caravan):
+    base, sft, dpo = (finished.store.fetch(finished.output(n)) for n in ("base", "sft", "dpo"))
+    chosen = finished.recipe.sft.derive(select={"every": 2, "tasks": ["math"]})
+    finished.run_id = finished.registry.create_run(
+        finished.recipe.derive(sft=chosen).model_dump(mode="json"),
+        name="two", seed=1, recipe_digest="d" * 64,
+    )  # fmt: skip
+    finished.stage("base", {}, {"model": base})
+    finished.stage("sft", {"model": finished.output("base")}, {"step-2": sft, "step-4": base})
+    made = {name: finished.output("sft", name) for name in ("step-2", "step-4")}
+    finished.stage("select-sft", made, {"model": sft}, metrics={"step": 2})
+    finished.stage("dpo", {"model": finished.output("select-sft")}, {"model": dpo})
+    finished.stage("evaluate-dpo", {"model": finished.output("dpo")}, {}, scores=[SCORE])
+
+    card = caravan("model", "card", "latest:dpo/model")
+    assert "base → sft → select-sft → dpo." in card
+    assert "| step of sft | 2 |" in card
+    assert "SFT's policy was selected by its scores on math: there its scores" in card
+    told = f"warning: run {finished.run_id} has selected step 2 of 4 of sft: taking select-sft/"
+    taken = caravan("model", "card", "latest:sft/model")
+    assert told in taken
+    assert "# two-select-sft\n" in taken
+
+
 def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):
     half = tmp_path / "half"
     caravan("model", "export", "latest:dpo/model", str(half), "--dtype", "bfloat16")

@@ -112,19 +112,23 @@ def test_report_says_what_changed_and_whether_it_is_more_than_chance(
     assert result.metrics["average_change/rlvr"] == pytest.approx(0.35)
 
 
-def test_report_says_by_what_the_last_policy_was_selected(
+def test_report_says_by_what_policies_were_selected(
     make_context: Callable[..., Any], inputs: dict[str, Path]
 ) -> None:
     _, directory = run_report(make_context, inputs)
     assert "selected" not in (directory / "report.html").read_text()
     assert "selected_by" not in json.loads((directory / "report.json").read_text())
     context = make_context("selected")
-    config = ReportStageConfig(bootstrap_samples=500, selected_by=("math",))
+    config = ReportStageConfig(
+        bootstrap_samples=500, selected_by=("math",), earlier_selected_by={"sft": ("chat", "math")}
+    )
     report.run(config, inputs, context)
     page = (context.outputs["report"] / "report.html").read_text()
-    assert "policy was selected by its scores on math: there its scores" in page
+    told = page.replace("&#39;", "'")
+    assert "RLVR's policy was selected by its scores on math: there its scores" in told
+    assert "SFT's policy was selected by its scores on chat, math: there its scores" in told
     document = json.loads((context.outputs["report"] / "report.json").read_text())
-    assert document["selected_by"] == ["math"]
+    assert document["selected_by"] == {"sft": ["chat", "math"], "rlvr": ["math"]}
 
 
 def test_report_says_where_replies_were_cut_off_and_where_nothing_changed(

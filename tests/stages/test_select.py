@@ -1,4 +1,4 @@
-"""Which of RLVR's policies is taken, by scores that are written here and by a real evaluation."""
+"""Which of a stage's policies is taken, by scores written here and by a real evaluation."""
 
 from __future__ import annotations
 
@@ -97,6 +97,7 @@ def test_candidates_have_the_scores_that_an_evaluation_gives_them(
     for one in shown["candidates"]:
         assert all(s["low"] <= s["value"] <= s["high"] and s["n"] == 4 for s in one["scores"])
     page = (stage.outputs["report"] / "selection.md").read_text()
+    assert page.startswith(f"# Step {shown['step']} is taken")
     assert f"{shown['step']}, taken" in page
     assert "noisy" in page
     assert weights(stage.outputs["model"]) == weights(inputs[f"step-{shown['step']}"])

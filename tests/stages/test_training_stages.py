@@ -19,8 +19,9 @@ import torch
 from caravan.data.io import write_rows
 from caravan.data.records import Message
 from caravan.errors import DataError
-from caravan.recipe import DPOConfig, RewardModelConfig, SFTConfig
+from caravan.recipe import RewardModelConfig
 from caravan.stages import base, dpo, reward_model, sft
+from caravan.stages.configs import DPOStageConfig, SFTStageConfig
 from caravan.training.loop import NonFiniteError
 from caravan.training.models import load_policy, load_reward_model, save_model
 from tiny import ONE_CORE, SHAPE, TEXTS, Context, Stopped, conversations, write_inputs
@@ -34,8 +35,8 @@ COMMON = {
     "save_steps": 2,
 }
 STAGES = {
-    "sft": (sft, SFTConfig(sequences_per_step=6, **COMMON)),
-    "dpo": (dpo, DPOConfig(pairs_per_step=6, **COMMON)),
+    "sft": (sft, SFTStageConfig(sequences_per_step=6, **COMMON)),
+    "dpo": (dpo, DPOStageConfig(pairs_per_step=6, **COMMON)),
     "reward_model": (reward_model, RewardModelConfig(pairs_per_step=6, **COMMON)),
 }
 
@@ -77,7 +78,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 import test_training_stages as t
-from caravan.recipe import SFTConfig
+from caravan.stages.configs import SFTStageConfig
 config = t.LONG
 inputs = {{"model": Path({model!r}), "dataset": Path({dataset!r})}}
 t.sft.run(config, inputs, t.Context(Path({directory!r})))

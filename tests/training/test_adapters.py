@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from caravan.errors import CaravanError, DataError
-from caravan.recipe import LoRAConfig, RewardModelConfig, SFTConfig
+from caravan.recipe import LoRAConfig, RewardModelConfig
 from caravan.stages import reward_model, sft
+from caravan.stages.configs import SFTStageConfig
 from caravan.training import adapters, precision
 from caravan.training.adapters import add_adapters, load_base, plain
 from caravan.training.batching import TokenRow
@@ -14,7 +15,7 @@ from caravan.training.models import load_policy, load_reward_model
 from caravan.training.sft import sft_job
 from tiny import ONE_CORE, Context, Stopped
 
-CONFIG = SFTConfig(
+CONFIG = SFTStageConfig(
     learning_rate=1e-2, max_length=64, tokens_per_pass=256, sequences_per_step=4, max_steps=4,
     save_steps=2, bf16=False, resources=ONE_CORE, lora=LoRAConfig(rank=4, alpha=8),
 )  # fmt: skip
@@ -74,7 +75,7 @@ def test_frozen_matrices_take_half_and_passes_give_the_same_numbers(
         held.append({name: p.dtype for name, p in model.named_parameters()})
         merged = plain(model, config, model_dir).state_dict()
         for layer in adapters._adapted(model):
-            expected = base[f"{layer.name}.weight"] + layer.delta()
+            expected = base[f"{layer.name}.weight"] + layer.module.get_delta_weight("default")
             assert torch.equal(merged[f"{layer.name}.weight"], expected)
     assert torch.equal(said[0], said[1])
     assert set(held[0].values()) == {torch.float32}

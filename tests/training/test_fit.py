@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from caravan.data.io import read_rows
 from caravan.data.records import Conversation
 from caravan.interruption import StageStopped, StopSignals
-from caravan.recipe import SFTConfig
 from caravan.stages import sft
+from caravan.stages.configs import SFTStageConfig
 from caravan.training.adapters import add_adapters
 from caravan.training.batching import StepSampler, TokenRow
 from caravan.training.dpo import DPOObjective
@@ -32,7 +32,7 @@ from caravan.training.sft import sft_job
 from caravan.training.tokenize import PairRow, tokenize_conversations
 from tiny import ONE_CORE, Context, Evicting
 
-CONFIG = SFTConfig(
+CONFIG = SFTStageConfig(
     learning_rate=1e-3, max_length=64, tokens_per_pass=256, sequences_per_step=4, max_steps=6,
     save_steps=100, bf16=False, resources=ONE_CORE,
 )  # fmt: skip

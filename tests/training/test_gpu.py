@@ -18,8 +18,9 @@ from caravan.inference.sampler import generate_tokens
 from caravan.planning.devices import GIB
 from caravan.planning.memory import TrainingSetup
 from caravan.planning.shapes import ModelShape
-from caravan.recipe import DPOConfig, LoRAConfig, Resources, SFTConfig
+from caravan.recipe import LoRAConfig, Resources
 from caravan.stages import dpo, sft
+from caravan.stages.configs import DPOStageConfig, SFTStageConfig
 from caravan.training import output_head
 from caravan.training.attention import VARLEN_OPTIONS
 from caravan.training.batching import TokenRow, collate
@@ -38,8 +39,8 @@ COMMON = {
     "learning_rate": 1e-3, "max_length": 64, "tokens_per_pass": 256, "max_steps": 6,
     "save_steps": 2, "resources": Resources(cpus=1, gpus=1),
 }  # fmt: skip
-SFT = SFTConfig(sequences_per_step=4, **COMMON)
-DPO = DPOConfig(pairs_per_step=4, **COMMON)
+SFT = SFTStageConfig(sequences_per_step=4, **COMMON)
+DPO = DPOStageConfig(pairs_per_step=4, **COMMON)
 
 
 def llama(heads: int = 4, key_heads: int = 2, **changes: int) -> LlamaForCausalLM:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from caravan.recipe import DPOConfig, Resources, RewardModelConfig, SFTConfig
+from caravan.recipe import Resources, RewardModelConfig
 from caravan.stages import dpo, reference, reward_model, sft
-from caravan.stages.configs import ReferenceStageConfig
+from caravan.stages.configs import DPOStageConfig, ReferenceStageConfig, SFTStageConfig
 from caravan.stages.key import stage_key
 from caravan.training.reference import FILE
 from tiny import Context, Stopped
@@ -20,8 +20,8 @@ COMMON = {
     "save_steps": 2, "bf16": False,
 }  # fmt: skip
 STAGES = {
-    "sft": (sft, SFTConfig(sequences_per_step=10, resources=LARGE, **COMMON)),
-    "dpo": (dpo, DPOConfig(pairs_per_step=10, resources=LARGE, **COMMON)),
+    "sft": (sft, SFTStageConfig(sequences_per_step=10, resources=LARGE, **COMMON)),
+    "dpo": (dpo, DPOStageConfig(pairs_per_step=10, resources=LARGE, **COMMON)),
     "reward_model": (
         reward_model, RewardModelConfig(pairs_per_step=10, resources=LARGE, **COMMON),
     ),

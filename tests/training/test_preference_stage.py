@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from caravan.errors import DataError
-from caravan.recipe import DPOConfig
 from caravan.stages import dpo
+from caravan.stages.configs import DPOStageConfig
 from caravan.training import reference
 from caravan.training.batching import TokenRow
 from caravan.training.divergence import Divergence, mismatched
@@ -24,7 +24,7 @@ from caravan.training.reference import load_reference, reference_logprobs, save_
 from caravan.training.tokenize import PairRow, tokenize_pairs
 from tiny import ONE_CORE, Context, Stopped, pairs
 
-CONFIG = DPOConfig(
+CONFIG = DPOStageConfig(
     learning_rate=3e-3, max_length=64, tokens_per_pass=256, pairs_per_step=10, bf16=False,
     num_train_epochs=12, save_steps=100, resources=ONE_CORE,
 )  # fmt: skip

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from caravan.data.io import write_rows
 from caravan.errors import MissingExtraError
 from caravan.interruption import StageStopped, StopSignals
-from caravan.recipe import DPOConfig, LoRAConfig, Resources, RewardModelConfig, SFTConfig
+from caravan.recipe import LoRAConfig, Resources, RewardModelConfig
 from caravan.stages import dpo, reference, reward_model, sft
-from caravan.stages.configs import ReferenceStageConfig
+from caravan.stages.configs import DPOStageConfig, ReferenceStageConfig, SFTStageConfig
 from caravan.training.models import load_policy, load_reward_model, save_model
 from caravan.training.reference import FILE
 from tiny import Context, Evicting, pairs
@@ -38,8 +38,8 @@ COMMON = {
     "resources": Resources(cpus=1),
 }
 STAGES = {
-    "sft": (sft, SFTConfig(sequences_per_step=5, **COMMON)),
-    "dpo": (dpo, DPOConfig(pairs_per_step=5, **COMMON)),
+    "sft": (sft, SFTStageConfig(sequences_per_step=5, **COMMON)),
+    "dpo": (dpo, DPOStageConfig(pairs_per_step=5, **COMMON)),
     "reward_model": (reward_model, RewardModelConfig(pairs_per_step=5, **COMMON)),
 }
 REFERENCE = ReferenceStageConfig.of(STAGES["dpo"][1])
@@ -50,9 +50,9 @@ TWO = {"resources": Resources(cpus=2, processes=2)}
     ("name", "options"),
     [
         ("sft", {"zero_stage": 0}),
-        ("sft", {"zero_stage": 2, "validation_share": 0.2, "validation_steps": 2}),
+        ("sft", {"zero_stage": 2, "validation_share": 0.2, "validation_steps": 2, "keep_every": 3}),
         ("sft", {"zero_stage": 3, "zero_offload": "optimizer", "loss_reduction": "sum"}),
-        ("dpo", {"zero_stage": 3, "validation_share": 0.1}),
+        ("dpo", {"zero_stage": 3, "validation_share": 0.1, "keep_every": 3}),
         ("reward_model", {"zero_stage": 3, "gradient_checkpointing": True}),
     ],
     ids=str,
@@ -72,12 +72,13 @@ def test_two_ranks_take_the_steps_of_one_process(name, options, inputs, tmp_path
         for key in ("loss", "grad_norm", "learning_rate", "num_tokens"):
             assert together.logged[step][key] == pytest.approx(values[key], rel=rel), (step, key)
     load = load_reward_model if name == "reward_model" else load_policy
-    ours, theirs = (
-        load(c.directory / "out" / "model").model.state_dict() for c in (together, alone)
-    )
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
+    for output in {"step-3", "step-4"} if "keep_every" in options else {"model"}:
+        ours, theirs = (
+            load(c.directory / "out" / output).model.state_dict() for c in (together, alone)
+        )
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [20, 1])
@@ -110,11 +111,21 @@ def test_a_stopped_reference_is_begun_again(inputs, tmp_path):
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_two_ranks_train_the_adapters_of_one_process_in_bf16(zero_stage, inputs, tmp_path):
-    config = STAGES["sft"][1].derive(bf16=True, lora=LoRAConfig(rank=4), zero_stage=zero_stage)
+    config = STAGES["sft"][1].derive(
+        bf16=True, lora=LoRAConfig(rank=4), zero_stage=zero_stage, keep_every=3
+    )
     alone, together = Context(tmp_path / "alone"), Context(tmp_path / "together")
     sft.run(config, inputs, alone)
     sft.run(config.derive(**TWO), inputs, together)
     assert losses(together) == pytest.approx(losses(alone), rel=3e-3)
+    before = load_policy(inputs["model"]).model.state_dict()
+    for output in ("step-3", "step-4"):
+        ours, theirs = (
+            load_policy(c.directory / "out" / output).model.state_dict() for c in (together, alone)
+        )
+        for name, value in ours.items():
+            apart, way = (value - theirs[name]).norm(), (theirs[name] - before[name]).norm()
+            assert apart <= 0.1 * way, name
 
 
 @pytest.mark.parametrize(
@@ -207,16 +218,16 @@ NODE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from caravan.recipe import SFTConfig
+from caravan.stages.configs import SFTStageConfig
 from caravan.stages import sft
 from tiny import Context, Evicting
-config = SFTConfig.model_validate_json({config!r})
+config = SFTStageConfig.model_validate_json({config!r})
 inputs = {{"model": Path({model!r}), "dataset": Path({dataset!r})}}
 sft.run(config, inputs, Context(Path({directory!r})))
 """
 
 
-def start_node(rank: int, port: int, config: SFTConfig, inputs, directory: Path):
+def start_node(rank: int, port: int, config: SFTStageConfig, inputs, directory: Path):
     code = NODE.format(
         tests=str(Path(__file__).parents[1]),
         config=config.model_dump_json(),

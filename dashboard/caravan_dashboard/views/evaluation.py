@@ -83,9 +83,8 @@ def show_scores(scores: list[ScoreRow], runs: Sequence[RunRow]) -> None:
         st.caption("In percent, ratings as given; in small type the 95 % confidence interval.")
         ui.csv_button("scores", signin.in_session(lambda: evaluation.as_table(scores)))
     for run in runs:
-        if tasks := selected_by(run.recipe):
-            of_run = f"{run.id}: " if several else ""
-            st.caption(of_run + selected_by_scores(tasks))
+        if told := selected_by_scores(selected_by(run.recipe)):
+            st.caption(f"{run.id}: {told}" if several else told)
     data = evaluation.interval_rows(scores, chosen)
     if not data.empty:
         st.altair_chart(charts.intervals(data, series_colours(chosen, several)))

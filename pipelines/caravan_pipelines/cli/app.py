@@ -292,7 +292,7 @@ def gc(
         bool, typer.Option("--unknown", help="Also artifacts that this registry has never known.")
     ] = False,
     candidates: Annotated[
-        bool, typer.Option("--candidates", help="Also policies of RLVR that select did not take.")
+        bool, typer.Option("--candidates", help="Also policies that no selection took.")
     ] = False,
     rated: Annotated[
         bool, typer.Option("--rated", help="Also pairs without a run that people have rated.")

@@ -14,13 +14,13 @@ from rich.text import Text
 from caravan.errors import CaravanError
 from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.settings import load_settings
-from caravan.stages.candidates import selected
+from caravan.stages.candidates import selected, selection_of
 from caravan.store import open_store
 from caravan.store.copies import copy_out
 from caravan_pipelines.cli.tables import columns, print_table, run_column
 
-LAST, SELECTED = "rlvr/model", "select/model"
-"""RLVR's result, where that is the policy after its last step, and where it is selected."""
+MODEL = "model"
+"""The result of a training stage that selects from nothing, and of a selection."""
 
 
 def show(reference: str, *, as_json: bool) -> None:
@@ -77,8 +77,8 @@ def get(reference: str, to: Path) -> None:
 
 
 def find(reference: str, registry: Registry) -> ArtifactRow:
-    """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`. `RUN:rlvr/model` of a
-    run that has selected RLVR's policy is the one that it took, which a warning says.
+    """The artifact of a digest (or its beginning), or of `RUN:STAGE/OUTPUT`. `RUN:sft/model` of a
+    run that has selected SFT's policy is the one that it took, which a warning says.
 
     Raises:
         CaravanError: there is none, there are several, or it was removed.
@@ -86,8 +86,9 @@ def find(reference: str, registry: Registry) -> ArtifactRow:
     found = registry.artifact(_digest(reference, registry))
     if not found.uri:
         raise CaravanError(
-            f"{reference} was removed by `caravan gc --candidates`: it is a policy of RLVR that "
-            "was not selected; the run's select/model is the one that was"
+            f"{reference} was removed by `caravan gc --candidates`: it is a policy that was not "
+            "selected; the one that was is the run's select-sft/model, select-dpo/model or "
+            "select/model (of rlvr)"
         )
     return found
 
@@ -102,10 +103,12 @@ def _digest(reference: str, registry: Registry) -> str:
     made = {
         f"{stage.node}/{key}": digest for stage in stages for key, digest in stage.outputs.items()
     }
-    if output == LAST and LAST not in made and SELECTED in made:
-        chosen = next(filter(None, map(selected, stages)))
-        print(f"warning: run {run.id} has {chosen} of rlvr: taking {SELECTED}", file=sys.stderr)
-        return made[SELECTED]
+    selection = selection_of(node)
+    taken = f"{selection}/{MODEL}"
+    if name == MODEL and output not in made and taken in made:
+        chosen = next(selected(stage) for stage in stages if stage.node == selection)
+        print(f"warning: run {run.id} has {chosen} of {node}: taking {taken}", file=sys.stderr)
+        return made[taken]
     if f"{node}/{name}" not in made:
         known = ", ".join(sorted(made)) or "none yet"
         raise CaravanError(f"run {run.id} has no artifact {output!r} (it has: {known})")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from caravan.evals.models import MODELS
+
 MANY = 0.2
 """Share of the replies above which what they lack is told beside the score."""
 _ROUNDING = 1e-12
@@ -45,17 +47,21 @@ def lacking(replies: Replies) -> str:
     return ", ".join(f"{what}: {100 * share:.0f} %" for what, share in parts if share > MANY)
 
 
-def selected_by(recipe: Mapping[str, Any]) -> list[str]:
-    """The tasks by which a run selects RLVR's policy; none where it takes the last."""
-    select = (recipe.get("rlvr") or {}).get("select") or {}
-    return list(select.get("tasks", ()))
+def selected_by(recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The tasks by which a run selects the policy of a stage, by the stage; none of one that takes
+    the last."""
+    found = {stage: (recipe.get(stage) or {}).get("select") or {} for stage in MODELS}
+    return {stage: list(select["tasks"]) for stage, select in found.items() if select}
 
 
-def selected_by_scores(tasks: Sequence[str]) -> str:
-    """What is to be known of the scores of RLVR's policy on the tasks that it was selected by."""
-    return (
-        f"RLVR's policy was selected by its scores on {', '.join(tasks)}: there its scores, and "
-        "what they gain, are on average too high, and their intervals do not say by how much."
+def selected_by_scores(selections: Mapping[str, Sequence[str]]) -> str:
+    """What is to be known of the scores of policies on the tasks that they were selected by; empty
+    where none was."""
+    return " ".join(
+        f"{stage.upper()}'s policy was selected by its scores on {', '.join(tasks)}: there its "
+        "scores, and what they gain, are on average too high, and their intervals do not say by "
+        "how much."
+        for stage, tasks in selections.items()
     )
 
 

@@ -33,10 +33,10 @@ def render_page(
     samples: Sequence[Sample],
     data: Mapping[str, Any],
     pictures: Mapping[str, Path],
-    selected_by: Sequence[str] = (),
+    selections: Mapping[str, Sequence[str]],
 ) -> str:
     """The page. `data` is what is known of the training data; see `caravan.stages.report`. Of
-    `selected_by` are tasks that RLVR's policy was selected by."""
+    `selections` are the tasks that the policy of a stage was selected by."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"points": _points, "percent": _percent, "number": _number}
     template = environment.from_string(
@@ -59,7 +59,7 @@ def render_page(
         rates=[_rate(rate) for rate in rates],
         samples=[_sample(sample) for sample in samples],
         data=data,
-        selected=selected_by_scores(selected_by) if selected_by else "",
+        selected=selected_by_scores(selections),
         pictures=dict.fromkeys(PICTURES, "")
         | {name: _data_uri(path) for name, path in pictures.items()},
     )

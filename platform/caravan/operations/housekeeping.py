@@ -3,8 +3,8 @@
 A run refers to the artifacts that its stages read and wrote. Each artifact is removed in a
 transaction in which nobody can begin to refer to it; a stage that was about to publishes it again.
 Pairs that people have rated stay without a run: their work cannot be done again.
-A work directory is needed while a stage run of its key has not succeeded. The policies of RLVR that
-were not selected are referred to, but needed no more once their selection is done.
+A work directory is needed while a stage run of its key has not succeeded. The policies that were
+not selected are referred to, but needed no more once their selection is done.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def find_garbage(
         older_than: artifacts that are younger are left alone: a stage may be about to register
             them, and would publish them again.
         unknown: count artifacts that the registry has never known as garbage.
-        candidates: count policies of RLVR that were not selected as garbage.
+        candidates: count policies that were not selected as garbage.
         rated: count pairs that people have rated as garbage, with the ratings.
     """
     store = open_store(settings.resolved_store_url, settings)

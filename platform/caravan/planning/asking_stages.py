@@ -29,6 +29,7 @@ from caravan.recipe import (
     TransformersEngineConfig,
     VLLMEngineConfig,
 )
+from caravan.stages.candidates import selects_from
 from caravan.stages.configs import (
     OWN_MODEL_ROWS,
     EvaluateStageConfig,
@@ -135,16 +136,22 @@ def select(
     planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
 ) -> StagePlan:
     """One evaluation after another, and a note of what their models take in the store."""
-    rlvr = planned.recipe.rlvr
-    assert rlvr is not None
-    assert rlvr.select is not None
-    count = math.ceil(rlvr.max_steps / rlvr.select.every)
+    stage = selects_from(node.name)
+    every, steps = planned.recipe.selections[stage].every, planned.steps[stage]
+    count = math.ceil(steps / every)
     gib = 4 * planned.shape.parameters / GIB
-    planned.notes.append(
-        f"rlvr keeps {count:,} policies of {gib:,.1f} GiB to select from, {count * gib:,.0f} GiB "
-        "in the store and beside rlvr and select while they run; raise rlvr.select.every, or lower "
-        "rlvr.max_steps, for fewer, and afterwards let caravan gc --candidates leave one"
-    )
+    if count > 1:
+        planned.notes.append(
+            f"{stage} keeps {count:,} policies of {gib:,.1f} GiB to select from, "
+            f"{count * gib:,.0f} GiB in the store and beside {stage} and {node.name} while they "
+            f"run; raise {stage}.select.every, or lower {stage}.max_steps, for fewer, and "
+            "afterwards let caravan gc --candidates leave one"
+        )
+    else:
+        planned.notes.append(
+            f"{stage}.select.every {every:,} keeps no policy before the last of about {steps:,} "
+            "steps, so there is nothing to select from; lower it, or leave select out"
+        )
     once = evaluate(planned, node, placement, config)
     start = placement.device.start_seconds
     return replace(

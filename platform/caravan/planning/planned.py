@@ -31,6 +31,8 @@ class PlannedRecipe:
     recipe_dir: Path
     notes: list[str] = field(default_factory=list)
     """What is assumed, or would go to waste; estimates add to them."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Of the training stages that have been estimated, by their names."""
 
     @cached_property
     def flow(self) -> Flow:

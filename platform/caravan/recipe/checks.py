@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from caravan.errors import RecipeError
 
 if TYPE_CHECKING:
-    from caravan.recipe import CurateConfig, Recipe, Source
+    from caravan.recipe import CurateConfig, EvalTask, Recipe, Source
 
 PREFERENCE_STAGES = ("sample_prompts", "respond", "judge", "pair")
 """Each of them reads what the one before writes; together they make the pairs."""
@@ -339,34 +339,40 @@ def _missing_stages(recipe: Recipe) -> Iterator[str]:
 
 
 def _unselectable(recipe: Recipe) -> Iterator[str]:
-    """What is wrong with the tasks that RLVR's result is selected by."""
+    """What is wrong with the tasks that policies are selected by."""
+    for stage, select in recipe.selections.items():
+        where = f"{stage}.select"
+        if recipe.evaluate is not None:
+            yield from _unfit_to_select_by(where, select.tasks, recipe.tasks)
+        else:
+            yield (
+                f"{where}.tasks: {_listed(select.tasks)} would be tasks of evaluate, which the "
+                f"recipe lacks; add it, or leave {where} out"
+            )
+
+
+def _unfit_to_select_by(
+    where: str, chosen: Sequence[str], of_recipe: Iterable[EvalTask]
+) -> Iterator[str]:
     from caravan.evals.tasks import TASKS
 
-    if recipe.rlvr is None or recipe.rlvr.select is None:
-        return
-    chosen, tasks = recipe.rlvr.select.tasks, {task.name: task for task in recipe.tasks}
-    if recipe.evaluate is None:
-        yield (
-            f"rlvr.select.tasks: {_listed(chosen)} would be tasks of evaluate, which the recipe "
-            "lacks; add it, or leave rlvr.select out"
-        )
-        return
+    tasks = {task.name: task for task in of_recipe}
     for i, name in enumerate(chosen):
         if name not in tasks:
             known = suggest(name, tasks)
-            yield f"rlvr.select.tasks[{i}]: {name!r} is no task under evaluate.tasks{known}"
+            yield f"{where}.tasks[{i}]: {name!r} is no task under evaluate.tasks{known}"
         elif tasks[name].suite == "unseen":
             yield (
-                f"rlvr.select.tasks[{i}]: {name!r} is of the suite unseen, whose scores tell "
+                f"{where}.tasks[{i}]: {name!r} is of the suite unseen, whose scores tell "
                 "nothing new of a model that was chosen by them; take a task of the suite dev"
             )
         elif chosen.index(name) < i:
-            yield f"rlvr.select.tasks[{i}]: {name!r} is there twice; leave one out"
+            yield f"{where}.tasks[{i}]: {name!r} is there twice; leave one out"
     known_tasks = [tasks[n] for n in chosen if n in tasks and tasks[n].task in TASKS]
     rated = [task.name for task in known_tasks if TASKS[task.task].judged]
     if rated and len(rated) < len(known_tasks):
         yield (
-            f"rlvr.select.tasks: {_listed(rated)} has ratings from 1 to 5, the others shares from "
+            f"{where}.tasks: {_listed(rated)} has ratings from 1 to 5, the others shares from "
             "0 to 1, and the mean of both would follow the ratings; take tasks of one kind"
         )
 

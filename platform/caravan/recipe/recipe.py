@@ -22,7 +22,7 @@ from caravan.recipe.preferences import (
 )
 from caravan.recipe.rlvr import RLVRConfig
 from caravan.recipe.sources import CurateConfig, Source
-from caravan.recipe.training import DPOConfig, RewardModelConfig, SFTConfig
+from caravan.recipe.training import DPOConfig, RewardModelConfig, SelectConfig, SFTConfig
 from caravan.recipe.verifiers import VerifierFunction
 
 
@@ -76,6 +76,12 @@ class Recipe(Config):
     @property
     def tasks(self) -> tuple[EvalTask, ...]:
         return self.evaluate.tasks if self.evaluate is not None else ()
+
+    @property
+    def selections(self) -> dict[str, SelectConfig]:
+        """How the policy of a stage is selected, by the stage (`sft`, `dpo`, `rlvr`)."""
+        stages = {"sft": self.sft, "dpo": self.dpo, "rlvr": self.rlvr}
+        return {name: s.select for name, s in stages.items() if s is not None and s.select}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -16,7 +16,7 @@ from pydantic import (
 
 from caravan.config import Config
 from caravan.recipe.common import Fraction, LearningRate, Name, Sampling
-from caravan.recipe.training import TrainingConfig
+from caravan.recipe.training import PolicyConfig
 
 
 class PPOConfig(Config):
@@ -93,15 +93,6 @@ class GRPOConfig(Config):
             )
 
 
-class SelectConfig(Config):
-    """Which of the policies that RLVR goes through is its result: the best on these tasks."""
-
-    every: PositiveInt
-    """The policy is kept after every so many steps, and after the last."""
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides."""
-
-
 class TransformersRollouts(Config):
     """From the policy in the training process, with the probabilities that are trained."""
 
@@ -124,7 +115,7 @@ class VLLMRollouts(Config):
     """Greatest weight of a token (C in the paper)."""
 
 
-class RLVRConfig(TrainingConfig):
+class RLVRConfig(PolicyConfig):
     """Reinforcement learning with verifiable rewards, with those of a reward model, or both."""
 
     learning_rate: LearningRate = 3e-7
@@ -164,8 +155,6 @@ class RLVRConfig(TrainingConfig):
     """What samples: `{kind: transformers}`, or `{kind: vllm}`, which is made for GPUs."""
     skills: tuple[Name, ...] = ()
     """Skills whose prompts are trained on; empty takes all."""
-    select: SelectConfig | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Choose among the policies along the way; None takes the last."""
 
     @property
     def reads_reward_model(self) -> bool:
@@ -214,12 +203,6 @@ class RLVRConfig(TrainingConfig):
             raise ValueError(
                 "rlvr learns from what it samples, and at sampling.temperature 0 all completions "
                 "of a prompt are the same; take a temperature above 0"
-            )
-        if self.select is not None and self.select.every >= self.max_steps:
-            raise ValueError(
-                f"select.every {self.select.every} keeps no policy before the last of max_steps "
-                f"{self.max_steps}, so there is nothing to select from; lower it, or leave select "
-                "out"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What every training stage has; SFT, DPO and the reward model."""
+"""What every training stage has, and what those of policies have; SFT, DPO and the reward model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from caravan.config import Config
-from caravan.recipe.common import Epochs, Fraction, LearningRate, PassTokens, Resources
+from caravan.recipe.common import Epochs, Fraction, LearningRate, Name, PassTokens, Resources
 from caravan.recipe.losses import flatten_schema, gather_options, without_options
 from caravan.training.losses.dpo import DPO
 from caravan.training.losses.hinge import Hinge
@@ -115,7 +115,33 @@ class TrainingConfig(Config):
         return self
 
 
-class SFTConfig(TrainingConfig):
+class SelectConfig(Config):
+    """Which of the policies that a stage goes through is its result: the best on these tasks."""
+
+    every: PositiveInt
+    """The policy is kept after every so many steps, and after the last."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides."""
+
+
+class PolicyConfig(TrainingConfig):
+    """What the stages have that train a policy: SFT, DPO and RLVR."""
+
+    select: SelectConfig | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Choose among the policies along the way; None takes the last."""
+
+    @model_validator(mode="after")
+    def _has_policies_to_select_from(self) -> Self:
+        if self.select and self.max_steps and self.select.every >= self.max_steps:
+            raise ValueError(
+                f"select.every {self.select.every} keeps no policy before the last of max_steps "
+                f"{self.max_steps}, so there is nothing to select from; lower it, or leave select "
+                "out"
+            )
+        return self
+
+
+class SFTConfig(PolicyConfig):
     """Supervised fine-tuning on the mix; the loss falls on the assistant's turns."""
 
     learning_rate: LearningRate = 5e-6
@@ -137,7 +163,7 @@ DPOLoss = Annotated[
 """What a preference stage minimises. Each has options of its own; see docs/training.md."""
 
 
-class DPOConfig(TrainingConfig):
+class DPOConfig(PolicyConfig):
     """Preference optimisation. The loss and its options are written flat, beside the rest:
 
     dpo: {loss_type: simpo, beta: 2.5, simpo_gamma: 1.4, learning_rate: 5e-7}

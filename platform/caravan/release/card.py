@@ -14,6 +14,7 @@ from caravan.data.card import cell, table
 from caravan.evals.caveats import lacking, selected_by, selected_by_scores
 from caravan.registry import ScoreRow
 from caravan.release.facts import ModelFacts
+from caravan.stages.candidates import SELECT, selects_from
 
 HYPERPARAMETERS = {
     "base": ("kind", "model_name_or_path", "revision", "max_steps", "tokens_per_step",
@@ -77,8 +78,9 @@ def _training(facts: ModelFacts) -> Iterator[str]:
         if stage.stage == "merge":
             settings = {f"weight of {name}": stage.metrics.get(f"weight/{name.split('-')[1]}", "")
                         for name in stage.inputs}  # fmt: skip
-        if stage.stage == "select":
-            settings = {"step of rlvr": f"{stage.metrics.get('step', 0):.0f}"}
+        if stage.stage == SELECT:
+            step = f"{stage.metrics.get('step', 0):.0f}"
+            settings = {f"step of {selects_from(stage.node)}": step}
         yield f"### {stage.node}\n"
         if settings:
             yield "\n".join(table(("setting", "value"), settings.items()))
@@ -145,8 +147,10 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
     rows = [(s.task, s.suite, s.metric, *_numbers(s), s.n) for s in facts.scores]
     yield "\n".join(table(("task", "suite", "metric", "score", "95 % interval", "n"), rows))
     yield ""
-    if any(stage.stage == "select" for stage in facts.before):
-        yield f"{cell(selected_by_scores(selected_by(facts.run.recipe)))}\n"
+    chosen = {selects_from(stage.node) for stage in facts.before if stage.stage == SELECT}
+    selections = selected_by(facts.run.recipe)
+    if told := selected_by_scores({s: tasks for s, tasks in selections.items() if s in chosen}):
+        yield f"{cell(told)}\n"
 
 
 def _numbers(score: ScoreRow) -> tuple[str, str]:

@@ -47,7 +47,8 @@ class ModelFacts:
     digest: str
     run: RunRow
     stage: StageRunRow
-    """The last stage run of `run` that gave the model: `select` gives one that RLVR has given."""
+    """The last stage run of `run` that gave the model: a selection gives one that was given to it
+    by the stage that it selects from."""
     before: tuple[StageRunRow, ...]
     """The stage runs that the model was made by, itself the last, in the order of the run."""
     models: tuple[StageRunRow, ...] = ()

@@ -1,7 +1,8 @@
-"""The policies along the way of RLVR that `select` takes one of, after both are done.
+"""The policies along the way of a training stage that another takes one of, after both are done.
 
-`rlvr` gives them out under the names of their steps (`step-100`), and nothing but `select` needs
-them: once it is done they may be removed from the store, and neither of the two runs again for it.
+`sft`, `dpo` and `rlvr` give them out under the names of their steps (`step-100`), and nothing but
+the stage run that selects needs them (`select-sft`, `select-dpo`, `select`): once it is done they
+may be removed from the store, and neither of the two runs again for it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,28 @@ from caravan.store import Store
 
 STEP = "step-"
 """What the name of a candidate begins with."""
+SELECT = "select"
+"""The stage that selects."""
+
+
+def selection_of(node: str) -> str:
+    """The stage run that selects from what `node` gives out, where its recipe has one."""
+    return SELECT if node == "rlvr" else f"{SELECT}-{node}"
+
+
+def selects_from(node: str) -> str:
+    """The stage run that gives out what `node`, a selection, selects from."""
+    return "rlvr" if node == SELECT else node.removeprefix(f"{SELECT}-")
 
 
 def candidates(outputs: Mapping[str, str]) -> dict[str, str]:
-    """Those of RLVR's outputs that are selected from."""
+    """Those of a training stage's outputs that are selected from."""
     return {name: digest for name, digest in outputs.items() if name.startswith(STEP)}
 
 
 def selected(stage: StageRunRow) -> str:
     """`selected step 40 of 60`; empty of a stage run that has selected nothing."""
-    if stage.stage != "select" or stage.state is not State.SUCCEEDED:
+    if stage.stage != SELECT or stage.state is not State.SUCCEEDED:
         return ""
     last = max(int(name.removeprefix(STEP)) for name in candidates(stage.inputs))
     return f"selected step {stage.metrics['step']:,.0f} of {last:,}"
@@ -70,22 +83,27 @@ def not_taken(runs: Iterable[tuple[Collection[StageRunRow], bool]]) -> set[str]:
     given: set[str] = set()
     needed: set[str] = set()
     for stages, keeps_all in runs:
-        selected = not keeps_all and _has_selected(stages)
+        selected_from = set() if keeps_all else _selected_from(stages)
         for stage in stages:
             made = set(stage.outputs.values())
-            if selected and stage.stage == "rlvr":
+            if stage.node in selected_from:
                 made -= set(candidates(stage.outputs).values())
             read = set(stage.inputs.values())
-            if selected and stage.stage == "select":
+            if stage.stage == SELECT and selects_from(stage.node) in selected_from:
                 given |= read
                 read = set()
             needed |= made | read
     return given - needed
 
 
-def _has_selected(stages: Iterable[StageRunRow]) -> bool:
-    """Whether a run has selected from what its `rlvr` gives out now: that may have been made anew
-    since, in a run that was resumed with other data or tasks."""
-    ends = {s.stage: s.finished_at for s in stages if s.state is State.SUCCEEDED}
-    made, chosen = ends.get("rlvr"), ends.get("select")
-    return made is not None and chosen is not None and made <= chosen
+def _selected_from(stages: Iterable[StageRunRow]) -> set[str]:
+    """The stage runs of a run from which it has selected what they give out now: that may have been
+    made anew since, in a run that was resumed with other data or tasks."""
+    ends = {s.node: s.finished_at for s in stages if s.state is State.SUCCEEDED}
+    return {
+        node
+        for node, made in ends.items()
+        if (chosen := ends.get(selection_of(node))) is not None
+        and made is not None
+        and made <= chosen
+    }

@@ -6,7 +6,7 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -22,11 +22,14 @@ from caravan.recipe import (
     Name,
     PairConfig,
     PassTokens,
+    PolicyConfig,
     PoolMember,
+    Recipe,
     ReportConfig,
     Resources,
     RLVRConfig,
     Sampling,
+    SFTConfig,
     SynthesizeConfig,
 )
 
@@ -135,28 +138,61 @@ class ReferenceStageConfig(Config):
         )
 
 
+KeepEvery = Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)]
+"""Steps between two policies that are given out to select from; None gives out the last one alone.
+By what they are selected is not the matter of the stage that trains them."""
+
+
+def _kept(policy: PolicyConfig) -> dict[str, Any]:
+    every = None if policy.select is None else policy.select.every
+    return {**policy.model_dump(exclude={"select"}), "keep_every": every}
+
+
+class SFTStageConfig(SFTConfig):
+    keep_every: KeepEvery = None
+
+    @classmethod
+    def of(cls, sft: SFTConfig) -> Self:
+        return cls(**_kept(sft))
+
+
+class DPOStageConfig(DPOConfig):
+    keep_every: KeepEvery = None
+
+    @classmethod
+    def of(cls, dpo: DPOConfig) -> Self:
+        return cls(**_kept(dpo))
+
+
 class RLVRStageConfig(RLVRConfig):
     verifiers: dict[Name, str] = {}  # noqa: RUF012
     """The recipe's own, by name; rows say which they mean."""
-    keep_every: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Steps between two policies that are given out to select from; None gives out the last one
-    alone. By what they are selected is not this stage's matter."""
+    keep_every: KeepEvery = None
 
     @classmethod
     def of(cls, rlvr: RLVRConfig, verifiers: dict[Name, str]) -> Self:
-        settings = rlvr.model_dump(exclude={"select"})
-        every = None if rlvr.select is None else rlvr.select.every
-        return cls(**settings, verifiers=verifiers, keep_every=every)
+        return cls(**_kept(rlvr), verifiers=verifiers)
 
 
 class ReportStageConfig(ReportConfig):
     selected_by: tuple[Name, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks whose scores RLVR's policy was selected by: there they are too high."""
+    earlier_selected_by: dict[Name, tuple[Name, ...]] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
+    """The same of the policies before it, by their stage."""
 
     @classmethod
-    def of(cls, report: ReportConfig, rlvr: RLVRConfig | None) -> Self:
-        select = rlvr.select if rlvr is not None else None
-        return cls(**report.model_dump(), selected_by=() if select is None else select.tasks)
+    def of(cls, recipe: Recipe) -> Self:
+        tasks = {stage: select.tasks for stage, select in recipe.selections.items()}
+        of_rlvr = tasks.pop("rlvr", ())
+        return cls(**recipe.report.model_dump(), selected_by=of_rlvr, earlier_selected_by=tasks)
+
+    @property
+    def selections(self) -> dict[str, tuple[str, ...]]:
+        """Tasks that policies were selected by, by their stage."""
+        of_rlvr = {"rlvr": self.selected_by} if self.selected_by else {}
+        return self.earlier_selected_by | of_rlvr
 
 
 class EvaluateStageConfig(Config):

@@ -7,17 +7,19 @@ Inputs: `model`, and `pairs`:
 
 and `reference`, what the stage of that name gave for them; a loss without a reference needs none.
 
-Output: `model`, a Hugging Face directory.
+Output: `model`, a Hugging Face directory, or those along the way that it is yet to be selected from
+(`step-100`, ...).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from caravan.data.io import read_rows
 from caravan.data.records import Pair
-from caravan.recipe import DPOConfig
+from caravan.stages.configs import DPOStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.ranks.launch import on_ranks
 
@@ -25,16 +27,17 @@ NAME = "dpo"
 VERSION = 1
 
 
-def run(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def run(config: DPOStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     return on_ranks(train, config, inputs, context)
 
 
-def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def train(config: DPOStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
     from caravan.training.adapters import load_base
+    from caravan.training.candidates import Candidates
     from caravan.training.dpo import dpo_job
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
@@ -59,6 +62,8 @@ def train(config: DPOConfig, inputs: Mapping[str, Path], context: StageContext) 
         reference = load_reference(inputs["reference"], data.rows)
     config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
-    metrics = fit(job, context, identity=of_run, config=config)
-    save_trained(model, tokenizer, config, inputs["model"], context)
+    write = partial(save_trained, model, tokenizer, config, inputs["model"])
+    candidates = Candidates(context, config.keep_every, job.sampler.steps, write)
+    metrics = fit(job, context, identity=of_run, config=config, candidates=candidates)
+    candidates.publish()
     return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

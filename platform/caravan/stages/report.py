@@ -67,12 +67,12 @@ def run(
         samples=shown,
         data=data,
         pictures=pictures,
-        selected_by=config.selected_by,
+        selections=config.selections,
     )
     write_text(directory / "report.html", page)
     numbers = document(evaluations, steps, rates, shown, data)
-    if config.selected_by:
-        numbers["selected_by"] = list(config.selected_by)
+    if selections := config.selections:
+        numbers["selected_by"] = {stage: list(tasks) for stage, tasks in selections.items()}
     write_json(directory / "report.json", numbers)
     context.progress(1, 1)
     return StageResult(

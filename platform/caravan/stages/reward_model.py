@@ -56,7 +56,7 @@ def train(
     from caravan.training.fit import fit, identity
     from caravan.training.models import new_reward_model, place, prepare_torch
     from caravan.training.pairs import longest_pair
-    from caravan.training.parallel.ranks import reads_weights
+    from caravan.training.parallel.ranks import current, reads_weights
     from caravan.training.reward_model import reward_model_job
     from caravan.training.tokenize import check_length, tokenize_pairs
 
@@ -87,5 +87,6 @@ def train(
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
         config=config,
     )
-    save_trained(model, tokenizer, config, inputs["model"], context)
+    if current().leads:
+        save_trained(model, tokenizer, config, inputs["model"], context.output("model", "model"))
     return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

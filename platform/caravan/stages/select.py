@@ -1,5 +1,5 @@
-"""Take, of the policies that RLVR went through, the one that scores best (Lambert et al. 2024,
-section 6.4).
+"""Take, of the policies that a training stage went through, the one that scores best, as Lambert et
+al. 2024 do of RLVR's (section 6.4).
 
 Inputs: the candidates, each a model under the name of its step (`step-100`). Outputs: `model`, the
 one whose mean over the tasks is the highest, of equal ones the earliest; `report`, with
@@ -141,7 +141,7 @@ def page(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     if 0 < decided < len(candidates):
         compared = f"the {decided} of {compared} whose replies are decided"
     lines = [
-        f"# Step {chosen.step} of RLVR is taken", "",
+        f"# Step {chosen.step} is taken", "",
         f"Of {compared} it has the highest mean; in brackets 95 % intervals.", "",
         *table(titles, rows), "", OPTIMISM,
     ]  # fmt: skip

@@ -5,18 +5,20 @@ Inputs: `model`, and `dataset`, conversations with at least one assistant turn:
     {"id": "pocket-gsm/17", "messages": [{"role": "user", "content": "..."},
      {"role": "assistant", "content": "..."}], "source": "pocket-gsm", "skill": "math", ...}
 
-Output: `model`, a Hugging Face directory. Loss falls on all assistant turns and their end tokens.
+Output: `model`, a Hugging Face directory, or those along the way that it is yet to be selected from
+(`step-100`, ...). Loss falls on all assistant turns and their end tokens.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from caravan.data.io import read_rows
 from caravan.data.records import Conversation
-from caravan.recipe import SFTConfig
+from caravan.stages.configs import SFTStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.ranks.launch import on_ranks
 
@@ -24,16 +26,17 @@ NAME = "sft"
 VERSION = 2
 
 
-def run(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def run(config: SFTStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     return on_ranks(train, config, inputs, context)
 
 
-def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
+def train(config: SFTStageConfig, inputs: Mapping[str, Path], context: StageContext) -> StageResult:
     """On every rank."""
     # Loaded only when the stage runs: to find that it has nothing to do takes no torch.
     from caravan.stages.passes import with_pass_tokens
     from caravan.stages.trained import save_trained
     from caravan.training.adapters import load_base
+    from caravan.training.candidates import Candidates
     from caravan.training.fit import fit, identity
     from caravan.training.models import place, prepare_torch
     from caravan.training.sft import sft_job
@@ -60,12 +63,15 @@ def train(config: SFTConfig, inputs: Mapping[str, Path], context: StageContext) 
         pad_token_id=tokenizer.pad_token_id,
         seed=context.seed,
     )
+    write = partial(save_trained, model, tokenizer, config, inputs["model"])
+    candidates = Candidates(context, config.keep_every, job.sampler.steps, write)
     metrics = fit(
         job,
         context,
         identity=identity(NAME, config, context.seed, inputs["model"], data.rows),
         config=config,
+        candidates=candidates,
     )
-    save_trained(model, tokenizer, config, inputs["model"], context)
+    candidates.publish()
     trained = Counter(f"source/{data.sources[row]}" for row in job.sampler.drawn())
     return StageResult({**data.counts, **trained, "tokens_per_pass": config.pass_tokens, **metrics})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.recipe import TrainingConfig
-from caravan.stages.context import StageContext
 from caravan.training.adapters import plain
 from caravan.training.models import save_model
-from caravan.training.parallel.ranks import current
 
 
 def save_trained(
@@ -18,12 +18,14 @@ def save_trained(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainingConfig,
     base: Path,
-    context: StageContext,
+    directory: Path,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the output `model`, adapters merged; only the leading rank does.
+    """Write what was trained, adapters merged.
 
     Args:
         base: what was trained from.
+        weights: take the place of those that are trained, where they are spread over ranks.
     """
-    if current().leads:
-        save_model(plain(model, config, base), tokenizer, context.output("model", "model"))
+    merged = plain(model, config, base, weights)
+    save_model(merged, tokenizer, directory, weights if merged is model else None)

@@ -7,7 +7,7 @@ arXiv:2305.14314), and the merge is into the weights before they were quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from caravan.errors import CaravanError, DataError, require
 from caravan.recipe import TrainingConfig
+from caravan.training.checkpoint import own_tensors
 from caravan.training.models import Policy, load_policy, reward_model_from
 from caravan.training.parallel.ranks import reads_weights, spreads_weights
 from caravan.training.precision import computes_in_bf16
@@ -110,20 +111,27 @@ def _halve_frozen(model: PreTrainedModel) -> None:
                 weight.data = weight.data.to(torch.bfloat16)
 
 
-def plain(model: PreTrainedModel, config: TrainingConfig, directory: Path) -> PreTrainedModel:
+def plain(
+    model: PreTrainedModel,
+    config: TrainingConfig,
+    directory: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
     """The model with its adapters merged into its weights, as an ordinary one.
 
     Args:
         directory: what was trained from; its weights are read again from there, since those of
             `model` may be in fewer bits.
+        weights: take the place of the adapters' own, where those are spread over ranks.
     """
     if config.lora is None:
         return model
     base = load_policy(directory).model
+    adapters = own_tensors(model) if weights is None else weights
     with torch.no_grad():
         for layer in _adapted(model):
             weight = base.get_submodule(layer.name).weight
-            weight += layer.delta().to(weight)
+            weight += layer.delta(adapters).to(weight)
     if not hasattr(model, "score"):
         return base
     reward_model = reward_model_from(base, model.config.pad_token_id)
@@ -136,9 +144,10 @@ class _Layer(NamedTuple):
     module: Any
     """peft's LoRA layer."""
 
-    def delta(self) -> Tensor:
-        """[out, in] what the adapter adds to the weight."""
-        return cast(Tensor, self.module.get_delta_weight(ADAPTER))
+    def delta(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """[out, in] what the adapter adds to the weight, from its two factors."""
+        a, b = (weights[f"{self.name}.lora_{factor}.{ADAPTER}.weight"] for factor in "AB")
+        return cast(Tensor, (b @ a) * self.module.scaling[ADAPTER])
 
 
 def _adapted(model: nn.Module) -> Iterator[_Layer]:

@@ -19,6 +19,7 @@ from caravan.garbage import collect_as_usual
 from caravan.interruption import StageStopped, hold_stops
 from caravan.recipe import TrainingConfig
 from caravan.training.batching import StepSampler
+from caravan.training.candidates import Candidates
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import dropout_rates
 from caravan.training.health import SpikeWatch, speed
@@ -121,7 +122,12 @@ class Job(Generic[B]):
 
 
 def fit(
-    job: Job[B], context: FitContext, *, identity: str, config: TrainingConfig
+    job: Job[B],
+    context: FitContext,
+    *,
+    identity: str,
+    config: TrainingConfig,
+    candidates: Candidates | None = None,
 ) -> dict[str, float]:
     """Train to the end; gives the metrics of the last step.
 
@@ -131,8 +137,10 @@ def fit(
 
     Args:
         identity: digest of what is trained on what; a checkpoint of another one is refused.
+        candidates: get the policies along the way.
 
     Raises:
+        CaravanError: a candidate that the last checkpoint counts on is missing.
         NonFiniteError: too many steps had to be left out, or the first one where none may be.
         StageStopped: the process was asked to stop.
     """
@@ -140,13 +148,18 @@ def fit(
     total, ranks = job.sampler.steps, current()
     state = job.updater.state()
     remote = getattr(context, "remote_checkpoints", None)
-    with (
-        hold_stops() as stop,
-        Checkpoints(context.workdir, fingerprint=identity, remote=remote) as checkpoints,
-    ):
+    checkpoints = Checkpoints(
+        context.workdir,
+        fingerprint=identity,
+        remote=remote,
+        before_copy=candidates.copy if candidates else lambda: None,
+    )
+    with hold_stops() as stop, checkpoints:
         resumed = checkpoints.restore(state)
         progress = Progress(**resumed.extra) if resumed else Progress()
         done = saved = resumed.step if resumed else 0
+        if candidates and ranks.leads:
+            candidates.restore(done)
         if resumed:
             logger.info("goes on at step %d of %d", done, total)
         context.progress(done, total)
@@ -164,6 +177,9 @@ def fit(
             if done % config.validation_steps == 0 or done == total:
                 progress.validation = job.validate(bf16=config.bf16)
                 rate |= progress.validation
+                started = time.perf_counter()
+            if candidates and candidates.due(done):
+                candidates.save(done, job.updater.weights())
                 started = time.perf_counter()
             context.log(done, {**progress.last, **rate})
             context.progress(done, total)

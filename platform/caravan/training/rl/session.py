@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.so_far import write_so_far
 from caravan.training.batching import StepSampler, epoch_order
+from caravan.training.candidates import Candidates
 from caravan.training.checkpoint import Checkpoints
 from caravan.training.dropout import without_dropout
 from caravan.training.fit import identity
@@ -38,7 +40,6 @@ from caravan.training.models import (
     save_model,
 )
 from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
-from caravan.training.rl.candidates import Candidates
 from caravan.training.rl.guard import CollapseGuard
 from caravan.training.rl.learner import RLModels
 from caravan.training.rl.prompts import RLPrompts, select_prompts
@@ -93,13 +94,12 @@ def train_rlvr(
         device,
         cpus=config.resources.cpus,
     )
-    candidates = Candidates(context, config.keep_every, config.max_steps)
+    write = partial(save_model, policy, tokenizer)
+    candidates = Candidates(context, config.keep_every, config.max_steps, write)
     with closing(sampler):
         metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context, candidates)
+    candidates.publish()
     if ranks.leads:
-        if config.keep_every is None:
-            save_model(policy, tokenizer, context.output("model", "model"))
-        candidates.publish()
         write_rows(context.output("rollouts", "report") / ROWS, rollouts)
     return StageResult(
         {"prompts": len(prompts.rows), "prompts_too_long": prompts.too_long, **metrics}
@@ -165,8 +165,7 @@ def _train(
                 rollouts += latest
             last = {k: v for k, v in metrics.items() if not k.startswith("perf/")}
             if candidates.due(step + 1):
-                models, weights = trainer.models, trainer.policy_weights()
-                candidates.save(step + 1, models.policy, models.tokenizer, weights)
+                candidates.save(step + 1, trainer.policy_weights())
             stopping = ranks.any(stop.asked)
             if (step + 1) % config.save_steps == 0 or step + 1 == total or stopping:
                 kept = [group.model_dump(mode="json") for group in rollouts]

@@ -1,4 +1,4 @@
-"""The policies along the way of RLVR from which its result is selected later.
+"""The policies along the way of a training stage from which its result is selected later.
 
     workdir/candidates/step-100/    a model directory, whole once it has this name
 
@@ -11,17 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.errors import CaravanError, StoreError
 from caravan.stages.context import StageContext
 from caravan.store.durable import sync
-from caravan.training.models import save_model
 from caravan.training.parallel.ranks import current
 
 if TYPE_CHECKING:
@@ -30,11 +28,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Candidates:
-    """Of one run of RLVR; none where `every` is None."""
+Write = Callable[[Path, Mapping[str, Tensor] | None], None]
+"""Writes the model directory of the policy that is trained, with these for its own weights where
+those may be spread over ranks."""
 
-    def __init__(self, context: StageContext, every: int | None, total: int) -> None:
-        self._context, self._every, self._total = context, every, total
+
+class Candidates:
+    """Of one training run; none where `every` is None."""
+
+    def __init__(self, context: StageContext, every: int | None, total: int, write: Write) -> None:
+        """
+        Args:
+            total: steps of the run, after the last of which there is one, too.
+        """
+        self._context, self._every, self._total, self._write = context, every, total, write
+        if every is not None and every >= total and current().leads:
+            logger.warning(
+                "select.every %d keeps no policy before the last of %d steps, so there is nothing "
+                "to select from", every, total,
+            )  # fmt: skip
         self._directory = context.workdir / "candidates"
         self._remote: S3Checkpoints | None = getattr(context, "remote_checkpoints", None)
         self._to_copy: list[Path] = []
@@ -43,13 +55,7 @@ class Candidates:
         """Whether the policy after so many steps is one."""
         return self._every is not None and (step % self._every == 0 or step == self._total)
 
-    def save(
-        self,
-        step: int,
-        policy: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        weights: Mapping[str, Tensor],
-    ) -> None:
+    def save(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the policy with these weights; only the leading rank does."""
         if not current().leads:
             return
@@ -57,7 +63,7 @@ class Candidates:
         aside = final.with_name(f"writing-{final.name}")
         for old in (aside, final):  # of an attempt that did not reach the checkpoint after it
             shutil.rmtree(old, ignore_errors=True)
-        save_model(policy, tokenizer, aside, weights)
+        self._write(aside, weights)
         for file in aside.iterdir():
             sync(file)
         aside.rename(final)
@@ -104,7 +110,12 @@ class Candidates:
             self._to_copy.append(path)
 
     def publish(self) -> None:
-        """Make each an output of the stage, under the name of its step."""
+        """Make each an output of the stage, under the name of its step; where there are none, the
+        policy that was trained, as `model`. Only the leading rank does."""
+        if not current().leads:
+            return
+        if self._every is None:
+            self._write(self._context.output("model", "model"), None)
         for step in self._steps(self._total):
             path = self._path(step)
             target = self._context.output(path.name, "model")
