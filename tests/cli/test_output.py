@@ -110,6 +110,17 @@ def test_show_tells_which_policy_was_selected(registry, settings, mini, command)
     assert "select: selected step 5 of 10\n" in command("show", run_id)
 
 
+def test_show_tells_which_policy_has_the_lowest_held_out_loss(registry, settings, mini, command):
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    stage = registry.open_stage_run(run_id, "sft", "sft", "k" * 64)
+    registry.start_stage_run(stage.id, {})
+    registry.heartbeat(stage.id, progress=(12, 12))
+    registry.log_metrics(stage.id, 12, {"loss": 2.5, "validation/loss": 3.5})
+    registry.finish_stage_run(stage.id, State.SUCCEEDED, metrics={"selected_step": 8.0})
+    shown = command("show", run_id)
+    assert re.search(r"sft: step 12 of 12  loss 2.5 .*selected step 8 of 12\n", shown), shown
+
+
 def test_a_run_that_has_succeeded_is_not_resumed(registry, settings, mini, command):
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
     registry.update_run_state(run_id, State.SUCCEEDED)

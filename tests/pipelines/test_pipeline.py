@@ -111,11 +111,21 @@ def test_what_policies_are_selected_by_does_not_change_how_they_are_trained(stag
     assert [task.name for task in by_both[selection].evaluate.tasks] == ["math", "constraints"]
 
 
+def test_a_policy_that_is_selected_by_its_loss_needs_no_other_stage():
+    pocket = RECIPES / "pocket.yaml"
+    by_loss = load_recipe(pocket, ["sft.select={every: 2}", "sft.validation_share=0.1"])
+    nodes = {node.name: node.config for node in stage_graph(by_loss)}
+    without = {node.name: node.config for node in stage_graph(load_recipe(pocket))}
+    assert set(nodes) == set(without)
+    assert [name for name in nodes if nodes[name] != without[name]] == ["sft"]
+    assert (nodes["sft"].keep_every, nodes["sft"].by_loss) == (2, True)
+
+
 def test_a_recipe_that_selects_nothing_has_the_keys_that_it_had():
     recipe = load_recipe(RECIPES / "pocket.yaml")
     for stage in ("sft", "dpo", "rlvr"):
         assert "select" not in getattr(recipe, stage).model_dump()
-        assert "keep_every" not in find_node(recipe, stage).config.model_dump()
+        assert not {"keep_every", "by_loss"} & set(find_node(recipe, stage).config.model_dump())
     assert find_node(recipe, "sft").config.model_dump() == recipe.sft.model_dump()
     assert find_node(recipe, "dpo").config.model_dump() == recipe.dpo.model_dump()
     assert find_node(recipe, "report").config.model_dump() == recipe.report.model_dump()

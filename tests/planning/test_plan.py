@@ -265,6 +265,10 @@ def test_selecting_from_sft_and_dpo_is_planned_by_the_steps_that_they_take(tulu)
     assert "dpo keeps 5 policies" in kept["dpo"]
     assert f"sft keeps {stage(often, 'select-sft').rows // 5000:.0f} policies" in kept["sft"]
     assert "beside sft and select-sft" in kept["sft"]
+    by_loss = tulu.sft.derive(select={"every": 100}, validation_share=0.1)
+    notes = plan_of(tulu.derive(sft=by_loss)).notes
+    (note,) = (note for note in notes if note.startswith("sft keeps"))
+    assert "beside sft while it runs; raise" in note
     (note,) = (note for note in plan_of(
         tulu.derive(sft=tulu.sft.derive(select={"every": 10**6, "tasks": ["math"]}))
     ).notes if note.startswith("sft.select.every"))  # fmt: skip

@@ -42,6 +42,11 @@ def selecting(every: int, tasks: str) -> str:
         ),
         ("dpo: {select: {every: 9, tasks: [gsm]}}", "dpo.select.tasks[0]: 'gsm' is no task under"),
         ("dpo: {max_steps: 9, select: {every: 9, tasks: [gsm8k]}}", "select.every 9 keeps no"),
+        ("dpo: {select: {every: 9}}", "select has no tasks: name some, or let sft and dpo select"),
+        (
+            "rlvr: {algorithm: {kind: grpo}, select: {every: 9}}",
+            "select has no tasks: name some, or let sft and dpo select",
+        ),
         ("reward_model: {select: {every: 9, tasks: [gsm8k]}}", "select"),
         (selecting(9, "[gsm8k, gsm8k]"), "rlvr.select.tasks[1]: 'gsm8k' is there twice"),
         (

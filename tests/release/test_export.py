@@ -122,6 +122,22 @@ def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, car
     assert "# two-select-sft\n" in taken
 
 
+def test_the_step_with_the_lowest_held_out_loss_is_on_the_card(finished, caravan):
+    base, sft = (finished.store.fetch(finished.output(name)) for name in ("base", "sft"))
+    chosen = finished.recipe.sft.derive(select={"every": 2}, validation_share=0.1)
+    finished.run_id = finished.registry.create_run(
+        finished.recipe.derive(sft=chosen).model_dump(mode="json"),
+        name="one", seed=1, recipe_digest="d" * 64,
+    )  # fmt: skip
+    finished.stage("base", {}, {"model": base})
+    metrics = {"selected_step": 4}
+    finished.stage("sft", {"model": finished.output("base")}, {"model": sft}, metrics=metrics)
+    finished.stage("evaluate-sft", {"model": finished.output("sft")}, {}, scores=[SCORE])
+    card = caravan("model", "card", "latest:sft/model")
+    assert "| step that was taken | 4 |" in card
+    assert "was selected by its scores" not in card
+
+
 def test_an_export_in_bfloat16_is_half_as_large(caravan, exported, tmp_path):
     half = tmp_path / "half"
     caravan("model", "export", "latest:dpo/model", str(half), "--dtype", "bfloat16")

@@ -106,3 +106,24 @@ def test_a_run_too_short_to_select_from_says_so(inputs, tmp_path, caplog):
     sft.run(config, inputs, context)
     assert set(models(context)) == {"step-2"}
     assert "select.every 2 keeps no policy before the last of 2 steps" in caplog.text
+
+
+def test_without_tasks_the_policy_with_the_lowest_held_out_loss_is_the_result(inputs, tmp_path):
+    kept, chosen, stopped = (Context(tmp_path / name) for name in ("kept", "chosen", "stopped"))
+    config = SFT.derive(
+        max_steps=4, learning_rate=5e-2, keep_every=1, validation_share=0.3, validation_steps=100
+    )
+    sft.run(config, inputs, kept)
+    losses = {step: logged["validation/loss"] for step, logged in kept.logged.items()}
+    best = min(losses, key=losses.get)
+    assert 1 < best < 4, "at such a rate the loss is not lowest at the end"
+    by_loss = config.derive(by_loss=True)
+    result = sft.run(by_loss, inputs, chosen)
+    assert result.metrics["selected_step"] == best
+    assert models(chosen) == {"model": models(kept)[f"step-{best}"]}
+
+    stopped.stop_at = 4
+    with pytest.raises(Stopped):
+        sft.run(by_loss, inputs, stopped)
+    assert sft.run(by_loss, inputs, stopped).metrics == result.metrics
+    assert models(stopped) == models(chosen)

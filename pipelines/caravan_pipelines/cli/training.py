@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.registry import MetricRow, Registry, StageRunRow, State
-from caravan.stages.candidates import selected
+from caravan.stages.candidates import SELECT, selected, selected_step
 from caravan_pipelines.cli.tables import duration
 
 NUMBERS = {
@@ -59,7 +59,8 @@ def print_course(console: Console, registry: Registry, stages: Iterable[StageRun
     for stage in stages:
         if stage.warned:
             console.print(Text(f"{stage.node}: {stage.warned}", style="yellow"), soft_wrap=True)
-        if words := selected(stage) or training(stage, registry):
+        trained = "" if stage.stage == SELECT else training(stage, registry)
+        if words := "  ".join(filter(None, (trained, selected(stage)))):
             console.print(f"{stage.node}: {words}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -70,8 +71,8 @@ def ends(stage: StageRunRow, registry: Registry) -> dict[str, float]:
     found = {ENDS[name]: value for name, value in stage.metrics.items() if name in ENDS}
     if held_out := registry.metrics(stage.id, names=(HELD_OUT,), last_steps=1):
         found["held-out loss"] = held_out[-1].value
-    if stage.stage == "select":
-        found["step"] = stage.metrics["step"]
+    if (step := selected_step(stage)) is not None:
+        found["step"] = step
     return found
 
 

@@ -51,7 +51,7 @@ def selected_by(recipe: Mapping[str, Any]) -> dict[str, list[str]]:
     """The tasks by which a run selects the policy of a stage, by the stage; none of one that takes
     the last."""
     found = {stage: (recipe.get(stage) or {}).get("select") or {} for stage in MODELS}
-    return {stage: list(select["tasks"]) for stage, select in found.items() if select}
+    return {stage: list(select["tasks"]) for stage, select in found.items() if select.get("tasks")}
 
 
 def selected_by_scores(selections: Mapping[str, Sequence[str]]) -> str:

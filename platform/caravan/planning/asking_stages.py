@@ -5,7 +5,6 @@ Decoding is bound by memory or by operations, whichever is slower.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from caravan.errors import CaravanError
@@ -135,23 +134,8 @@ def evaluate(
 def select(
     planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
 ) -> StagePlan:
-    """One evaluation after another, and a note of what their models take in the store."""
-    stage = selects_from(node.name)
-    every, steps = planned.recipe.selections[stage].every, planned.steps[stage]
-    count = math.ceil(steps / every)
-    gib = 4 * planned.shape.parameters / GIB
-    if count > 1:
-        planned.notes.append(
-            f"{stage} keeps {count:,} policies of {gib:,.1f} GiB to select from, "
-            f"{count * gib:,.0f} GiB in the store and beside {stage} and {node.name} while they "
-            f"run; raise {stage}.select.every, or lower {stage}.max_steps, for fewer, and "
-            "afterwards let caravan gc --candidates leave one"
-        )
-    else:
-        planned.notes.append(
-            f"{stage}.select.every {every:,} keeps no policy before the last of about {steps:,} "
-            "steps, so there is nothing to select from; lower it, or leave select out"
-        )
+    """One evaluation after another."""
+    count = planned.candidates[selects_from(node.name)]
     once = evaluate(planned, node, placement, config)
     start = placement.device.start_seconds
     return replace(

@@ -66,7 +66,8 @@ def sft(planned: PlannedRecipe, node: Node, placement: Placement, config: SFTCon
     )  # fmt: skip
     rows = _cut(drawn, mix, config.max_length)
     setup = _setup(planned, placement, config)
-    steps = planned.steps[node.name] = max(1, math.ceil(drawn / per_step))
+    steps = max(1, math.ceil(drawn / per_step))
+    planned.keep_candidates(node.name, steps)
     longest = int(min(config.max_length, mix.longest))
     tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
     found = work.training(setup, placement, rows, steps=steps, tokens_per_pass=tokens)
@@ -103,7 +104,8 @@ def on_pairs(
     )  # fmt: skip
     sides = _cut(2 * drawn, planned.flow.prompts, config.max_length)
     setup = _setup(planned, placement, config)
-    steps = planned.steps[node.name] = max(1, math.ceil(drawn / per_step))
+    steps = max(1, math.ceil(drawn / per_step))
+    planned.keep_candidates(node.name, steps)
     longest = _longest_pair(planned, config.max_length)
     tokens = pass_tokens(config.tokens_per_pass, setup, placement, longest)
     found = work.training(setup, placement, sides, steps=steps, tokens_per_pass=tokens)
@@ -117,7 +119,7 @@ def _longest_pair(planned: PlannedRecipe, max_length: int) -> int:
 
 
 def rlvr(planned: PlannedRecipe, node: Node, placement: Placement, config: RLVRConfig) -> StagePlan:
-    planned.steps[node.name] = config.max_steps
+    planned.keep_candidates(node.name, config.max_steps)
     algorithm = config.algorithm
     rollouts = config.prompts_per_step * algorithm.num_generations
     reply = planned.reply(config.sampling)

@@ -79,9 +79,10 @@ class Recipe(Config):
 
     @property
     def selections(self) -> dict[str, SelectConfig]:
-        """How the policy of a stage is selected, by the stage (`sft`, `dpo`, `rlvr`)."""
+        """How the policy of a stage is selected by tasks, by the stage (`sft`, `dpo`, `rlvr`)."""
         stages = {"sft": self.sft, "dpo": self.dpo, "rlvr": self.rlvr}
-        return {name: s.select for name, s in stages.items() if s is not None and s.select}
+        found = {name: s.select for name, s in stages.items() if s is not None and s.select}
+        return {name: select for name, select in found.items() if select.tasks}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

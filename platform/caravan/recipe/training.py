@@ -116,12 +116,14 @@ class TrainingConfig(Config):
 
 
 class SelectConfig(Config):
-    """Which of the policies that a stage goes through is its result: the best on these tasks."""
+    """Which of the policies that a stage goes through is its result: the best on these tasks, or
+    on rows that are held out."""
 
     every: PositiveInt
     """The policy is kept after every so many steps, and after the last."""
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides."""
+    tasks: tuple[Name, ...] = ()
+    """Names under `evaluate.tasks`, of the suite `dev`; the mean of their scores decides. Where
+    there are none, the loss of the rows does that `validation_share` holds out."""
 
 
 class PolicyConfig(TrainingConfig):
@@ -137,6 +139,11 @@ class PolicyConfig(TrainingConfig):
                 f"select.every {self.select.every} keeps no policy before the last of max_steps "
                 f"{self.max_steps}, so there is nothing to select from; lower it, or leave select "
                 "out"
+            )
+        if self.select and not self.select.tasks and not self.validation_share:
+            raise ValueError(
+                "select has no tasks: name some, or let sft and dpo select by the loss of held-out "
+                "rows, with a validation_share above 0"
             )
         return self
 

@@ -14,7 +14,7 @@ from caravan.data.card import cell, table
 from caravan.evals.caveats import lacking, selected_by, selected_by_scores
 from caravan.registry import ScoreRow
 from caravan.release.facts import ModelFacts
-from caravan.stages.candidates import SELECT, selects_from
+from caravan.stages.candidates import SELECT, TAKEN, selects_from
 
 HYPERPARAMETERS = {
     "base": ("kind", "model_name_or_path", "revision", "max_steps", "tokens_per_step",
@@ -81,6 +81,8 @@ def _training(facts: ModelFacts) -> Iterator[str]:
         if stage.stage == SELECT:
             step = f"{stage.metrics.get('step', 0):.0f}"
             settings = {f"step of {selects_from(stage.node)}": step}
+        if TAKEN in stage.metrics:
+            settings["step that was taken"] = f"{stage.metrics[TAKEN]:.0f}"
         yield f"### {stage.node}\n"
         if settings:
             yield "\n".join(table(("setting", "value"), settings.items()))

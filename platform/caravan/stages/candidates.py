@@ -21,6 +21,8 @@ STEP = "step-"
 """What the name of a candidate begins with."""
 SELECT = "select"
 """The stage that selects."""
+TAKEN = "selected_step"
+"""Metric of a training stage that has itself selected, by the loss of held-out rows."""
 
 
 def selection_of(node: str) -> str:
@@ -40,10 +42,17 @@ def candidates(outputs: Mapping[str, str]) -> dict[str, str]:
 
 def selected(stage: StageRunRow) -> str:
     """`selected step 40 of 60`; empty of a stage run that has selected nothing."""
-    if stage.stage != SELECT or stage.state is not State.SUCCEEDED:
+    if stage.state is not State.SUCCEEDED or (step := selected_step(stage)) is None:
         return ""
-    last = max(int(name.removeprefix(STEP)) for name in candidates(stage.inputs))
-    return f"selected step {stage.metrics['step']:,.0f} of {last:,}"
+    steps = [int(name.removeprefix(STEP)) for name in candidates(stage.inputs)]
+    last = max(steps, default=stage.progress_total)  # which is 0 where the stage run is reused
+    return f"selected step {step:,}" + (f" of {last:,}" if last else "")
+
+
+def selected_step(stage: StageRunRow) -> int | None:
+    """The step whose policy a finished stage run has selected, of those of another or its own."""
+    step = stage.metrics.get("step" if stage.stage == SELECT else TAKEN)
+    return None if step is None else int(step)
 
 
 @dataclass(frozen=True)

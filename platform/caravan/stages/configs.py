@@ -140,7 +140,9 @@ class ReferenceStageConfig(Config):
 
 KeepEvery = Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)]
 """Steps between two policies that are given out to select from; None gives out the last one alone.
-By what they are selected is not the matter of the stage that trains them."""
+By which tasks they are selected is not the matter of the stage that trains them."""
+ByLoss = Annotated[bool, Field(exclude_if=lambda value: not value)]
+"""Whether the stage itself selects the one with the lowest loss of held-out rows."""
 
 
 def _kept(policy: PolicyConfig) -> dict[str, Any]:
@@ -148,20 +150,26 @@ def _kept(policy: PolicyConfig) -> dict[str, Any]:
     return {**policy.model_dump(exclude={"select"}), "keep_every": every}
 
 
+def _by_loss(policy: PolicyConfig) -> bool:
+    return policy.select is not None and not policy.select.tasks
+
+
 class SFTStageConfig(SFTConfig):
     keep_every: KeepEvery = None
+    by_loss: ByLoss = False
 
     @classmethod
     def of(cls, sft: SFTConfig) -> Self:
-        return cls(**_kept(sft))
+        return cls(**_kept(sft), by_loss=_by_loss(sft))
 
 
 class DPOStageConfig(DPOConfig):
     keep_every: KeepEvery = None
+    by_loss: ByLoss = False
 
     @classmethod
     def of(cls, dpo: DPOConfig) -> Self:
-        return cls(**_kept(dpo))
+        return cls(**_kept(dpo), by_loss=_by_loss(dpo))
 
 
 class RLVRStageConfig(RLVRConfig):

@@ -63,7 +63,8 @@ def train(config: DPOStageConfig, inputs: Mapping[str, Path], context: StageCont
     config = with_pass_tokens(config, inputs["model"], longest_pair(data.rows))
     job = dpo_job(model, data.rows, reference, config, pad_token_id=pad, seed=context.seed)
     write = partial(save_trained, model, tokenizer, config, inputs["model"])
-    candidates = Candidates(context, config.keep_every, job.sampler.steps, write)
+    steps, by_loss = job.sampler.steps, config.by_loss
+    candidates = Candidates(context, config.keep_every, steps, write, by_loss=by_loss)
     metrics = fit(job, context, identity=of_run, config=config, candidates=candidates)
     candidates.publish()
     return StageResult({**data.counts, "tokens_per_pass": config.pass_tokens, **metrics})

@@ -64,7 +64,8 @@ def train(config: SFTStageConfig, inputs: Mapping[str, Path], context: StageCont
         seed=context.seed,
     )
     write = partial(save_trained, model, tokenizer, config, inputs["model"])
-    candidates = Candidates(context, config.keep_every, job.sampler.steps, write)
+    steps, by_loss = job.sampler.steps, config.by_loss
+    candidates = Candidates(context, config.keep_every, steps, write, by_loss=by_loss)
     metrics = fit(
         job,
         context,

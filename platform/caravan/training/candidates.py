@@ -9,6 +9,7 @@ beside it, and in a store that other machines reach they are copied before it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from caravan.errors import CaravanError, StoreError
+from caravan.stages.candidates import TAKEN
 from caravan.stages.context import StageContext
 from caravan.store.durable import sync
 from caravan.training.parallel.ranks import current
@@ -36,12 +38,23 @@ those may be spread over ranks."""
 class Candidates:
     """Of one training run; none where `every` is None."""
 
-    def __init__(self, context: StageContext, every: int | None, total: int, write: Write) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        every: int | None,
+        total: int,
+        write: Write,
+        *,
+        by_loss: bool = False,
+    ) -> None:
         """
         Args:
             total: steps of the run, after the last of which there is one, too.
+            by_loss: the loss of held-out rows decides already here.
         """
         self._context, self._every, self._total, self._write = context, every, total, write
+        self._by_loss = by_loss
+        self._taken: int | None = None
         if every is not None and every >= total and current().leads:
             logger.warning(
                 "select.every %d keeps no policy before the last of %d steps, so there is nothing "
@@ -109,17 +122,36 @@ class Candidates:
         if here:
             self._to_copy.append(path)
 
+    def take_by(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Where the loss decides, take the policy that has the lowest, of equal ones the earliest;
+        gives what there is to say of it.
+
+        Args:
+            losses: of held-out rows, by the step after which they were measured.
+        """
+        if not self._by_loss:
+            return {}
+        steps = [(math.isnan(loss), loss, int(step)) for step, loss in losses.items()]
+        *_, self._taken = min(steps)
+        return {TAKEN: self._taken}
+
     def publish(self) -> None:
         """Make each an output of the stage, under the name of its step; where there are none, the
-        policy that was trained, as `model`. Only the leading rank does."""
+        policy that was trained, as `model`, and where the loss has decided, that which it took.
+        Only the leading rank does."""
         if not current().leads:
             return
         if self._every is None:
             self._write(self._context.output("model", "model"), None)
-        for step in self._steps(self._total):
-            path = self._path(step)
-            target = self._context.output(path.name, "model")
-            shutil.copytree(path, target, copy_function=os.link, dirs_exist_ok=True)
+        elif self._taken is not None:
+            self._give_out(self._taken, "model")
+        else:
+            for step in self._steps(self._total):
+                self._give_out(step, self._path(step).name)
+
+    def _give_out(self, step: int, name: str) -> None:
+        target = self._context.output(name, "model")
+        shutil.copytree(self._path(step), target, copy_function=os.link, dirs_exist_ok=True)
 
     def _steps(self, done: int) -> list[int]:
         return [step for step in range(1, done + 1) if self.due(step)]

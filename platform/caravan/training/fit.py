@@ -174,12 +174,15 @@ def fit(
             done = metrics.step
             progress.add(metrics)
             rate = speed(job.model, metrics.computed, metrics.supervised, seconds, ranks.count)
-            if done % config.validation_steps == 0 or done == total:
+            due = candidates is not None and candidates.due(done)
+            if done % config.validation_steps == 0 or done == total or due:
                 progress.validation = job.validate(bf16=config.bf16)
                 rate |= progress.validation
                 started = time.perf_counter()
-            if candidates and candidates.due(done):
+            if candidates and due:
                 candidates.save(done, job.updater.weights())
+                if progress.validation:
+                    progress.losses[str(done)] = progress.validation["validation/loss"]
                 started = time.perf_counter()
             context.log(done, {**progress.last, **rate})
             context.progress(done, total)
@@ -193,7 +196,8 @@ def fit(
             ranks.wait()  # none ends before the leading one has written
             raise StageStopped(stop.signal_number or signal.SIGTERM)
         job.updater.finish()
-    return {**progress.last, **progress.validation}
+    taken = candidates.take_by(progress.losses) if candidates else {}
+    return {**progress.last, **progress.validation, **taken}
 
 
 @dataclass
@@ -204,6 +208,8 @@ class Progress:
     """Metrics of the last step."""
     validation: dict[str, float] = field(default_factory=dict)
     """The last ones."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Of held-out rows, by the step of each candidate."""
     skipped: int = 0
     spikes: SpikeWatch = field(default_factory=SpikeWatch)
 
@@ -239,6 +245,7 @@ class Progress:
         return {
             "last": self.last,
             "validation": self.validation,
+            "losses": self.losses,
             "skipped": self.skipped,
             "spikes": self.spikes.state(),
         }
