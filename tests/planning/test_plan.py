@@ -11,7 +11,7 @@ from caravan.planning.devices import place
 from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
 from caravan.planning.shapes import LLAMA
-from caravan.recipe import GRPOConfig, Recipe, Resources, VLLMRollouts
+from caravan.recipe import GRPOConfig, LoRAConfig, Recipe, Resources, VLLMRollouts
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
 from caravan_pipelines.graph import stage_graph
@@ -124,6 +124,22 @@ def test_a_reward_model_that_scores_takes_memory_and_time_of_rlvr(tulu):
         for rlvr in (without, scoring)
     ]
     assert held[1] - held[0] == pytest.approx(4 * LLAMA[8].parameters / 8)
+
+
+def test_rlvr_of_adapters_fits_one_gpu_and_its_reference_takes_nothing(tulu):
+    one = {"resources": tulu.rlvr.resources.derive(gpus=1), "algorithm": GRPOConfig()}
+    one |= {"zero_stage": 0, "zero_offload": "none", "lora": LoRAConfig()}
+    adapters = tulu.rlvr.derive(**one)
+    found = stage(plan_of(tulu.derive(rlvr=adapters)), "rlvr")
+    assert found.problem == ""
+    assert 30 < found.memory_gib < 80
+    without = stage(plan_of(tulu.derive(rlvr=adapters.derive(beta=0.0))), "rlvr")
+    assert without.seconds < found.seconds
+    held = [
+        memory.training_setup(rlvr, LLAMA[8], gpu=True, ranks=1, lanes=1).state_bytes()
+        for rlvr in (adapters, adapters.derive(beta=0.0))
+    ]
+    assert held[0] == held[1]
 
 
 def test_a_value_model_has_the_size_of_the_reward_model_that_it_starts_from(recipes):

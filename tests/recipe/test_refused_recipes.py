@@ -35,6 +35,16 @@ def selecting(every: int, tasks: str) -> str:
             "rlvr: {algorithm: {kind: grpo, loss_type: cispo, epsilon: 0.1}}",
             "epsilon has no part in it; leave it out",
         ),
+        ("rlvr: {algorithm: {kind: grpo}, lora: {dropout: 0.1}}", "leave lora.dropout at 0"),
+        ("rlvr: {algorithm: {kind: grpo}, lora: {}, zero_stage: 3}", "take zero_stage 2 or less"),
+        (
+            "rlvr: {algorithm: {kind: grpo}, lora: {}, rollouts: {kind: vllm}}",
+            "with lora leave rollouts at {kind: transformers}",
+        ),
+        (
+            "rlvr: {algorithm: {kind: grpo}, lora: {}, quantization: nf4}",
+            "leave quantization to sft and dpo",
+        ),
         (selecting(400, "[gsm8k]"), "select.every 400 keeps no policy before the last of"),
         (
             selecting(9, "[gsm]"),

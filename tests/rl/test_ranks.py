@@ -16,7 +16,7 @@ from caravan.stages import rlvr
 from tiny import Evicting
 
 from .conftest import Context
-from .test_stage import GRPO, PPO, config, without_speed
+from .test_stage import GRPO, LORA, PPO, config, without_speed
 
 GSPO = GRPOConfig(
     num_generations=4, max_sampling_rounds=4, importance_sampling_level="sequence",
@@ -40,6 +40,7 @@ def inputs(policy_dir, reward_model_dir, dataset_dir):
         (PPO, {"zero_stage": 3, "gradient_checkpointing": True}),
         (PPO, {"zero_stage": 2, "reward_model_multiplier": 0.5, "prompts": "all"}),
         (GRPO, {"zero_stage": 3, "reward_model_multiplier": 0.5, "prompts_per_step": 31}),
+        (GRPO, {"zero_stage": 2, "prompts_per_step": 31, "lora": LORA}),
         (GSPO, {"zero_stage": 2, "prompts_per_step": 3, "num_epochs": 2}),
     ],
     ids=str,
@@ -71,7 +72,7 @@ def test_two_ranks_take_the_steps_of_one_process(inputs, context, algorithm, opt
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         apart, way = (value - theirs[name]).norm(), (theirs[name] - moved[name]).norm()
-        assert apart < 0.05 * way, name
+        assert apart <= 0.05 * way, name
 
 
 def test_ranks_keep_whole_policies_along_the_way(inputs, context):

@@ -119,8 +119,10 @@ class TrainingSetup:
 
     @property
     def _frozen_in_bf16(self) -> bool:
-        """Whether the matrices under adapters are held as they are computed with."""
-        return bool(self.lora_rank) and self.bf16 and not self.nf4 and not self.spread
+        """Whether the matrices under adapters are held as they are computed with. A CPU samples
+        from them in float32."""
+        wanted = bool(self.lora_rank) and self.bf16 and (self.gpu or not self.samples)
+        return wanted and not self.nf4 and not self.spread
 
     @property
     def spread(self) -> bool:
@@ -221,7 +223,8 @@ def training_setup(
     if not isinstance(config, RLVRConfig):
         return one
     valued, scored = config.algorithm.kind == "ppo", config.reward_model_multiplier > 0
-    policy = replace(one, frozen=int(config.beta > 0),
+    reference = config.beta > 0 and config.lora is None  # else it is the policy, unadapted
+    policy = replace(one, frozen=int(reference),
                      samples=config.rollouts.kind == "transformers")  # fmt: skip
     if reward_model in (None, shape) or not config.reads_reward_model:
         return replace(policy, trained=1 + valued, frozen=policy.frozen + scored)

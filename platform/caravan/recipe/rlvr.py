@@ -180,8 +180,11 @@ class RLVRConfig(PolicyConfig):
 
     @model_validator(mode="after")
     def _all_weights_and_all_steps(self) -> Self:
-        if self.lora is not None or self.quantization is not None:
-            raise ValueError("rlvr trains all weights: lora and quantization are for sft and dpo")
+        if self.quantization is not None:
+            raise ValueError(
+                "rlvr samples from the weights that it trains on, which in 4 bits are slow: leave "
+                "quantization to sft and dpo, lora alone is for rlvr too"
+            )
         if self.validation_share > 0:
             raise ValueError("rlvr holds no prompts out: leave validation_share at 0")
         if self.on_non_finite == "skip":
@@ -203,6 +206,27 @@ class RLVRConfig(PolicyConfig):
             raise ValueError(
                 "rlvr learns from what it samples, and at sampling.temperature 0 all completions "
                 "of a prompt are the same; take a temperature above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.lora.dropout > 0:
+            raise ValueError(
+                "rlvr learns from the probabilities that it sampled with, which dropout would "
+                "change; leave lora.dropout at 0"
+            )
+        if self.zero_stage == 3:
+            raise ValueError(
+                "with lora, rlvr keeps the frozen weights whole on each rank; take zero_stage 2 or "
+                "less, or leave lora out"
+            )
+        if isinstance(self.rollouts, VLLMRollouts):
+            raise ValueError(
+                "vLLM is given the weights of a whole policy, not of adapters; with lora leave "
+                "rollouts at {kind: transformers}"
             )
         return self
 

@@ -7,7 +7,8 @@ arXiv:2305.14314), and the merge is into the weights before they were quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from caravan.errors import CaravanError, DataError, require
 from caravan.recipe import TrainingConfig
 from caravan.training.checkpoint import own_tensors
+from caravan.training.frozen import Frozen
 from caravan.training.models import Policy, load_policy, reward_model_from
 from caravan.training.parallel.ranks import reads_weights, spreads_weights
 from caravan.training.precision import computes_in_bf16
@@ -27,12 +29,15 @@ HEADS = ("lm_head", "score")
 """Output heads: of a policy it stays as it is, of a reward model it is new and trained in full."""
 
 
-def load_base(directory: Path, config: TrainingConfig, device: torch.device) -> Policy:
+def load_base(
+    directory: Path, config: TrainingConfig, device: torch.device, *, halve: bool = True
+) -> Policy:
     """The policy in `directory`, with adapters where the config asks for them; without weights on
     ranks that are given them later.
 
     Args:
         device: where it will be trained.
+        halve: as of `add_adapters`.
 
     Raises:
         CaravanError: 4 bits are asked for on a machine without a GPU.
@@ -48,7 +53,7 @@ def load_base(directory: Path, config: TrainingConfig, device: torch.device) -> 
             "quantization: nf4 needs a CUDA GPU, and this machine has none; leave it out to train "
             "adapters on weights in full precision"
         )
-    add_adapters(policy.model, config, device)
+    add_adapters(policy.model, config, device, halve=halve)
     return policy
 
 
@@ -65,11 +70,16 @@ def _load_in_four_bits(directory: Path) -> Policy:
     return load_policy(directory, quantization_config=four_bits)
 
 
-def add_adapters(model: PreTrainedModel, config: TrainingConfig, device: torch.device) -> None:
+def add_adapters(
+    model: PreTrainedModel, config: TrainingConfig, device: torch.device, *, halve: bool = True
+) -> None:
     """Freeze `model` and give its linear layers adapters, where the config asks for them.
 
     Frozen matrices are then held in the precision in which passes on `device` compute, so that
     they take half, and no pass has to cast them; ZeRO-3 wants all weights in one precision.
+
+    Args:
+        halve: False where something computes with them in float32, too.
 
     Raises:
         DataError: no layer has a name that the config gives.
@@ -97,7 +107,8 @@ def add_adapters(model: PreTrainedModel, config: TrainingConfig, device: torch.d
     peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
-    if computes_in_bf16(device.type, config.bf16) and not spreads_weights(config.zero_stage):
+    halve = halve and not spreads_weights(config.zero_stage)
+    if halve and computes_in_bf16(device.type, config.bf16):
         _halve_frozen(model)
 
 
@@ -137,6 +148,31 @@ def plain(
     reward_model = reward_model_from(base, model.config.pad_token_id)
     reward_model.score.load_state_dict(model.score.state_dict())
     return reward_model
+
+
+class Unadapted(Frozen):
+    """A model as it was before it got adapters, by which it is trained: a reference that takes no
+    memory."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def forward(self, run: Callable[[Any], Any], model: PreTrainedModel | None = None) -> Any:
+        chosen = self.model if model is None else model
+        with torch.no_grad(), _without_adapters(chosen):
+            return run(chosen)
+
+
+@contextmanager
+def _without_adapters(model: PreTrainedModel) -> Iterator[None]:
+    layers = [layer.module for layer in _adapted(model)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 class _Layer(NamedTuple):

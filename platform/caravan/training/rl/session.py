@@ -24,6 +24,8 @@ from caravan.recipe import PPOConfig, RLVRConfig, VLLMRollouts
 from caravan.stages.configs import RLVRStageConfig
 from caravan.stages.context import StageContext, StageResult
 from caravan.stages.so_far import write_so_far
+from caravan.stages.trained import save_trained
+from caravan.training.adapters import Unadapted, add_adapters, load_base
 from caravan.training.batching import StepSampler, epoch_order
 from caravan.training.candidates import Candidates
 from caravan.training.checkpoint import Checkpoints
@@ -37,7 +39,6 @@ from caravan.training.models import (
     new_reward_model,
     place,
     prepare_torch,
-    save_model,
 )
 from caravan.training.parallel.ranks import current, reads_weights, spreads_weights
 from caravan.training.rl.guard import CollapseGuard
@@ -65,10 +66,12 @@ def train_rlvr(
     """On every rank."""
     device, ranks = prepare_torch(config.resources.cpus, context.seed), current()
     weights = reads_weights(config.zero_stage)
-    reference = None
-    if config.beta > 0:  # before the policy: a host need not hold both whole
+    reference: Frozen | None = None
+    if config.beta > 0 and config.lora is None:
+        # Before the policy: a host need not hold both whole.
         reference = _only_read(load_policy(inputs["policy"], weights=weights).model, config, device)
-    policy, tokenizer = load_policy(inputs["policy"], weights=weights)
+    copied = _samples_from_a_copy(config, device)
+    policy, tokenizer = load_base(inputs["policy"], config, device, halve=copied)
     collect_as_usual()
     ppo, scores = isinstance(config.algorithm, PPOConfig), config.reward_model_multiplier > 0
     value = _value_model(inputs, tokenizer, weights=weights) if ppo else None
@@ -78,6 +81,10 @@ def train_rlvr(
     rows = read_rows(inputs["dataset"], Conversation)
     prompts = select_prompts(rows, tokenizer, config, verifiers, positions=positions)
     policy = _trained(policy, config, device)
+    if config.beta > 0 and config.lora is not None:
+        reference = Unadapted(policy)
+    if value is not None:
+        add_adapters(value, config, device)
     sampler = _sampler(policy, tokenizer, config, device, context.workdir)
     trainer = RLTrainer(
         RLModels(
@@ -94,7 +101,7 @@ def train_rlvr(
         device,
         cpus=config.resources.cpus,
     )
-    write = partial(save_model, policy, tokenizer)
+    write = partial(save_trained, policy, tokenizer, config, inputs["policy"])
     candidates = Candidates(context, config.keep_every, config.max_steps, write)
     with closing(sampler):
         metrics, rollouts = _train(trainer, prompts, config, inputs["policy"], context, candidates)
