@@ -175,8 +175,12 @@ def test_what_was_not_selected_can_go_and_nothing_is_trained_again(selecting, mi
     assert selecting.digests() == kept
 
 
+ENDLESS = "base_model.max_steps=1000000"
+"""So that the stage is not done before a command, which takes seconds, has told that it runs."""
+
+
 def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):
-    process = caravan.start("run", str(mini))
+    process = caravan.start("run", str(mini), "--set", ENDLESS)
     caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
     for pid in caravan.processes():
         program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -191,7 +195,7 @@ def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):
-    process = caravan.start("run", str(mini))
+    process = caravan.start("run", str(mini), "--set", ENDLESS)
     caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
