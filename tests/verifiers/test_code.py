@@ -51,7 +51,7 @@ def test_humaneval_takes_a_body_or_a_function(completion: str) -> None:
     ],
 )
 def test_leaving_early_or_reaching_too_far_is_not_passing(program: str) -> None:
-    outcome = run_python(program, timeout_seconds=5, memory_mib=512)
+    outcome = run_python(program, timeout_seconds=60, memory_mib=512)
     assert (outcome.passed, outcome.reason) == (False, "failed")
 
 
@@ -73,7 +73,7 @@ while True:
 def test_root_is_dropped_and_the_standard_library_still_there() -> None:
     outcome = run_python(
         "import os, json, sqlite3, decimal, collections.abc\nprint(os.getuid())",
-        timeout_seconds=5,
+        timeout_seconds=60,
         memory_mib=512,
     )
     assert outcome.passed
@@ -85,7 +85,7 @@ def test_the_environment_stays_outside_and_numpy_is_there(
 ) -> None:
     monkeypatch.setenv("SECRET", "1")
     program = "import os, numpy\nassert 'SECRET' not in os.environ\nnumpy.eye(2)"
-    assert run_python(program, timeout_seconds=10, memory_mib=1024).passed
+    assert run_python(program, timeout_seconds=60, memory_mib=1024).passed
 
 
 def test_a_sandbox_that_cannot_start_says_nothing_about_the_program(
