@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,7 +22,7 @@ from caravan.settings import Settings
 from caravan_pipelines.cli import follow as following
 from caravan_pipelines.cli import run as command
 from caravan_pipelines.cli.follow import follow
-from caravan_pipelines.launch import local
+from caravan_pipelines.launch import local, lock
 from caravan_pipelines.launch.lock import acquire, holder
 
 NOW = datetime.now(UTC)
@@ -51,10 +52,6 @@ def hold():
         process.wait()
 
 
-def has_ended(process):
-    return lambda: process.poll() is not None
-
-
 @pytest.fixture
 def settings(tmp_path):
     return Settings(home=tmp_path / "home", patience_seconds=20)
@@ -71,22 +68,23 @@ def test_a_registry_that_restarts_does_not_end_what_follows_a_run(stoppable_post
         run_id = registry.create_run(
             recipe.model_dump(mode="json"), name="mini", seed=1, recipe_digest="d" * 64
         )
-        process = subprocess.Popen(["sleep", "3"])
-        restart = threading.Timer(0.5, stoppable_postgres.stop)
-        restart.start()
-        shown = Console(file=io.StringIO())
-        follow(recipe, run_id, registry, has_ended(process), shown, 20, NOW)
+
+        def looks() -> Iterator[bool]:
+            """Whether the run has ended, each time that it is asked."""
+            yield False
+            stoppable_postgres.stop()
+            yield from (False, False, True)
+
+        ended, shown = looks(), Console(file=io.StringIO())
+        follow(recipe, run_id, registry, lambda: next(ended), shown, 120, NOW)
 
         with pytest.raises(RegistryUnavailableError):
-            follow(
-                recipe, run_id, registry, has_ended(subprocess.Popen(["sleep", "5"])), shown, 0.5,
-                NOW,
-            )  # fmt: skip
+            follow(recipe, run_id, registry, lambda: False, shown, 0.5, NOW)
 
         threading.Timer(1.0, stoppable_postgres.start).start()
-        ended = local.LocalRun(run_id, process, mini)
+        lost = local.LocalRun(run_id, subprocess.Popen(["true"]), mini)
         with pytest.raises(SystemExit):
-            command._finish(run_id, registry, Settings(patience_seconds=20), ended, shown)
+            command._finish(run_id, registry, Settings(patience_seconds=120), lost, shown)
         run = registry.get_run(run_id)
         assert (run.state, "ended without a word" in run.error) == (State.FAILED, True)
 
@@ -175,7 +173,7 @@ def test_the_slower_of_two_starts_leaves_the_run_of_the_faster_alone(run_id, set
         assert registry.stage_runs(run_id)[0].state is State.RUNNING
 
 
-def test_the_holder_is_never_an_id_that_stands_for_nobody(tmp_path, hold):
+def test_the_holder_is_never_an_id_that_stands_for_nobody(tmp_path, hold, monkeypatch):
     path = tmp_path / "lock"
     assert holder(path) is None
     pid = hold(path)
@@ -185,14 +183,17 @@ def test_the_holder_is_never_an_id_that_stands_for_nobody(tmp_path, hold):
     dead.wait()
     for content in ("", str(dead.pid)):  # the holder has not written its own id yet
         path.write_text(content)
-        threading.Timer(0.3, path.write_text, [str(pid)]).start()
-        assert holder(path) == pid
+        with monkeypatch.context() as patient:
+            patient.setattr(lock, "TRY_SECONDS", 60.0)
+            threading.Timer(0.3, path.write_text, [str(pid)]).start()
+            assert holder(path) == pid
     path.write_text("")
     with pytest.raises(CaravanError, match="not seen from here"):
         holder(path)
 
 
-def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path):
+def test_who_asks_for_the_holder_does_not_keep_others_from_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "TRY_SECONDS", 60.0)
     path = tmp_path / "lock"
     asking = acquire(path)
     threading.Timer(0.3, os.close, [asking]).start()
@@ -228,6 +229,21 @@ def test_a_run_can_be_stopped_from_its_first_moment(run_id, settings):
         local.cancel(run_id, settings)
 
 
+def test_a_run_can_be_resumed_as_soon_as_it_is_told_to_have_ended(run_id, settings):
+    """Though the process that executed it may not have ended."""
+    first = local.start(run_id, settings, detached=True)
+    local.cancel(run_id, settings)
+    deadline = time.monotonic() + 120
+    with Registry(settings.resolved_registry_url) as registry:
+        while registry.get_run(run_id).state is not State.CANCELLED:
+            assert time.monotonic() < deadline, "the run goes on"
+    second = local.start(run_id, settings, detached=True)
+    with pytest.raises(CaravanError, match=f"is being executed by process {second.process.pid}"):
+        local.start(run_id, settings, detached=True)
+    local.cancel(run_id, settings)
+    assert [one.process.wait(timeout=120) for one in (first, second)] == [1, 1]
+
+
 def test_a_home_that_cannot_be_written_to_is_told_before_a_run_is_registered(tmp_path, mini):
     home = tmp_path / "home"
     home.mkdir()
@@ -253,7 +269,7 @@ def test_a_run_ends_whose_command_was_killed_before_it_could_watch(run_id, setti
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert started.returncode == -signal.SIGKILL, started.stderr
-    pid, deadline = int(started.stdout), time.monotonic() + 60
+    pid, deadline = int(started.stdout), time.monotonic() + 120
     while os.path.exists(f"/proc/{pid}") and "Z" not in state_of(pid):
         assert time.monotonic() < deadline, "the run goes on without its command"
         time.sleep(0.1)

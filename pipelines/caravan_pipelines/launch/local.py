@@ -88,9 +88,12 @@ def start(run_id: str, settings: Settings, *, detached: bool = False) -> LocalRu
     """
     directory = run_dir(settings, run_id)
     _make_directory(directory)
-    refuse_executed(run_id, settings)
     log = directory / "log.txt"
-    lock = acquire(directory / "lock")
+    try:
+        lock = acquire(directory / "lock")  # one that has told of its end is waited for
+    except CaravanError:
+        refuse_executed(run_id, settings)
+        raise
     command = [sys.executable, "-m", "caravan_pipelines.launch.runner", run_id, f"--lock={lock}"]
     try:
         with log.open("ab") as output, _held_back(STOP):

@@ -122,6 +122,7 @@ def main() -> None:
     if not arguments.detached:
         die_with_parent()
     state = execute_run(arguments.run, load_settings())
+    os.close(arguments.lock)  # the run may be resumed; ending takes a busy machine seconds
     sys.exit(0 if state is State.SUCCEEDED else 1)
 
 
