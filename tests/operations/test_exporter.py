@@ -21,7 +21,7 @@ def scrape(settings, monkeypatch):
 
         def read():
             address = f"http://127.0.0.1:{server.server_port}/metrics"
-            with urllib.request.urlopen(address, timeout=10) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer:
                 text = answer.read().decode()
             return {
                 (sample.name, *sorted(sample.labels.values())): sample.value
