@@ -81,8 +81,16 @@ import test_training_stages as t
 from caravan.stages.configs import SFTStageConfig
 config = t.LONG
 inputs = {{"model": Path({model!r}), "dataset": Path({dataset!r})}}
-t.sft.run(config, inputs, t.Context(Path({directory!r})))
+t.sft.run(config, inputs, t.Held(Path({directory!r})))
 """
+
+
+class Held(Context):
+    """Waits at the last step to be killed."""
+
+    def progress(self, done: int, total: int) -> None:
+        if done == total:
+            signal.pause()
 
 
 def start(inputs: Mapping[str, Path], directory: Path) -> subprocess.Popen[bytes]:
@@ -102,7 +110,7 @@ def test_a_killed_process_started_again_gives_the_same_bytes(inputs, tmp_path):
     directory = tmp_path / "killed"
     process = start(inputs, directory)
     checkpoints = directory / "work" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.2))
