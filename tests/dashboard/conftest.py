@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import streamlit as st
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
-from dashboard_server import free_port, wait_until_up
+from dashboard_server import running
 from drawn import checked
 from sample_run import SampleRun, write_runs
 
 from caravan.registry import Registry
 from caravan.settings import Settings
 from caravan_dashboard.launch import APP
+
+PAGE_SECONDS = 240
+"""A server's first page takes it two seconds of imports, which are a minute where twenty processes
+share two cores."""
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +79,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     monkeypatch.setattr(type(st.context), "ip_address", None)
 
     def draw(page: str, /, **parameters: str) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=60)
+        app = AppTest.from_file(str(APP), default_timeout=240)
         if page != "runs":  # the page that is shown without switching
             app.switch_page(f"views/{page}.py")
         app.query_params.update(parameters)
@@ -87,24 +91,10 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
 @pytest.fixture
 def start_dashboard(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Start the server of a command line that is given a port; gives its address when it is up."""
-    servers = []
-
-    def start(
-        command: Callable[[int], list[str]], port: int | None = None, **environment: str
-    ) -> str:
-        port = port or free_port()
-        with (tmp_path / f"log-{port}").open("wb") as log:
-            server = subprocess.Popen(
-                command(port), stdout=log, stderr=log, env=os.environ | environment
-            )
-        servers.append(server)
-        wait_until_up(f"http://127.0.0.1:{port}/_stcore/health", server)
-        return f"http://localhost:{port}"
-
-    yield start
-    for server in servers:
-        server.kill()  # it has nothing to save
-        server.wait()
+    with ExitStack() as servers:
+        yield lambda command, port=None, **environment: servers.enter_context(
+            running(command, tmp_path, port, **environment)
+        )
 
 
 @pytest.fixture
@@ -118,7 +108,10 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1360, "height": 1000})
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
+        page.set_default_timeout(PAGE_SECONDS * 1000)
+        expect.set_options(timeout=PAGE_SECONDS * 1000)
+        page.on("requestfailed", lambda request: print(f"{request.url}: {request.failure}"))
         yield page
+        with suppress(Error):  # where a test fails, pytest shows what it has printed
+            print(f"the page at {page.url}:\n{page.inner_text('body', timeout=5000)}")
         browser.close()

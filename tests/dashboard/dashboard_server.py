@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 SECONDS_TO_START = 120
+
+
+@contextmanager
+def running(
+    command: Callable[[int], list[str]], logs: Path, port: int | None = None, **environment: str
+) -> Iterator[str]:
+    """The address of a server, while it runs, of a command line that is given a port."""
+    port = port or free_port()
+    with (logs / f"log-{port}").open("wb") as log:
+        server = subprocess.Popen(
+            command(port), stdout=log, stderr=log, env=os.environ | environment
+        )
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}/_stcore/health", server)
+        yield f"http://localhost:{port}"
+    finally:
+        server.kill()  # it has nothing to save
+        server.wait()
 
 
 def free_port() -> int:

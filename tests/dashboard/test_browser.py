@@ -6,25 +6,36 @@ A missing browser is a failure in continuous integration: `apt-get install chrom
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from dashboard_server import running
 from playwright.sync_api import expect
 
 from caravan.registry.models import SCHEMA_VERSION
 from caravan_dashboard.launch import command
 
-Start = Callable[[Callable[[int], list[str]]], str]
+pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture
-def address(home: Path, start_dashboard: Start) -> str:
-    return start_dashboard(command)
+@pytest.fixture(scope="module")
+def address(
+    written: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A dashboard of the runs, for tests that change none."""
+    directory = tmp_path_factory.mktemp("dashboard")
+    home = shutil.copytree(written[0], directory / "home")
+    environment = {"HOME": str(home), "OWNER": "ann", "STALE_AFTER_SECONDS": "9999"}
+    with running(
+        command, directory, **{f"CARAVAN_{name}": value for name, value in environment.items()}
+    ) as address:
+        yield address
 
 
 def test_from_the_runs_to_a_run_its_scores_and_the_launch_page(address, page, run_ids):
@@ -171,8 +182,8 @@ def test_pages_are_as_dark_as_the_browser_asks_for(address, page, run_ids):
         assert brightness(label, "color") == pytest.approx(pill, abs=0.05)
 
 
-def test_a_point_of_a_curve_tells_whose_it_is(address, page, run_ids, another_run):
-    mine = run_ids["complete"]
+def test_a_point_of_a_curve_tells_whose_it_is(start_dashboard, page, run_ids, another_run):
+    address, mine = start_dashboard(command), run_ids["complete"]
     page.goto(f"{address}/curves?run={mine}&with={another_run}&stage=sft&metric=grad_norm")
     expect(page.get_by_role("link", name=another_run)).to_be_visible()
     points = page.locator("svg .mark-symbol path")

@@ -565,7 +565,7 @@ def test_no_page_imports_torch(nothing):
         f"for name in {sorted(m.stem for m in APP.parent.glob('*.py'))!r}:\n"
         "    if name != 'app': __import__(f'caravan_dashboard.{name}')\n"
         "from streamlit.testing.v1 import AppTest\n"
-        f"app = AppTest.from_file({str(APP)!r}, default_timeout=60)\n"
+        f"app = AppTest.from_file({str(APP)!r}, default_timeout=240)\n"
         f"for view in {views!r}:\n"
         "    app.switch_page(f'views/{view}.py').run()\n"
         "    assert not app.exception, app.exception\n"

@@ -48,7 +48,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def visit(page: str, claims: dict[str, object] | None, **parameters: str) -> AppTest:
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=240)
     app.user = {"is_logged_in": False}
     if claims is not None:
         app.user = {"is_logged_in": True, "iat": int(time.time()), "sub": "1"} | claims
@@ -254,7 +254,7 @@ def test_without_a_provider_it_serves_this_machine_only(address):
 def test_the_command_line_refuses_in_a_sentence(nothing):
     found = subprocess.run(
         [CARAVAN, "dashboard", "--address", "0.0.0.0"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
     assert found.returncode == 2
@@ -282,6 +282,8 @@ def test_secrets_go_to_a_file_that_nobody_else_reads(provider, tmp_path):
 
 
 # --- a browser, a provider ----------------------------------------------------------------------
+
+WITH_A_BROWSER = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -318,6 +320,7 @@ def address(new_address: Callable[..., str]) -> str:
     return new_address()
 
 
+@WITH_A_BROWSER
 def test_signing_in_and_out_in_a_browser(address, page, run_ids):
     page.goto(f"{address}/run?run={run_ids['failed']}")
     sign_in(page, "vic")
@@ -336,19 +339,24 @@ def test_signing_in_and_out_in_a_browser(address, page, run_ids):
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
 
 
+@WITH_A_BROWSER
 def test_a_page_that_draws_itself_anew_closes_with_the_session(new_address, page, run_ids):
-    address = new_address(CARAVAN_OIDC_SESSION_HOURS="0.01")
-    page.goto(f"{address}/run?run={run_ids['running']}")
-    sign_in(page, "vic")
-    expect(page.get_by_text("vic@example.com")).to_be_visible()
-    page.goto(f"{address}/run?run={run_ids['running']}")
-    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    address = new_address(CARAVAN_OIDC_SESSION_HOURS="0.015")
+    opened, closed = (page.get_by_role("button", name=name) for name in ("Cancel", "Sign in"))
+    for shown in (opened.or_(closed), opened):  # at first the server imports what it needs
+        page.context.clear_cookies()
+        page.goto(f"{address}/run?run={run_ids['running']}")
+        sign_in(page, "vic")
+        expect(page.get_by_text("vic@example.com")).to_be_visible()
+        page.goto(f"{address}/run?run={run_ids['running']}")
+        expect(shown).to_be_visible()
 
-    expect(page.get_by_role("button", name="Sign in")).to_be_visible(timeout=90_000)
-    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    expect(closed).to_be_visible()
+    expect(opened).to_be_hidden()
     assert run_ids["running"] not in page.inner_text("body")
 
 
+@WITH_A_BROWSER
 def test_a_forged_cookie_signs_nobody_in(address, page, run_ids):
     forged = '{"is_logged_in": true, "email": "ann", "iat": 9999999999, "groups": ["ml-admins"]}'
     page.context.add_cookies([{"name": "_streamlit_user", "value": forged, "url": address}])
