@@ -32,7 +32,8 @@ def test_a_run_is_launched_stopped_and_continued_from_its_page(tmp_path, start_d
 
     with Registry(Settings(home=home).resolved_registry_url) as registry:
         (run,) = registry.list_runs()
-        while registry.get_run(run.id).state is not State.SUCCEEDED:
+        while (state := registry.get_run(run.id).state) is not State.SUCCEEDED:
+            assert state is not State.FAILED, registry.get_run(run.id).error
             time.sleep(0.5)
     page.reload()
     expect(page.locator('[data-testid="stMetric"]').filter(has_text="RLVR")).to_be_visible()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -108,9 +109,10 @@ def test_a_terminal_talks_until_ctrl_d(finished, model):
         os.write(ours, line.encode())
         if line == "half a line":
             _until(ours, line)
-            time.sleep(0.2)  # it waits for the next key
+            while _state(process.pid) != "S":  # until it waits for the next key
+                time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     os.close(ours)
     assert CONTROL.sub(lambda one: f"\\x{ord(one[0]):02x}", expected) in shown
     assert shown.count("/reset begins anew") == 3  # Ctrl-C leaves the line, not the chat
@@ -134,8 +136,13 @@ def test_pasted_lines_are_one_turn_and_replies_are_no_commands_to_the_terminal()
     os.write(ours, b"\x1b[200~one\ntwo \xe2\x80\xa6 \x07\x1b[201~\n")
     assert "one\ntwo … \\x07" in _until(ours, "> ")
     os.write(ours, b"\x04")
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     os.close(ours)
+
+
+def _state(pid: int) -> str:
+    """Of a process's main thread: R, it works or waits for a core; S, it waits for something."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _until(terminal: int, end: str) -> str:
