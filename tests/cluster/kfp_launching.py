@@ -44,7 +44,7 @@ def launched_sweep(settings: Settings, axis: str) -> kubeflow.Submitted:
     )
 
 
-def wait_for_end(run_id: str, settings: Settings, seconds: float = 60) -> State:
+def wait_for_end(run_id: str, settings: Settings, seconds: float = 240) -> State:
     """As the watcher does."""
     deadline = time.monotonic() + seconds
     with Registry(settings.resolved_registry_url) as registry:
@@ -66,6 +66,6 @@ class Waiting(Recorder):
     def run(self, step: Step, stop: threading.Event) -> End:
         if step.name == self.stage:
             self.reached.set()
-            stop.wait(60)
+            stop.wait()
             return End(143)
         return super().run(step, stop)

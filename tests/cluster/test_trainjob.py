@@ -156,7 +156,7 @@ def test_two_nodes_are_pods_and_one_that_is_lost_comes_back(
 def sft_on_two_nodes(source: Caravan, settings: Settings) -> tuple[str, dict[str, str]]:
     """A run that has but its SFT before it, and what that reads, from another run's store."""
     recipe = load_recipe(MINI, ["sft.resources.nodes=2", "sft.resources.cpus=1", "sft.zero_stage=2",
-                                "sft.save_steps=2", "sft.num_train_epochs=3"])  # fmt: skip
+                                "sft.save_steps=2", "sft.num_train_epochs=6"])  # fmt: skip
     stages = {s["name"]: s["artifacts"] for s in source.show()["stages"]}
     given = {"model": stages["base"]["model"], "dataset": stages["mix"]["dataset"]}
     there, here = open_store(source.home / "store"), open_store(settings=settings)

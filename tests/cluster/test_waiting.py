@@ -65,7 +65,7 @@ def test_an_api_that_does_not_answer_for_a_while_is_waited_for(new_api):
     until(lambda: not api.drops)
     api.end(NAME, "Complete")
     api.drops = 10
-    waiting.join(30)
+    waiting.join(120)
 
     assert not waiting.is_alive()
     assert not api.drops
@@ -114,12 +114,12 @@ def test_a_job_that_failed_says_why_and_when(new_api):
     waiting.start()
     until(lambda: NAME in api.jobs)
     api.end(NAME, "Failed")
-    waiting.join(30)
+    waiting.join(120)
     assert str(found[0]) == f"TrainJob {NAME} failed: because"
     assert found[0].at == datetime.fromisoformat(ENDED_AT)
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
