@@ -417,6 +417,7 @@ def test_with_secrets_of_ones_own_nothing_is_generated(render, values):
     assert render(given).objects == render(given).objects
 
 
+@pytest.mark.timeout(900)
 def test_checkov_finds_nothing_but_what_is_accepted(render, tmp_path):
     checkov = shutil.which("checkov", path=f"{ROOT / '.venv-checkov/bin'}:{os.environ['PATH']}")
     if checkov is None:
@@ -428,7 +429,7 @@ def test_checkov_finds_nothing_but_what_is_accepted(render, tmp_path):
     found = subprocess.run(
         [checkov, "--directory", str(tmp_path), "--framework", "kubernetes", "--output", "json",
          "--compact", "--skip-download"],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=840,
     )  # fmt: skip
 
     report = json.loads(found.stdout)
