@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from caravan.recipe import DPOConfig
 from caravan.registry import Registry
 from caravan.settings import Settings
-from caravan.stages.configs import ReferenceStageConfig
+from caravan.stages.configs import DPOStageConfig, ReferenceStageConfig
 from caravan.stages.execute import execute
 from caravan.store import open_store
 from tiny import ONE_CORE, write_inputs
 
 BETAS = (0.5, 1.0, 2.5, 5.0, 10.0)
-CONFIG = DPOConfig(
+CONFIG = DPOStageConfig(
     learning_rate=1e-3, max_length=64, tokens_per_pass=256, pairs_per_step=10, max_steps=2,
     resources=ONE_CORE,
 )  # fmt: skip
