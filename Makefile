@@ -22,7 +22,7 @@ demo: setup ## Run the whole recipe on this machine (five to twenty minutes) and
 	$(BIN)/caravan run pipelines/recipes/pocket.yaml
 
 test: setup test-tools check ## Run the tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What tests need beside Python packages: a browser, NLTK's sentence model (which llama-index-core
 # carries; its own dependencies are not needed), and checkov, which wants packages of its own.

@@ -61,6 +61,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two workers none has a long one left when the other ends."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _unavailable(what: str, why: object) -> None:
     message = f"{what} cannot be started here: {why}"
     if os.environ.get("CI"):
