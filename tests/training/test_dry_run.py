@@ -20,6 +20,13 @@ def test_two_steps_of_each_stage(kind):
     assert all(math.isfinite(value) for m in metrics for value in m.values.values())
 
 
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_two_steps_of_a_stage_that_selects_its_policy(kind):
+    """Every so many steps as two steps do not reach."""
+    select = {"every": 100, "tasks": ["math"]}
+    assert len(two_steps(kind, CONFIGS[kind].derive(select=select))) == 2
+
+
 def longer(text):
     return f"{text} " + "and then, over the hill, another cart, " * 60
 

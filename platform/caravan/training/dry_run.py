@@ -10,7 +10,14 @@ from typing import Literal, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caravan.data.records import Conversation, Message, Pair
-from caravan.recipe import DPOConfig, PretrainedBase, RewardModelConfig, SFTConfig, TrainingConfig
+from caravan.recipe import (
+    DPOConfig,
+    PolicyConfig,
+    PretrainedBase,
+    RewardModelConfig,
+    SFTConfig,
+    TrainingConfig,
+)
 from caravan.training.bpe import train_tokenizer
 from caravan.training.dpo import dpo_job
 from caravan.training.frozen import Frozen
@@ -98,7 +105,9 @@ def _steps(
 
 def _shrink(config: TrainingConfig, **changes: object) -> TrainingConfig:
     rows = "sequences_per_step" if isinstance(config, SFTConfig) else "pairs_per_step"
-    cut = {rows: min(ROWS, getattr(config, rows)), "max_steps": STEPS}
+    cut: dict[str, object] = {rows: min(ROWS, getattr(config, rows)), "max_steps": STEPS}
+    if isinstance(config, PolicyConfig):
+        cut["select"] = None  # two steps have no policy before the last
     if config.tokens_per_pass == "auto":
         cut["tokens_per_pass"] = MAX_LENGTH
     return config.derive(max_length=MAX_LENGTH, **{**cut, **changes})
