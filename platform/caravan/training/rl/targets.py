@@ -100,7 +100,7 @@ def grpo_targets(
     old = _measure(learner, rollouts, kept, sums, policy=several)
     return Targets(
         kept,
-        groups.advantages.flatten()[:, None] * rollouts.mask,
+        (groups.advantages.flatten() * trained)[:, None] * rollouts.mask,
         old.logprobs if several else None,
         old.reference,
     )
