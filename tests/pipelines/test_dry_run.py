@@ -359,7 +359,12 @@ def test_what_is_probably_not_meant_is_told_when_the_recipe_is_read(
         recipe(tmp_path, rlvr={"algorithm": gspo})
     assert "recipe.yaml: rlvr.algorithm.epsilon: 0.2 is a range for ratios of tokens" in caplog.text
     caplog.clear()
+    cispo = {"kind": "grpo", "loss_type": "cispo"}
+    recipe(tmp_path, rlvr={"algorithm": {**cispo, "epsilon_high": 0.28}})
+    assert "rlvr.algorithm.epsilon_high: 0.28 is the greatest ratio with cispo" in caplog.text
+    caplog.clear()
     recipe(tmp_path, rlvr={"algorithm": {**gspo, "epsilon": 3e-4, "epsilon_high": 4e-4}})
+    recipe(tmp_path, rlvr={"algorithm": cispo})
     assert not caplog.text
     many = {**SMALL, "resources": {"gpus": 8}}
     recipe(tmp_path, **PREFERENCES, dpo={"beta": 0.1, "loss_type": "sigmoid"}, sft=many)

@@ -91,6 +91,11 @@ class GRPOConfig(Config):
                 "stay within thousandths of 1, and none would be clipped; GSPO has epsilon: 3e-4 "
                 "and epsilon_high: 4e-4"
             )
+        if self.loss_type == "cispo" and self.ratio_cap < 1:
+            yield (
+                f"epsilon_high: {self.ratio_cap:g} is the greatest ratio with cispo, so every "
+                "token would weigh less than it should; take more than 1, such as 5"
+            )
 
 
 class TransformersRollouts(Config):
