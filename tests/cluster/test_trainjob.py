@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import restricted
@@ -30,6 +31,9 @@ from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.store import open_store
 from caravan_command import MINI, Caravan
+from waiting import wait_until
+
+until = partial(wait_until, pause_seconds=0.2)
 
 PROFILE = ClusterProfile.model_validate(
     {
@@ -301,13 +305,6 @@ class Job:
                 },
             },
         )  # fmt: skip
-
-
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def test_a_cluster_without_the_trainer_is_told_what_to_install(cluster, namespace):

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from caravan_command import MINI
 from caravan_pipelines import on_nodes
 from caravan_pipelines.graph import find_node
 from caravan_pipelines.run_data import recipe_of, run_of
+from waiting import wait_until
 
 JOB = train_job("run-1", "sft", ["true"], Resources(nodes=2), ClusterProfile())
 NAME = JOB["metadata"]["name"]
@@ -60,9 +60,9 @@ def test_an_api_that_does_not_answer_for_a_while_is_waited_for(new_api):
         kwargs={"poll_seconds": 0.05},
     )
     waiting.start()
-    until(lambda: NAME in api.jobs)
+    wait_until(lambda: NAME in api.jobs)
     api.drops = 10
-    until(lambda: not api.drops)
+    wait_until(lambda: not api.drops)
     api.end(NAME, "Complete")
     api.drops = 10
     waiting.join(120)
@@ -112,18 +112,11 @@ def test_a_job_that_failed_says_why_and_when(new_api):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    until(lambda: NAME in api.jobs)
+    wait_until(lambda: NAME in api.jobs)
     api.end(NAME, "Failed")
     waiting.join(120)
     assert str(found[0]) == f"TrainJob {NAME} failed: because"
     assert found[0].at == datetime.fromisoformat(ENDED_AT)
-
-
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 # --- the books ----------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from caravan.registry import Registry
 from caravan.settings import Settings
 from caravan.stages.execute import execute
 from forked import Script
+from waiting import wait_until
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # for sample_stages and waiting
-
-from waiting import wait_until  # noqa: E402
+sys.path.append(str(HERE))  # for sample_stages
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ import pytest
 from caravan.errors import RecipeError
 from caravan.recipe.verifiers import unfit
 from caravan.verifiers import OwnVerifier, VerifierError, own, own_verifiers
+from waiting import wait_until
 
 Make = Callable[[str], OwnVerifier]
 
@@ -145,13 +145,6 @@ def test_a_call_ends_with_a_stage_that_is_killed(tmp_path: Path) -> None:
     stage.kill()
     stage.wait()
     wait_until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_closing_ends_what_is_still_asked(

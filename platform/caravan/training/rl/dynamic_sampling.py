@@ -26,17 +26,15 @@ def sample_in_rounds(
     """Rollouts of `prompts` in the first round, and after that of as many of `spare`, in their
     order, as should give as many groups with different rewards as there are `prompts`."""
     rollouts = collect(prompts, seed)
-    used = 0
     for number in range(1, max_rounds):
         informative = informative_groups(*rollouts.by_group)
         found = int(informative.sum())
         missing = len(prompts) - found
-        left = spare[used:]
-        if missing <= 0 or not left:
+        if missing <= 0 or not spare:
             break
         wanted = math.ceil(missing * len(informative) / found) if found else len(prompts)
-        taken = left[: min(wanted, len(prompts))]
-        used += len(taken)
+        taken = spare[: min(wanted, len(prompts))]
+        spare = spare[len(taken) :]
         more = collect(taken, derived_seed(seed, "round", number))
         rollouts = RolloutBatch(rollouts.rollouts + more.rollouts, rollouts.num_generations)
     return rollouts
