@@ -61,7 +61,7 @@ images: ## Build the container images with podman, buildah or docker
 
 check: setup ## Format, lint and types
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
 format: setup ## Format the code

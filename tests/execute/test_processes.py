@@ -9,12 +9,12 @@ import textwrap
 import time
 
 import pytest
-from waiting import wait_until
 
 from caravan.interruption import CONTINUE_EXIT_CODE
 from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan.store import open_store
+from waiting import wait_until
 
 
 def finish(process):
