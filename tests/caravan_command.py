@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from caravan.registry import Registry, StageRunRow
 from caravan.settings import Settings
 from caravan_pipelines.cli import main
 
@@ -90,13 +91,15 @@ class Caravan:
         assert "Traceback" not in output
         return output
 
-    def stage(self, name: str) -> dict[str, Any] | None:
-        shown = self("show", "latest", "--json", check=False)
-        stages = json.loads(shown.stdout)["stages"] if shown.returncode == 0 else []  # no run yet
-        return next((s for s in stages if s["name"] == name), None)
+    def stage(self, name: str) -> StageRunRow | None:
+        """Of the latest run, from the registry: a command would take seconds to tell."""
+        with Registry(f"sqlite:///{self.home}/registry.db") as registry:
+            run = registry.latest_run()
+            stages = registry.stage_runs(run.id) if run else []
+        return next((stage for stage in stages if stage.node == name), None)
 
     def wait_for(
-        self, condition: Callable[[], bool], seconds: float = 600, pause_seconds: float = 0.3
+        self, condition: Callable[[], bool], seconds: float = 600, pause_seconds: float = 0.1
     ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from caravan.recipe.io import load_recipe
-from caravan.registry import Registry
+from caravan.registry import Registry, State
 from caravan_command import Caravan
 from caravan_pipelines.graph import evaluated_models, stage_graph
 
@@ -87,9 +87,9 @@ def selecting(
     caravan = Caravan(tmp_path_factory.mktemp("selecting"))
     shutil.copytree(undisturbed.home, caravan.home)
     killed_once(caravan, ["run", str(mini), "--set", CHOSEN_BY], "checkpoints/step-00000002")
-    assert caravan.stage("rlvr")["state"] != "succeeded"
+    assert caravan.stage("rlvr").state != State.SUCCEEDED
     killed_once(caravan, ["resume", "latest"], "step-2.json")
-    assert caravan.stage("select")["state"] != "succeeded"
+    assert caravan.stage("select").state != State.SUCCEEDED
     (caravan.home / "killed").touch()
     caravan("resume", "latest")
     return caravan
@@ -179,16 +179,21 @@ ENDLESS = "base_model.max_steps=1000000"
 """So that the stage is not done before a command, which takes seconds, has told that it runs."""
 
 
+def running(caravan: Caravan, stage: str) -> bool:
+    found = caravan.stage(stage)
+    return found is not None and found.state == State.RUNNING
+
+
 def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):
     process = caravan.start("run", str(mini), "--set", ENDLESS)
-    caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
+    caravan.wait_for(lambda: running(caravan, "base"))
     for pid in caravan.processes():
         program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if b"python" in program and b"kfp.dsl.executor_main" in arguments:
             os.kill(pid, signal.SIGKILL)  # as the kernel does when memory runs out
     output, _ = process.communicate(timeout=120)
 
-    assert caravan.stage("base")["state"] == "failed"
+    assert caravan.stage("base").state == State.FAILED
     assert "stage base failed: its process ended without a word" in output
     assert "caravan resume" in output
     assert "\x1b" not in output + json.dumps(caravan.show())
@@ -196,7 +201,7 @@ def test_a_stage_whose_process_is_killed_says_so_in_plain_words(caravan, mini):
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_continue(caravan, mini):
     process = caravan.start("run", str(mini), "--set", ENDLESS)
-    caravan.wait_for(lambda: (caravan.stage("base") or {}).get("state") == "running")
+    caravan.wait_for(lambda: running(caravan, "base"))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
 
