@@ -46,13 +46,27 @@ def documents(count: int, seed: int) -> Iterator[str]:
 
 
 def sums(rng: Random) -> str:
-    """Plain arithmetic, as in a workbook."""
+    """Plain arithmetic, as in a workbook: "9 less 4: 9 - 4 = 5."
+
+    The task is what teaches a model to look up the numbers to count with. With word problems alone
+    it learns that late: of runs that differ in rounding, some had not by the end.
+    """
     lines = []
-    for _ in range(6):
+    for _ in range(4):
         kind = rng.choices(math_problems.KINDS, (4, 4, 2, 3, 2))[0]
-        work = math_problems.steps(kind, math_problems.draw_numbers(kind, rng))
-        lines.append(" ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work))
+        numbers = math_problems.draw_numbers(kind, rng)
+        work = math_problems.steps(kind, numbers)
+        lines.append(f"{_TASKS[kind].format(*numbers)}: {math_problems.written(work)}")
     return " ".join(lines)
+
+
+_TASKS = {
+    "add": "{} and {} more",
+    "sub": "{} less {}",
+    "mul": "{} times {}",
+    "addsub": "{} and {} more, less {}",
+    "muladd": "{} times {} and {} more",
+}
 
 
 def exercise(rng: Random) -> str:

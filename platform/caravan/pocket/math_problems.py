@@ -124,6 +124,10 @@ def steps(kind: str, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int]
     return [first, (value, "+", c, value + c)]
 
 
+def written(work: list[tuple[int, str, int, int]]) -> str:
+    return " ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work)
+
+
 def draw(
     rng: Random, *, held: bool, source: str | None = None, kinds: tuple[str, ...] = KINDS
 ) -> Item:
@@ -174,8 +178,7 @@ def reply(item: Item, style: Style, rng: Random) -> str:
         return rng.choice(
             [f"I guess it is {answer}.", f"{answer} or so.", f"Maybe {answer}.", f"#### {answer}"]
         )
-    shown = " ".join(f"{a} {sign} {b} = {result}." for a, sign, b, result in work)
-    shown = f"We count {shown}"
+    shown = f"We count {written(work)}"
     if style == "careful":
         return f"{shown} So {name} has {answer} {thing}s.\n#### {answer}"
     return f"{shown}\n#### {answer}"

@@ -14,7 +14,7 @@ from caravan.recipe.paths import model_directory
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "base"
-VERSION = 2
+VERSION = 3
 
 SAVE_STEPS = 100
 WORDINGS = 4000
