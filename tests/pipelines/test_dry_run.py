@@ -18,6 +18,7 @@ import pytest
 import yaml
 from huggingface_hub import is_offline_mode
 from rich.console import Console
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from caravan.data.io import write_rows
 from caravan.data.template import TEMPLATE_HASH
@@ -31,7 +32,7 @@ from caravan_command import MINI, command_here
 from caravan_pipelines.cli.run import TOLD_BY_CHECKS
 from caravan_pipelines.dry_run import dry_run, hub
 from foreign import GEMMA, write_foreign
-from tiny import conversations, write_inputs
+from tiny import SHAPE, conversations, write_inputs
 
 SMALL = {"max_length": 64, "sequences_per_step": 4}
 PREFERENCES = {
@@ -338,6 +339,37 @@ def test_options_whose_packages_are_missing_are_found(
     alone = {"zero_stage": 3, "resources": {"gpus": 1}}
     output, _ = check(recipe(tmp_path, sft={**SMALL, **alone}), tmp_path)
     assert "ok      packages" in output
+
+
+def test_a_layer_that_no_model_of_the_stage_has_is_found(model: Path, tmp_path: Path) -> None:
+    lora = {"target_modules": ["q_proj", "c_attn"]}
+    output, content = check(recipe(tmp_path, sft={**SMALL, "lora": lora}), tmp_path)
+    assert not content
+    assert "failed  adapters of sft: sft.lora.target_modules: no linear layer of the" in output
+    assert " is called c_attn; it has down_proj, gate_proj, k_proj, o_proj, q_proj" in output
+
+    output, content = check(recipe(tmp_path, sft={**SMALL, "lora": {}}), tmp_path)
+    assert content, output
+    assert "ok      adapters of sft: q_proj, k_proj, v_proj, o_proj, gate_proj" in output
+
+
+def test_a_layer_that_the_value_model_lacks_is_found(model: Path, tmp_path: Path) -> None:
+    shape = {"vocab_size": 320, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    other = GPT2ForSequenceClassification(GPT2Config(num_labels=1, pad_token_id=0, **shape))
+    other.save_pretrained(tmp_path / "other")
+    rlvr = {"algorithm": {"kind": "ppo"}, "lora": {"target_modules": ["q_proj"]}}
+    value = {"model_name_or_path": "other"}
+    found = recipe(tmp_path, **PREFERENCES, reward_model=value, rlvr=rlvr)
+    output, _ = check(found, tmp_path)
+    assert "failed  adapters of rlvr: rlvr.lora: the model has no linear layer" in output
+
+
+def test_layers_of_a_base_that_is_yet_to_be_trained_are_known(tmp_path: Path) -> None:
+    base = SHAPE.model_dump() | {"resources": {"cpus": 1}}
+    lora = {"target_modules": ["c_attn"]}
+    found = recipe(tmp_path, base_model=base, sft={**SMALL, "lora": lora})
+    output, _ = check(found, tmp_path)
+    assert "failed  adapters of sft: sft.lora.target_modules: no linear layer of the" in output
 
 
 def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:

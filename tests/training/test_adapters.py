@@ -117,8 +117,9 @@ def test_a_reward_model_trains_its_head_in_full(inputs, tmp_path):
 
 
 def test_a_layer_that_is_not_there_is_named_with_those_that_are(policy):
-    with pytest.raises(DataError, match=r"\['c_attn'\] names no linear layer.*q_proj"):
-        add_adapters(policy.model, CONFIG.derive(lora=LoRAConfig(target_modules=("c_attn",))), CPU)
+    lora = LoRAConfig(target_modules=("q_proj", "c_attn", "lm_head"))
+    with pytest.raises(DataError, match=r"target_modules: no .* c_attn or lm_head; it has .*q_pro"):
+        add_adapters(policy.model, CONFIG.derive(lora=lora), CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

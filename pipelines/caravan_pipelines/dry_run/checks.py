@@ -96,6 +96,9 @@ def _checks(seen: Seen, settings: Settings) -> Iterator[Check]:
         yield "reward model", lambda: models.reward_model(existing, recipe, recipe_dir)
     if trained := _trained(recipe):
         yield "lengths", lambda: models.lengths(trained, recipe, recipe_dir)
+    for trains, config in trained.items():
+        if config.lora:
+            yield f"adapters of {trains}", partial(models.adapters, trains, config.lora, seen)
     if sft := recipe.sft:
         yield "template and masks", lambda: training.masks(sft, seen)
     if recipe.tasks or recipe.respond:

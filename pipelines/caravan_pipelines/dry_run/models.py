@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from caravan.errors import RecipeError
-from caravan.recipe import ImportedBase, PretrainedBase, Recipe, TrainingConfig
+from caravan.errors import DataError, RecipeError
+from caravan.recipe import ImportedBase, LoRAConfig, PretrainedBase, Recipe, TrainingConfig
+from caravan_pipelines.dry_run.seen import Seen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BYTES_PER_PARAMETER = 16
 """Weights, gradients and Adam's two moments in float32."""
@@ -34,6 +39,38 @@ def reward_model(existing: ImportedBase, recipe: Recipe, recipe_dir: Path) -> st
         policy = check_import(find_model(base, recipe_dir)).tokenizer
         check_reads_tokens_of(policy, found.tokenizer, directory)
     return "; ".join([existing.model_name_or_path, *found.notes])
+
+
+def adapters(name: str, lora: LoRAConfig, seen: Seen) -> str:
+    """Which layers of the models that the stage `name` trains get adapters."""
+    from caravan.training.adapters import adapted_layers
+
+    layers: dict[str, None] = {}
+    for model in _outlines(name, seen):
+        try:
+            layers |= {layer.rpartition(".")[2]: None for layer in adapted_layers(model, lora)}
+        except DataError as error:
+            raise DataError(f"{name}.{error}") from error
+    return ", ".join(layers)
+
+
+def _outlines(name: str, seen: Seen) -> Iterator[PreTrainedModel]:
+    """The models that the stage `name` trains, without weights."""
+    import torch
+
+    from caravan.training.importing import find_model, outline
+    from caravan.training.pretrain import new_llama
+
+    recipe, base = seen.recipe, seen.recipe.base_model
+    if isinstance(base, ImportedBase):
+        yield outline(find_model(base, seen.recipe_dir))
+    else:
+        with torch.device("meta"):
+            yield new_llama(base, seen.tokenizer)
+    existing = recipe.reward_model.model_name_or_path if recipe.reward_model else None
+    if name == "rlvr" and recipe.rlvr and recipe.rlvr.algorithm.kind == "ppo" and existing:
+        value = ImportedBase(model_name_or_path=existing)
+        yield outline(find_model(value, seen.recipe_dir))
 
 
 def lengths(trained: Mapping[str, TrainingConfig], recipe: Recipe, recipe_dir: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caravan.errors import CaravanError, DataError, require
-from caravan.recipe import TrainingConfig
+from caravan.recipe import LoRAConfig, TrainingConfig
 from caravan.training.checkpoint import own_tensors
 from caravan.training.frozen import Frozen
 from caravan.training.models import Policy, load_policy, reward_model_from
@@ -41,7 +41,7 @@ def load_base(
 
     Raises:
         CaravanError: 4 bits are asked for on a machine without a GPU.
-        DataError: as of `add_adapters`.
+        DataError: as of `adapted_layers`.
         MissingExtraError: peft or bitsandbytes is not installed.
     """
     if config.quantization is None:
@@ -82,27 +82,18 @@ def add_adapters(
         halve: False where something computes with them in float32, too.
 
     Raises:
-        DataError: no layer has a name that the config gives.
+        DataError: as of `adapted_layers`.
         MissingExtraError: peft is not installed.
     """
     lora = config.lora
     if lora is None:
         return
     peft: Any = require("peft", extra="lora", feature="lora")
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = [name for name in names if name.rpartition(".")[2] not in HEADS]
-    wanted = lora.target_modules
-    chosen = [name for name in layers if not wanted or name.rpartition(".")[2] in wanted]
-    if not chosen:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        raise DataError(
-            f"lora.target_modules={list(wanted)} names no linear layer of the model; it has {there}"
-        )
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=chosen,
+        target_modules=adapted_layers(model, lora),
     )
     peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     if hasattr(model, "score"):
@@ -110,6 +101,26 @@ def add_adapters(
     halve = halve and not spreads_weights(config.zero_stage)
     if halve and computes_in_bf16(device.type, config.bf16):
         _halve_frozen(model)
+
+
+def adapted_layers(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
+    """Full names of the layers of `model` that get adapters.
+
+    Raises:
+        DataError: no layer has a name that the config gives, or there is none at all.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    called = {name: name.rpartition(".")[2] for name in linear}
+    there = sorted(set(called.values()) - set(HEADS))
+    if not there:
+        raise DataError("lora: the model has no linear layer but its head, so nothing to adapt")
+    if wrong := [name for name in lora.target_modules if name not in there]:
+        raise DataError(
+            f"lora.target_modules: no linear layer of the model is called {' or '.join(wrong)}; "
+            f"it has {', '.join(there)}"
+        )
+    wanted = lora.target_modules or there
+    return [name for name in linear if called[name] in wanted]
 
 
 def _halve_frozen(model: PreTrainedModel) -> None:

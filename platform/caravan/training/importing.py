@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -169,6 +170,17 @@ def check_reward_model(source: Path) -> None:
         raise DataError(f"{source}: a reward model has one label, not {config.num_labels}")
 
 
+def outline(source: Path) -> PreTrainedModel:
+    """The model in `source` with no memory for weights: what layers it has.
+
+    Raises:
+        DataError: config.json cannot be read.
+    """
+    config = _config(source)
+    with torch.device("meta"):
+        return cast(PreTrainedModel, _kind(config).from_config(config))
+
+
 def _config(source: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
@@ -180,6 +192,11 @@ def _classifies(config: PretrainedConfig) -> bool:
     return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 
+def _kind(config: PretrainedConfig) -> Any:
+    """One of transformers' `Auto` classes."""
+    return AutoModelForSequenceClassification if _classifies(config) else AutoModelForCausalLM
+
+
 def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
 
@@ -187,10 +204,7 @@ def _lacks_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _add_pad(
     source: Path, tokenizer: PreTrainedTokenizerBase, target: Path, *, keep_ends: bool
 ) -> None:
-    head = AutoModelForCausalLM
-    if _classifies(_config(source)):
-        head = AutoModelForSequenceClassification
-    model = read_weights(head, source, dtype="auto")
+    model = read_weights(_kind(_config(source)), source, dtype="auto")
     tokenizer.add_special_tokens({"pad_token": PAD})
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
