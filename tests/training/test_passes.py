@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from caravan.recipe import Resources, RewardModelConfig
-from caravan.stages import dpo, reference, reward_model, sft
-from caravan.stages.configs import DPOStageConfig, ReferenceStageConfig, SFTStageConfig
+from caravan.recipe import Resources, RewardModelConfig, Sampling
+from caravan.stages import dpo, reference, reward_model, rlvr, sft
+from caravan.stages.configs import (
+    DPOStageConfig,
+    ReferenceStageConfig,
+    RLVRStageConfig,
+    SFTStageConfig,
+)
+from caravan.stages.context import StageResult
 from caravan.stages.key import stage_key
+from caravan.training.pretrain import new_llama
 from caravan.training.reference import FILE
-from tiny import Context, Stopped
+from tiny import SHAPE, Context, Stopped
 
 LARGE = Resources(cpus=1, memory_gib=4)
 SMALL = Resources(cpus=1, memory_gib=0.493)  # room for the tiny model and hardly a row
@@ -85,3 +94,23 @@ def test_a_device_too_small_for_one_row_is_warned_about_with_a_remedy(inputs, tm
     metrics = stage.run(tiny, inputs, Context(tmp_path)).metrics
     assert metrics["tokens_per_pass"] <= config.max_length
     assert "take a device with more memory" in caplog.text
+
+
+def test_a_smaller_value_model_leaves_room_for_more_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr("caravan.training.rl.session.train_rlvr", lambda *_: StageResult({}))
+    for name, size in {"policy": 2048, "value": 512}.items():
+        shape = SHAPE.derive(hidden_size=size, intermediate_size=4 * size)
+        with torch.device("meta"):
+            model = new_llama(shape, SimpleNamespace(eos_token_id=0, pad_token_id=1))
+        model.config.save_pretrained(tmp_path / name)
+    config = RLVRStageConfig(
+        tokens_per_pass="auto", max_length=64, sampling=Sampling(max_completion_length=8),
+        bf16=False, resources=Resources(cpus=1, memory_gib=9),
+    )  # fmt: skip
+
+    def tokens(**reward_model):
+        inputs = {"policy": tmp_path / "policy", **reward_model}
+        return rlvr.train(config, inputs, Context(tmp_path)).metrics["tokens_per_pass"]
+
+    assert tokens() == tokens(reward_model=tmp_path / "policy")
+    assert tokens() < tokens(reward_model=tmp_path / "value")

@@ -28,12 +28,15 @@ logger = logging.getLogger(__name__)
 C = TypeVar("C", bound=TrainingConfig)
 
 
-def with_pass_tokens(config: C, model: Path, longest: int) -> C:
+def with_pass_tokens(
+    config: C, model: Path, longest: int, *, reward_model: Path | None = None
+) -> C:
     """`config` with a number for `tokens_per_pass: auto`, the same on every rank.
 
     Args:
         model: the directory of what is trained.
         longest: tokens of the longest row, which is never split.
+        reward_model: of RLVR, also what the value model starts from; None where there is none.
     """
     if config.tokens_per_pass != "auto":
         return config
@@ -41,7 +44,14 @@ def with_pass_tokens(config: C, model: Path, longest: int) -> C:
 
     ranks, device = current(), device_here(config.resources)
     lanes = device.lanes if ranks.count == 1 else 1
-    setup = training_setup(config, _shape(model), gpu=device.on_gpu, ranks=ranks.count, lanes=lanes)
+    setup = training_setup(
+        config,
+        _shape(model),
+        gpu=device.on_gpu,
+        ranks=ranks.count,
+        lanes=lanes,
+        reward_model=None if reward_model is None else _shape(reward_model),
+    )
     fitting = ranks.gather([_fitting(setup, device, longest)])
     return config.derive(tokens_per_pass=min(tokens for (tokens,) in fitting))
 

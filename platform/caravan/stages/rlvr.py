@@ -44,7 +44,9 @@ def train(
     from caravan.training.rl.session import train_rlvr
     from caravan.verifiers import VERIFIERS, own_verifiers
 
-    config = with_pass_tokens(config, inputs["policy"], config.max_length)
+    config = with_pass_tokens(
+        config, inputs["policy"], config.max_length, reward_model=inputs.get("reward_model")
+    )
     with own_verifiers(config.verifiers, context.recipe_dir) as own:
         result = train_rlvr(config, inputs, context, VERIFIERS | own)
     return replace(result, metrics={"tokens_per_pass": config.pass_tokens, **result.metrics})
