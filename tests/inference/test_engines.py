@@ -25,7 +25,7 @@ from caravan.recipe import (
 )
 from caravan.stages import respond
 from caravan.stages.configs import RespondStageConfig
-from caravan.training.models import save_model
+from caravan.training.models import load_tokenizer, save_model
 from caravan_pipelines.graph import find_node
 from foreign import write_foreign
 from parts import POOL_OF_BASE, part
@@ -216,23 +216,28 @@ def test_respond_answers_every_prompt_and_goes_on_where_it_stopped(
     assert all(p.stat().st_mtime_ns == then for p, then in times.items())
 
 
-def test_vllm_divides_a_model_of_the_run_over_the_gpus_of_its_member(monkeypatch, tmp_path):
+def test_vllm_divides_a_model_of_the_run_over_the_gpus_of_its_member_and_has_room_for_all_prompts(
+    monkeypatch, directory, tmp_path
+):
     class SeenError(Exception):
         pass
 
     def load(path, **options):
-        raise SeenError(options["kind"], options["tensor_parallel_size"])
+        raise SeenError(*(options[o] for o in ("kind", "tensor_parallel_size", "max_model_len")))
 
     monkeypatch.setattr(respond, "load_engine", load)
     recipe = part(POOL_OF_BASE)
-    write_rows(tmp_path / "rows.jsonl", conversations(1))
-    inputs = {"prompts": tmp_path, "model": tmp_path}
+    longest = max(conversations(20), key=lambda row: len(row.prompt[0].content))
+    write_rows(tmp_path / "rows.jsonl", conversations(20))
+    inputs = {"prompts": tmp_path, "model": directory}
+    needed = len(encode_prompt(load_tokenizer(directory), longest.prompt))
     for gpus, size in ((0, 1), (4, 4)):
         asked = recipe.respond.derive(engine="vllm", resources=Resources(gpus=gpus))
         config = find_node(recipe.derive(respond=asked), "respond-own").config
         with pytest.raises(SeenError) as seen:
             respond.run(config, inputs, Context(tmp_path / "run"))
-        assert seen.value.args == ("vllm", size)
+        limit = config.sampling.max_completion_length
+        assert seen.value.args == ("vllm", size, needed + limit)
 
 
 def test_respond_records_what_the_model_was_asked_in(prompts_dir, tmp_path):

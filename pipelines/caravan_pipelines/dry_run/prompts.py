@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from caravan.data.records import Message
 from caravan.errors import RecipeError, some
-from caravan.evals.room import without_room
 from caravan.inference.engine import leaves_room, naming
 from caravan.inference.prompt_format import prompt_format
+from caravan.inference.room import without_room
 from caravan.recipe import ChatTemplate, HubSource, ImportedBase
 from caravan_pipelines.dry_run.models import positions_of_base
 from caravan_pipelines.dry_run.seen import Seen

@@ -61,8 +61,6 @@ class DecontaminateStageConfig(Config):
 
 OWN_MODEL_ROWS = 256
 """Sequences that a model of the run decodes at once, as a member of its pool."""
-OWN_MODEL_PROMPT_TOKENS = 2048
-"""Room that vLLM has for a prompt beside the reply of a model of the run."""
 
 
 class RespondStageConfig(Config):

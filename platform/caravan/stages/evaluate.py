@@ -20,7 +20,6 @@ from caravan.data.records import EvalInstance
 from caravan.data.template_stamp import write_stamp
 from caravan.errors import RecipeError, some
 from caravan.evals.judging import Judge, load_judge
-from caravan.evals.room import tokens_needed
 from caravan.evals.scoring import (
     ScoredCompletion,
     classified,
@@ -40,6 +39,7 @@ from caravan.inference import (
     unload,
     without_reply,
 )
+from caravan.inference.room import Asked, tokens_needed
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.recipe.verifiers import verifier_files
 from caravan.stages.configs import EvaluateStageConfig
@@ -139,12 +139,21 @@ def _ask(
     loaded: Loaded, model: Path, suite: EvaluateConfig, seed: int, tell: Progress
 ) -> tuple[dict[str, Replies], str | None]:
     """The model's replies to every instance, by task, and the hash of what it was asked in."""
+    asked = [
+        Asked(
+            task.name,
+            [instance.id for instance in instances],
+            [instance.messages for instance in instances],
+            task.sampling.max_completion_length,
+        )
+        for task, instances in loaded
+    ]
     engine = load_engine(
         model,
         kind=suite.engine,
         batch_size=suite.batch_size,
         tensor_parallel_size=max(1, suite.resources.gpus),
-        max_model_len=tokens_needed(loaded, model),
+        max_model_len=tokens_needed(asked, model),
     )
     total = sum(len(instances) for _, instances in loaded)
     replies: dict[str, Replies] = {}

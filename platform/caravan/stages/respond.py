@@ -27,7 +27,8 @@ from caravan.data.records import Completion, Conversation
 from caravan.data.template_stamp import recorded_hash, write_stamp
 from caravan.errors import StageError, some
 from caravan.inference import Engine, asked_in, load_engine, naming
-from caravan.stages.configs import OWN_MODEL_PROMPT_TOKENS, OWN_MODEL_ROWS, RespondStageConfig
+from caravan.inference.room import Asked, tokens_needed
+from caravan.stages.configs import OWN_MODEL_ROWS, RespondStageConfig
 from caravan.stages.context import StageContext, StageResult
 
 NAME = "respond"
@@ -48,7 +49,7 @@ def run(
     missing = [number for number, path in enumerate(done) if not path.exists()]
     if missing:
         _prepare(config, context.seed)
-        engine = _engine(config, inputs, context.recipe_dir)
+        engine = _engine(config, inputs, prompts, context.recipe_dir)
         if (template := asked_in(engine)) is not None:
             write_stamp(context.workdir, template)
         for number in missing:
@@ -102,19 +103,30 @@ def _prepare(config: RespondStageConfig, seed: int) -> None:
         prepare_torch(config.resources.cpus, seed)
 
 
-def _engine(config: RespondStageConfig, inputs: Mapping[str, Path], recipe_dir: Path) -> Engine:
+def _engine(
+    config: RespondStageConfig,
+    inputs: Mapping[str, Path],
+    prompts: Sequence[Conversation],
+    recipe_dir: Path,
+) -> Engine:
     if config.engine is not None:
         return load_engine(config.engine, recipe_dir=recipe_dir)
     if "model" not in inputs:
         raise StageError(
             f"pool member {config.member.name!r} is a model of this run, but no model was given"
         )
+    asked = Asked(
+        config.member.name,
+        [row.id for row in prompts],
+        [row.prompt for row in prompts],
+        config.sampling.max_completion_length,
+    )
     return load_engine(
         inputs["model"],
         kind=config.own_engine,
         batch_size=OWN_MODEL_ROWS,
         tensor_parallel_size=max(1, config.resources.gpus),
-        max_model_len=OWN_MODEL_PROMPT_TOKENS + config.sampling.max_completion_length,
+        max_model_len=tokens_needed([asked], inputs["model"]),
     )
 
 
