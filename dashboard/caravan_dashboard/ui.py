@@ -17,6 +17,7 @@ from caravan.data.io import ROWS
 from caravan.errors import CaravanError, RegistryError
 from caravan.registry import RunRow
 from caravan_dashboard import library, rows
+from caravan_dashboard.csv_file import as_csv
 from caravan_dashboard.markup import Html
 
 RECENT_RUNS = 200
@@ -49,7 +50,7 @@ def act(sorry: str, action: Callable[[], object]) -> None:
 def csv_button(name: str, make: Callable[[], pd.DataFrame]) -> None:
     """A button that downloads a table as it is when the button is pressed."""
     st.download_button(
-        "CSV", lambda: make().to_csv(index=False), f"{name}.csv", "text/csv", key=f"csv {name}",
+        "CSV", lambda: as_csv(make()), f"{name}.csv", "text/csv", key=f"csv {name}",
         icon=":material/download:", type="tertiary", on_click="ignore",
     )  # fmt: skip
 

@@ -315,7 +315,7 @@ class SampleRun:
 
 def write_runs(home: Path, scratch: Path) -> dict[str, str]:
     """Three runs: one `complete`, one `failed` in DPO with a malicious error, one `running`."""
-    failed = SampleRun(home, scratch, seed=18)
+    failed = SampleRun(home, scratch, seed=18, tags=["=1+1"])
     failed.model("base", [], 6.5, 1.4)
     failed.data()
     failed.model("sft", ["base", "mix"], 1.6, 0.5)

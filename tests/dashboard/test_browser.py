@@ -139,6 +139,7 @@ def test_runs_and_scores_are_taken_along_as_csv(address, page, run_ids):
     assert runs.loc[complete, ["state", "seed", "tags"]].tolist() == [
         "succeeded", 17, "<b>tag</b> baseline",
     ]  # fmt: skip
+    assert runs.loc[run_ids["failed"], "tags"] == "'=1+1"
     assert runs.loc[complete, "base"] < runs.loc[complete, "rlvr"] < 1
     assert set(downloaded("/?state=failed")["run"]) == {run_ids["failed"]}
 

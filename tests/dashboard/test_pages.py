@@ -120,7 +120,7 @@ def test_runs_to_choose_from_say_state_and_tags_and_the_address_only_the_ids(ope
         f"{complete} · succeeded · <b>tag</b> · baseline" in app.selectbox(key="run_picker").options
     )
     others = app.multiselect(key="with_picker")
-    assert set(others.options) == {f"{failed} · failed", f"{running} · running"}
+    assert set(others.options) == {f"{failed} · failed · =1+1", f"{running} · running"}
     assert others.value == [failed]
     checked(others.set_value([failed, running]).run())
     assert app.query_params["with"] == [failed, running]
