@@ -110,6 +110,15 @@ def test_show_tells_which_policy_was_selected(registry, settings, mini, command)
     assert "select: selected step 5 of 10\n" in command("show", run_id)
 
 
+def test_show_lists_the_policies_along_the_way_by_their_steps(registry, settings, mini, command):
+    run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
+    stage = registry.open_stage_run(run_id, "rlvr", "rlvr", "k" * 64)
+    registry.start_stage_run(stage.id, {})
+    made = {f"step-{i}": (Artifact(f"{i:064}", "model", 1, 1), "file:///x") for i in (100, 40, 60)}
+    registry.succeed_stage_run(stage.id, made)
+    assert re.findall(r"step-\d+", command("show", run_id)) == ["step-40", "step-60", "step-100"]
+
+
 def test_show_tells_which_policy_has_the_lowest_held_out_loss(registry, settings, mini, command):
     run_id = local.create_run(load_recipe(mini), settings, recipe_dir=mini.parent)
     stage = registry.open_stage_run(run_id, "sft", "sft", "k" * 64)

@@ -297,6 +297,24 @@ def test_lineage_counts_the_same_work_once_and_ends_on_a_stage_that_changes_noth
     assert {edge.stage_run_id for edge in own} == {opened.id}
 
 
+def test_artifacts_are_in_the_order_of_the_numbers_in_their_names(registry, new_run):
+    run_id = new_run()
+    opened = registry.open_stage_run(run_id, "rlvr", "rlvr", "1" * 64)
+    registry.start_stage_run(opened.id, {})
+    names = ["rollouts", "step-100", "step-40", "model", "step-1000"]
+    made = {name: (artifact("abcde"[i]), "file:///x") for i, name in enumerate(names)}
+    registry.succeed_stage_run(opened.id, made)
+
+    expected = ["model", "rollouts", "step-40", "step-100", "step-1000"]
+    assert list(registry.stage_run(opened.id).outputs) == expected
+    digests = registry.stage_run(opened.id).outputs
+    reads = registry.open_stage_run(run_id, "select", "select", "2" * 64)
+    registry.start_stage_run(reads.id, digests)
+    registry.succeed_stage_run(reads.id, {"model": (artifact("f"), "file:///f")})
+    lineage = registry.lineage("f" * 64, "in")
+    assert [edge.name for edge in lineage if edge.node == "select"] == [*expected, "model"]
+
+
 # --- metrics, scores, annotations ---------------------------------------------------------------
 
 

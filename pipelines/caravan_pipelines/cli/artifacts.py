@@ -110,6 +110,6 @@ def _digest(reference: str, registry: Registry) -> str:
         print(f"warning: run {run.id} has {chosen} of {node}: taking {taken}", file=sys.stderr)
         return made[taken]
     if f"{node}/{name}" not in made:
-        known = ", ".join(sorted(made)) or "none yet"
+        known = ", ".join(made) or "none yet"
         raise CaravanError(f"run {run.id} has no artifact {output!r} (it has: {known})")
     return made[f"{node}/{name}"]

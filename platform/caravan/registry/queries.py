@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -162,12 +163,10 @@ def _stage_rows(
     session: Session, found: Sequence[m.StageRun], stale_after_seconds: float
 ) -> list[StageRunRow]:
     edges: dict[tuple[int, str], dict[str, str]] = {}
-    query = (
-        select(m.StageRunArtifact)
-        .where(m.StageRunArtifact.stage_run_id.in_([s.id for s in found]))
-        .order_by(m.StageRunArtifact.name)
+    query = select(m.StageRunArtifact).where(
+        m.StageRunArtifact.stage_run_id.in_([s.id for s in found])
     )
-    for edge in session.scalars(query):
+    for edge in sorted(session.scalars(query), key=lambda edge: _in_words(edge.name)):
         edges.setdefault((edge.stage_run_id, edge.direction), {})[edge.name] = edge.digest
     return [
         StageRunRow(
@@ -185,6 +184,11 @@ def _stage_rows(
         )
         for s in found
     ]  # fmt: skip
+
+
+def _in_words(name: str) -> list[str | int]:
+    """What names are put in order by: `step-40` comes before `step-100`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 # --- artifacts and lineage ----------------------------------------------------------------------
@@ -301,11 +305,12 @@ def _edges_of(session: Session, stages: dict[int, m.StageRun], depth: int) -> It
         select(m.StageRunArtifact, m.Artifact.kind)
         .join(m.Artifact, m.Artifact.digest == m.StageRunArtifact.digest)
         .where(m.StageRunArtifact.stage_run_id.in_(stages))
-        .order_by(
-            m.StageRunArtifact.stage_run_id, m.StageRunArtifact.direction, m.StageRunArtifact.name
-        )
+        .order_by(m.StageRunArtifact.stage_run_id, m.StageRunArtifact.direction)
     )
-    for edge, kind in session.execute(query).tuples():
+    found = session.execute(query).tuples().all()
+    for edge, kind in sorted(
+        found, key=lambda row: (row[0].stage_run_id, row[0].direction, _in_words(row[0].name))
+    ):
         stage = stages[edge.stage_run_id]
         yield LineageEdge(
             digest=edge.digest, kind=kind, stage_run_id=stage.id, run_id=stage.run_id,
