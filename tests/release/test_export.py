@@ -83,7 +83,8 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     assert "| stage | select |" in chosen
     assert "tags:\n- caravan\n- select\n" in chosen
     assert "| math | dev | accuracy | 64.5 |" in chosen
-    assert "policy was selected by its scores on math: there its scores" in chosen
+    assert "policy was selected by its scores on math: there its scores" in evaluation(chosen)
+    assert chosen.count("was selected by") == 1
     other = caravan("model", "card", "latest:rlvr/step-4")
     assert "base → rlvr." in other
     assert "# rl-rlvr\n" in other
@@ -96,6 +97,10 @@ def test_a_selected_policy_is_known_by_its_own_scores_and_steps(finished, carava
     assert named.replace(f"{told}\n", "") == chosen
     assert told in caravan("model", "export", "latest:rlvr/model", str(tmp_path / "two"))
     assert "# rl-select\n" in (tmp_path / "two" / "README.md").read_text()
+
+
+def evaluation(card):
+    return card.split("## Evaluation\n")[1]
 
 
 def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, caravan):
@@ -116,6 +121,8 @@ def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, car
     assert "base → sft → select-sft → dpo." in card
     assert "| step of sft | 2 |" in card
     assert "SFT's policy was selected by its scores on math: there its scores" in card
+    assert card.index("### select-sft") < card.index("SFT's policy") < card.index("### dpo")
+    assert "was selected by" not in evaluation(card)
     told = f"warning: run {finished.run_id} has selected step 2 of 4 of sft: taking select-sft/"
     taken = caravan("model", "card", "latest:sft/model")
     assert told in taken

@@ -12,7 +12,7 @@ import yaml
 
 from caravan.data.card import cell, table
 from caravan.evals.caveats import lacking, selected_by, selected_by_scores
-from caravan.registry import ScoreRow
+from caravan.registry import ScoreRow, StageRunRow
 from caravan.release.facts import ModelFacts
 from caravan.stages.candidates import SELECT, TAKEN, selects_from
 
@@ -87,6 +87,16 @@ def _training(facts: ModelFacts) -> Iterator[str]:
         if settings:
             yield "\n".join(table(("setting", "value"), settings.items()))
             yield ""
+        if stage.node != facts.stage.node:  # whose own selection is told beside its scores
+            yield from _selection(facts, stage)
+
+
+def _selection(facts: ModelFacts, stage: StageRunRow) -> Iterator[str]:
+    """What is to be known of scores, where `stage` has selected a policy by them."""
+    if stage.stage == SELECT:
+        of = selects_from(stage.node)
+        tasks = selected_by(facts.run.recipe).get(of, [])
+        yield f"{cell(selected_by_scores({of: tasks}))}\n"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -149,10 +159,7 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
     rows = [(s.task, s.suite, s.metric, *_numbers(s), s.n) for s in facts.scores]
     yield "\n".join(table(("task", "suite", "metric", "score", "95 % interval", "n"), rows))
     yield ""
-    chosen = {selects_from(stage.node) for stage in facts.before if stage.stage == SELECT}
-    selections = selected_by(facts.run.recipe)
-    if told := selected_by_scores({s: tasks for s, tasks in selections.items() if s in chosen}):
-        yield f"{cell(told)}\n"
+    yield from _selection(facts, facts.stage)
 
 
 def _numbers(score: ScoreRow) -> tuple[str, str]:
