@@ -67,7 +67,9 @@ def stage_graph(recipe: Recipe) -> tuple[Node, ...]:
     if recipe.reward_model:
         nodes.append(Node("reward-model", "reward_model", recipe.reward_model))
     if recipe.rlvr:
-        nodes.append(Node("rlvr", "rlvr", RLVRStageConfig.of(recipe.rlvr, recipe.verifiers)))
+        nodes.append(
+            Node("rlvr", "rlvr", RLVRStageConfig.of(recipe.rlvr, verifiers=recipe.verifiers))
+        )
         nodes += _selection(recipe, "rlvr")
     return (*nodes, *_evaluation_nodes(recipe))
 

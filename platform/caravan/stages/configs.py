@@ -6,7 +6,7 @@ A stage's config is all of the recipe that it sees, so it is also all that its k
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -136,48 +136,35 @@ class ReferenceStageConfig(Config):
         )
 
 
-KeepEvery = Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)]
-"""Steps between two policies that are given out to select from; None gives out the last one alone.
-By which tasks they are selected is not the matter of the stage that trains them."""
-ByLoss = Annotated[bool, Field(exclude_if=lambda value: not value)]
-"""Whether the stage itself selects the one with the lowest loss of held-out rows."""
+class PolicyStageConfig(PolicyConfig):
+    """Which policies a stage gives out, in place of `select`: by which tasks another stage selects
+    one of them is not its matter."""
 
-
-def _kept(policy: PolicyConfig) -> dict[str, Any]:
-    every = None if policy.select is None else policy.select.every
-    return {**policy.model_dump(exclude={"select"}), "keep_every": every}
-
-
-def _by_loss(policy: PolicyConfig) -> bool:
-    return policy.select is not None and not policy.select.tasks
-
-
-class SFTStageConfig(SFTConfig):
-    keep_every: KeepEvery = None
-    by_loss: ByLoss = False
+    keep_every: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Steps between two policies that are given out to select from; None gives out the last one
+    alone."""
+    by_loss: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether the stage itself selects the one with the lowest loss of held-out rows."""
 
     @classmethod
-    def of(cls, sft: SFTConfig) -> Self:
-        return cls(**_kept(sft), by_loss=_by_loss(sft))
+    def of(cls, policy: PolicyConfig, **more: object) -> Self:
+        kept: dict[str, Any] = {**policy.model_dump(exclude={"select"}), **more}
+        if select := policy.select:
+            kept |= {"keep_every": select.every, "by_loss": not select.tasks}
+        return cls(**kept)
 
 
-class DPOStageConfig(DPOConfig):
-    keep_every: KeepEvery = None
-    by_loss: ByLoss = False
-
-    @classmethod
-    def of(cls, dpo: DPOConfig) -> Self:
-        return cls(**_kept(dpo), by_loss=_by_loss(dpo))
+class SFTStageConfig(SFTConfig, PolicyStageConfig):
+    pass
 
 
-class RLVRStageConfig(RLVRConfig):
+class DPOStageConfig(DPOConfig, PolicyStageConfig):
+    pass
+
+
+class RLVRStageConfig(RLVRConfig, PolicyStageConfig):
     verifiers: dict[Name, str] = {}  # noqa: RUF012
     """The recipe's own, by name; rows say which they mean."""
-    keep_every: KeepEvery = None
-
-    @classmethod
-    def of(cls, rlvr: RLVRConfig, verifiers: dict[Name, str]) -> Self:
-        return cls(**_kept(rlvr), verifiers=verifiers)
 
 
 class ReportStageConfig(ReportConfig):
