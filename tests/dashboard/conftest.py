@@ -20,7 +20,7 @@ from dashboard_server import running
 from drawn import checked
 from sample_run import SampleRun, write_runs
 
-from caravan.registry import Registry
+from caravan.registry import Registry, State
 from caravan.settings import Settings
 from caravan_dashboard.launch import APP
 
@@ -68,6 +68,18 @@ def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def another_run(home: Path, tmp_path: Path) -> str:
     """A second complete run, of another seed."""
     run = SampleRun(home, tmp_path / "scratch", seed=23)
+    run.everything()
+    return run.finish()
+
+
+@pytest.fixture
+def variant(home: Path, tmp_path: Path) -> str:
+    """A run whose recipe differs from the others' in one field."""
+    run = SampleRun(home, tmp_path / "scratch")
+    run.registry.update_run_state(run.run_id, State.CANCELLED)
+    run.registry.delete_runs([run.run_id])
+    run.recipe = run.recipe.derive(dpo=run.recipe.dpo.derive(beta=2.5))
+    run.create()
     run.everything()
     return run.finish()
 

@@ -113,3 +113,8 @@ def dataset_dir(tmp_path_factory):
     rows.append(row(22, messages=[{"role": "user", "content": "a" * 120}]))
     write_rows(directory / "rows.jsonl", rows)
     return directory
+
+
+@pytest.fixture
+def inputs(policy_dir, reward_model_dir, dataset_dir):
+    return {"policy": policy_dir, "reward_model": reward_model_dir, "dataset": dataset_dir}

@@ -11,7 +11,7 @@ from caravan.training.rl.dynamic_sampling import sample_in_rounds
 from caravan.training.rl.rollout import Outcome, RLPrompt, Rollout, RolloutBatch
 
 from .conftest import row
-from .test_stage import config
+from .small_run import config
 
 PROMPTS = [RLPrompt(row(i), (1,)) for i in range(20)]
 

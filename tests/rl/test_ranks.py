@@ -16,7 +16,7 @@ from caravan.stages import rlvr
 from tiny import Evicting
 
 from .conftest import Context
-from .test_stage import GRPO, LORA, PPO, config, without_speed
+from .small_run import GRPO, LORA, PPO, config, without_speed
 
 GSPO = GRPOConfig(
     num_generations=4, max_sampling_rounds=4, importance_sampling_level="sequence",

@@ -16,8 +16,7 @@ from caravan.training.models import load_reward_model, save_model
 from caravan.training.rl import session
 
 from .conftest import row
-from .test_stage import GRPO, PPO, config
-from .test_stage import inputs as inputs  # the fixture
+from .small_run import GRPO, PPO, config
 
 SCORED = {"reward_model_multiplier": 0.5, "prompts": "all", "skills": ()}
 

@@ -17,7 +17,7 @@ from caravan.training.models import save_model
 from caravan.training.rl import vllm_sampler
 
 from .conftest import Context
-from .test_stage import GRPO, config, without_speed
+from .small_run import GRPO, config, without_speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
