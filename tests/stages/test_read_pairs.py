@@ -104,5 +104,5 @@ def test_what_cannot_be_read_is_named_and_nothing_left_is_an_error(tmp_path: Pat
 
 
 def test_what_chooses_among_rated_completions_does_not_go_with_own_pairs() -> None:
-    with pytest.raises(ValueError, match="are chosen already"):
+    with pytest.raises(ValueError, match=r"chosen already; .*and min_margin: 0, where a recipe"):
         stage_config(min_margin=0.5)

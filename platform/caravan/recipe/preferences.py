@@ -136,6 +136,7 @@ class PairConfig(Config):
         if self.sources and (self.rejected != "random_worse" or self.min_margin):
             raise ValueError(
                 "rejected and min_margin choose among rated completions, and the pairs of sources "
-                "are chosen already; leave them out"
+                "are chosen already; leave them out (rejected: random_worse and min_margin: 0, "
+                "where a recipe that this one extends has others)"
             )
         return self
