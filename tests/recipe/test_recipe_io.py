@@ -54,6 +54,13 @@ def test_max_seq_length_is_max_length() -> None:
         ("sft.lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ("curate.sources.sums.lisence=MIT", "unknown key 'lisence'; did you mean 'license'?"),
         ("engines.teacher.bse_url=x", "unknown key 'bse_url'; did you mean 'base_url'?"),
+        ("rlvr={loss_type: grpo}", "key 'loss_type'; it belongs in rlvr.algorithm of kind grpo"),
+        (
+            "rlvr.algorithm={kind: ppo, loss_type: grpo}",
+            "it belongs in rlvr.algorithm of kind grpo",
+        ),
+        ("sft.rank=4", "sft.rank: unknown key 'rank'; it belongs in sft.lora"),
+        ("beta=4", "beta: unknown key 'beta'; it belongs in dpo, rlvr"),
         ("sft.learning_rate=fast", "sft.learning_rate: expected a number; got 'fast' (text)"),
         ("sft.learning_rate=yes", "sft.learning_rate: expected a number; got True (bool)"),
         ("sft.sequences_per_step=1.5", "expected a whole number; got 1.5 (a number)"),

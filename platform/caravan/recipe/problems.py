@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from caravan.errors import some
 from caravan.recipe import DPOLoss, Recipe
 from caravan.recipe.checks import suggest
 from caravan.recipe.losses import TAG, foreign_option, options, tags
@@ -71,7 +72,7 @@ def _message(kind: str, message: str, path: FieldPath, owner: Any, value: object
         key = str(path[-1])
         if foreign := foreign_option(key, owner, DPOLoss):
             return foreign
-        return f"unknown key {key!r}{_suggest_key(key, owner)}"
+        return f"unknown key {key!r}{_elsewhere(path) or _suggest_key(key, owner)}"
     if kind == "missing":
         return "is missing; it has no default"
     if kind == "value_error":
@@ -133,6 +134,28 @@ def _with_path(line: str, document: Document) -> Problem:
 def _suggest_key(key: str, owner: Any) -> str:
     models = [m for m in _members(owner) if isinstance(m, type) and issubclass(m, BaseModel)]
     return suggest(key, _keys(models[0])) if models else ""
+
+
+def _elsewhere(path: FieldPath) -> str:
+    """Where a key that its section does not know has its place: further in, or in another kind."""
+    section: Any = Recipe
+    for part in path[:-1]:
+        section = _step(_members(section), part)
+    homes = list(dict.fromkeys(_homes(str(path[-1]), section, path[:-1])))
+    return f"; it belongs in {some(homes)}" if homes else ""
+
+
+def _homes(key: str, section: Any, path: FieldPath) -> Iterator[str]:
+    """The sections, `section` and those in it, that have the key."""
+    for member in _members(section):
+        if not (isinstance(member, type) and issubclass(member, BaseModel)):
+            continue
+        if key in member.model_fields:
+            kinds = [f"of kind {tag}" for tag in _tags(member) if "kind" in member.model_fields]
+            yield " ".join([dotted(path), *kinds])
+        for name, field in member.model_fields.items():
+            beside = _members(field.annotation) == _members(DPOLoss)  # its options, in the file
+            yield from _homes(key, field.annotation, path if beside else (*path, name))
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
