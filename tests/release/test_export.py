@@ -105,7 +105,7 @@ def evaluation(card):
 
 def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, caravan):
     base, sft, dpo = (finished.store.fetch(finished.output(n)) for n in ("base", "sft", "dpo"))
-    chosen = finished.recipe.sft.derive(select={"every": 2, "tasks": ["math"]})
+    chosen = finished.recipe.sft.derive(select={"every": 2, "tasks": ["math", "constraints"]})
     finished.run_id = finished.registry.create_run(
         finished.recipe.derive(sft=chosen).model_dump(mode="json"),
         name="two", seed=1, recipe_digest="d" * 64,
@@ -120,7 +120,8 @@ def test_a_model_from_a_selected_one_names_the_selection_before_it(finished, car
     card = caravan("model", "card", "latest:dpo/model")
     assert "base → sft → select-sft → dpo." in card
     assert "| step of sft | 2 |" in card
-    assert "SFT's policy was selected by its scores on math: there its scores" in card
+    assert "| select.tasks | math, constraints |" in card
+    assert "SFT's policy was selected by its scores on math, constraints: there its scores" in card
     assert card.index("### select-sft") < card.index("SFT's policy") < card.index("### dpo")
     assert "was selected by" not in evaluation(card)
     told = f"warning: run {finished.run_id} has selected step 2 of 4 of sft: taking select-sft/"
