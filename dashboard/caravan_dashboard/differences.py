@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from caravan.recipe.io import ABSENT, diff_documents
+from caravan.recipe.io import ABSENT, differing_fields
 from caravan.registry import RunRow
 
 NOT_COMPARED = ("name", "description", "seed")
@@ -16,17 +16,9 @@ Fields = Mapping[str, object]
 
 def between(recipes: Sequence[Mapping[str, object]], stage: str = "") -> dict[str, list[object]]:
     """The fields in which recipes differ, those of the stage first, with the value of each."""
-    first, *others = recipes
-    found = [
-        {d.path: d for d in diff_documents(first, other) if d.path not in NOT_COMPARED}
-        for other in others
-    ]
-    of_first = {path: d.old for changes in found for path, d in changes.items()}
-    paths = sorted(of_first, key=lambda path: not path.startswith(f"{stage}."))
-    return {
-        path: [of_first[path], *(c[path].new if path in c else of_first[path] for c in found)]
-        for path in paths
-    }
+    fields = differing_fields(recipes)
+    paths = sorted(fields, key=lambda path: not path.startswith(f"{stage}."))
+    return {path: fields[path] for path in paths if path not in NOT_COMPARED}
 
 
 def by_run(runs: Sequence[RunRow]) -> dict[str, Fields]:
@@ -53,11 +45,3 @@ def value_at(recipe: object, path: str) -> object:
             return ABSENT
         found = {str(name).lower(): value for name, value in found.items()}.get(key, ABSENT)
     return found
-
-
-def shown(value: object) -> str:
-    """A value of a recipe in a cell."""
-    if value is None or value is ABSENT:
-        return "–"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else f"{text[:40]} …"

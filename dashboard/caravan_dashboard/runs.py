@@ -9,8 +9,9 @@ import pandas as pd
 
 from caravan.evals.headlines import Headline
 from caravan.evals.models import in_order
+from caravan.recipe.io import shown_value
 from caravan.registry import RunRow, State
-from caravan_dashboard.differences import shown, value_at
+from caravan_dashboard.differences import value_at
 
 
 def matching(
@@ -32,7 +33,7 @@ def _says(run: RunRow, word: str) -> bool:
     if any(word in field.lower() for field in (run.id, run.owner, *run.tags)):
         return True
     path, equals, value = word.partition("=")
-    return bool(equals) and value == shown(value_at(run.recipe, path)).lower()
+    return bool(equals) and value == shown_value(value_at(run.recipe, path)).lower()
 
 
 def as_table(runs: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]]) -> pd.DataFrame:

@@ -10,8 +10,7 @@ from itertools import product
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.io import recipe_digest
-
-TAG = "sweep:"
+from caravan.registry import SWEEP_TAG
 
 
 @dataclass(frozen=True)
@@ -63,4 +62,4 @@ def _values(axis: str) -> Iterator[str]:
 
 def new_tag() -> str:
     """A tag that the runs of a new sweep have in common."""
-    return f"{TAG}{uuid.uuid4().hex[:6]}"
+    return f"{SWEEP_TAG}{uuid.uuid4().hex[:6]}"

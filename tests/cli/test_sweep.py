@@ -1,33 +1,39 @@
-"""A sweep on this machine: members that fail, and members that are never started."""
+"""A sweep on this machine: what its arms come to, members that fail, and members that wait."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
+from rich.console import Console
 
 from caravan.errors import RecipeError, StoreError
 from caravan.recipe.io import load_recipe
 from caravan.registry import Registry, State
 from caravan.settings import Settings
+from caravan.stages.context import Score
 from caravan_command import command_here
 from caravan_pipelines.cli import sweep as command
 from caravan_pipelines.launch import local
 from caravan_pipelines.sweep import sweep_members
+from waiting import wait_until
 
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(home=tmp_path / "home")
+    return Settings(home=tmp_path / "home", heartbeat_seconds=0.1)
 
 
 @pytest.fixture
 def sweep(settings, mini, monkeypatch, capsys):
-    """A sweep over three betas whose runs end in the given states; gives what is printed."""
+    """A sweep over three betas, unless other arguments are given, whose runs end in the given
+    states; gives what is printed."""
 
-    def call(*ends: State, code: int, over: str = "dpo.beta=1,2,5", recipe: str = "") -> str:
+    def call(*ends: State, code: int, over: str = "dpo.beta=1,2,5", given: tuple = ()) -> str:
         left = iter(ends)
 
         def execute(run_id, settings, *, detach):
@@ -40,7 +46,7 @@ def sweep(settings, mini, monkeypatch, capsys):
 
         monkeypatch.setattr(command, "execute", execute)
         caravan = command_here(settings, monkeypatch, capsys)
-        printed = caravan("sweep", recipe or str(mini), "--over", over, code=code)
+        printed = caravan(*(given or ("sweep", str(mini), "--over", over)), code=code)
         assert next(left, None) is None
         return printed
 
@@ -75,14 +81,14 @@ def test_a_member_that_fails_does_not_keep_the_others_from_running(sweep, settin
     assert [row[1:3] for row in rows(printed)[:3]] == [
         ["succeeded", "dpo.beta=1"], ["failed", "dpo.beta=2"], ["succeeded", "dpo.beta=5"],
     ]  # fmt: skip
-    assert "not started" not in printed
+    assert "1 of 3 runs have not succeeded; continue with: caravan resume sweep:" in printed
 
 
 def test_numbers_of_training_are_compared_where_they_differ(sweep, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     long = "dpo.learning_rate=0.000000500001,0.000000500002"
     printed = sweep(State.SUCCEEDED, State.SUCCEEDED, code=0, over=long)
-    assert "dpo.learning_rate=0.000000500002" in printed  # whole, as no terminal is too narrow
+    assert "dpo.learning_rate=5.00002e-07" in printed  # whole, as no terminal is too narrow
     assert "Training, where it differs" not in printed
 
     printed = sweep(State.SUCCEEDED, State.FAILED, State.SUCCEEDED, code=1)
@@ -106,7 +112,7 @@ def test_the_steps_that_were_selected_are_compared(sweep, monkeypatch):
 
 def test_a_run_stands_for_its_recipe(sweep, settings):
     sweep(State.SUCCEEDED, code=0, over="dpo.beta=7")
-    sweep(State.SUCCEEDED, code=0, over="sft.num_train_epochs=3", recipe="latest")
+    sweep(State.SUCCEEDED, code=0, given=("sweep", "latest", "--over", "sft.num_train_epochs=3"))
 
     with Registry(settings.resolved_registry_url) as registry:
         changed, first = (run.recipe for run in registry.list_runs())
@@ -118,14 +124,34 @@ def test_all_members_that_succeed_are_a_success(sweep):
     sweep(*[State.SUCCEEDED] * 3, code=0)
 
 
-def test_a_sweep_that_is_stopped_says_which_members_did_not_start(sweep, settings):
-    printed = sweep(State.CANCELLED, code=1)
+def test_a_sweep_that_is_stopped_is_continued_where_it_was(sweep, settings):
+    printed = sweep(State.SUCCEEDED, State.CANCELLED, code=1)
+    assert states(settings) == [State.SUCCEEDED, State.CANCELLED, State.CANCELLED]
+    assert [row[1] for row in rows(printed)[:3]] == ["succeeded", "cancelled", "cancelled"]
 
-    assert states(settings) == [State.CANCELLED]
-    assert "not started: dpo.beta=2\nnot started: dpo.beta=5\n" in printed
+    tag = re.findall(r"continue with: caravan resume (sweep:\w+)", printed)[0]
+    printed = sweep(State.SUCCEEDED, State.SUCCEEDED, code=0, given=("resume", tag))
+    assert states(settings) == [State.SUCCEEDED] * 3
+    assert [row[2] for row in rows(printed)[:3]] == ["dpo.beta=1", "dpo.beta=2", "dpo.beta=5"]
+    assert "have not succeeded" not in printed
 
 
-def test_a_member_that_is_refused_comes_after_the_table_of_the_others(sweep, settings, monkeypatch):
+def test_members_that_wait_are_not_taken_for_forgotten(sweep, settings, monkeypatch):
+    seen = []
+
+    def look(registry, run_id, state):
+        waiting = [run.id for run in registry.list_runs() if run.state is State.PENDING]
+        since = datetime.now(UTC)
+        for run in waiting:
+            wait_until(lambda run=run: registry.get_run(run).heartbeat_at > since)
+        seen.append(len(waiting))
+
+    monkeypatch.setattr(sys.modules[__name__], "train", look)
+    sweep(*[State.SUCCEEDED] * 3, code=0)
+    assert seen == [2, 1, 0]
+
+
+def test_a_sweep_of_which_a_member_is_refused_leaves_none(sweep, settings, monkeypatch):
     create, made = local.create_run, []
 
     def create_one(*args, **kwargs):
@@ -135,11 +161,125 @@ def test_a_member_that_is_refused_comes_after_the_table_of_the_others(sweep, set
         return made[0]
 
     monkeypatch.setattr(local, "create_run", create_one)
-    printed = sweep(State.SUCCEEDED, code=2)
+    printed = sweep(code=2)
 
-    assert made[0] in printed
-    assert "not started: dpo.beta=2\nnot started: dpo.beta=5\n" in printed
+    assert states(settings) == []
     assert "error: the store is full; free some space" in printed
+
+
+def test_a_member_that_cannot_be_started_comes_after_the_table(settings, sweep, monkeypatch):
+    def refuse(run_id, settings, *, detach):
+        raise StoreError("the disk is full")
+
+    begun = sweep(State.CANCELLED, code=1)
+    tag = re.findall(r"sweep:\w+", begun)[0]
+    monkeypatch.setattr(command, "execute", refuse)
+    with pytest.raises(StoreError, match="the disk is full"):
+        command.execute_runs(tag, settings, Console())
+
+
+# --- what the arms come to ----------------------------------------------------------------------
+
+
+SEEDS = ("--over", "seed=17,18,19")
+
+
+def evaluate(right):
+    """Record the evaluation of an SFT: of a hundred questions, the share that `right` says."""
+
+    def record(registry, run_id, state):
+        run = registry.get_run(run_id)
+        if state is not State.SUCCEEDED:
+            return
+        stage = registry.open_stage_run(run_id, "evaluate-sft", "evaluate", run_id)
+        share = right(run.recipe["dpo"]["beta"], run.seed)
+        instances = {str(i): float(i < 100 * share) for i in range(100)}
+        score = Score(task="math", metric="accuracy", value=share, low=0, high=1, n=100,
+                      suite="dev", instances=instances)  # fmt: skip
+        registry.add_scores(stage.id, [score])
+        registry.finish_stage_run(stage.id, State.SUCCEEDED)
+
+    return record
+
+
+LUCK = {17: 0.0, 18: 0.1, 19: 0.02}
+
+
+def test_arms_are_told_from_the_first_by_more_than_the_luck_of_seeds(sweep, settings, monkeypatch):
+    """Beta 2 is better whatever the seed; beta 5 as much on average, by one lucky seed."""
+    shares = {1: lambda s: 0.3 + LUCK[s], 2: lambda s: 0.5 + LUCK[s],
+              5: lambda s: {17: 0.2, 18: 0.4, 19: 1.0}[s]}  # fmt: skip
+    right = evaluate(lambda beta, seed: shares[beta](seed))
+    monkeypatch.setattr(sys.modules[__name__], "train", right)
+    over = ("sweep", "pocket", "--over", "dpo.beta=1,2,5", *SEEDS)
+    printed = sweep(*[State.SUCCEEDED] * 9, code=0, given=over)
+    assert [row[1:] for row in rows(printed)[-3:]] == [
+        ["dpo.beta=1", "3", "34.0 ± 5.3", "", ""],
+        ["dpo.beta=2", "3", "54.0 ± 5.3", "+20.0 [13.2, 26.8]", "better"],
+        ["dpo.beta=5", "3", "53.3 ± 41.6", "+19.3 [-92.5, 131.2]", "within the noise"],
+    ]
+    assert "one seed" not in printed
+
+    tag = re.findall(r"sweep:\w+", printed)[0]
+    shown = json.loads(sweep(code=0, given=("show", tag, "--json")))
+    assert shown["arms"] == [{"dpo.beta": 1}, {"dpo.beta": 2}, {"dpo.beta": 5}]
+    assert [(run["arm"], run["seed"]) for run in shown["runs"]][:4] == [
+        (0, 17), (0, 18), (0, 19), (1, 17),
+    ]  # fmt: skip
+    better = shown["scores"][1]
+    assert (better["arm"], better["paired_seeds"], better["verdict"]) == (1, 3, "better")
+    assert better["by_seed"] == {"17": 0.5, "18": 0.6, "19": 0.52}
+    assert better["low"] == pytest.approx(0.1322, abs=1e-4)
+
+
+def test_with_one_seed_its_noise_is_said_to_be_unknown(sweep, monkeypatch):
+    right = evaluate(lambda beta, seed: 0.3 + 0.1 * beta)
+    monkeypatch.setattr(sys.modules[__name__], "train", right)
+    printed = sweep(*[State.SUCCEEDED] * 3, code=0)
+    assert [row[2:] for row in rows(printed)[-3:]] == [
+        ["1", "40.0", "", ""],
+        ["1", "50.0", "+10.0 [4.0, 16.0]", "one seed: noise unknown"],
+        ["1", "80.0", "+40.0 [30.2, 49.8]", "one seed: noise unknown"],
+    ]
+    assert "how far another seed would move the scores is unknown" in printed
+
+
+def test_an_arm_whose_runs_failed_stays_in_the_table(sweep, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "train", evaluate(lambda beta, seed: 0.5))
+    ends = [State.SUCCEEDED, State.FAILED, State.FAILED, State.FAILED, State.SUCCEEDED,
+            State.SUCCEEDED]  # fmt: skip
+    over = ("sweep", "pocket", "--over", "seed=17,18", "--over", "dpo.beta=1,2,5")
+    printed = sweep(*ends, code=1, given=over)  # seed 17 has beta 1, seed 18 has beta 2 and 5
+    assert [row[1:] for row in rows(printed)[-3:]] == [
+        ["dpo.beta=1", "1 of 2", "50.0", "", ""],
+        ["dpo.beta=2", "1 of 2", "50.0", "", ""],  # of another seed: not the same luck
+        ["dpo.beta=5", "1 of 2", "50.0", "", ""],
+    ]
+
+    printed = sweep(*[State.FAILED] * 3, code=1)
+    assert "no run has scores yet" in printed
+
+
+def test_seeds_alone_show_the_noise(sweep, monkeypatch):
+    right = evaluate(lambda beta, seed: 0.3 + LUCK[seed])
+    monkeypatch.setattr(sys.modules[__name__], "train", right)
+    printed = sweep(*[State.SUCCEEDED] * 3, code=0, given=("sweep", "pocket", *SEEDS))
+    assert rows(printed)[-1] == ["math", "pocket", "3", "34.0 ± 5.3", "", ""]
+
+
+def test_a_sweep_that_is_not_there_is_said_so(sweep):
+    printed = sweep(code=2, given=("show", "sweep:nothing"))
+    assert "no run has the tag 'sweep:nothing'" in printed
+
+
+def test_axes_may_be_weights_of_a_mix_and_seeds(mini):
+    name = "mix.dataset_mixer_list.math-book"
+    load = partial(load_recipe, mini)
+    members = sweep_members(load, [f"{name}.weight=0.5,2", "seed=1,2"], [f"{name}.count=null"])
+    got = [(m.recipe.mix.dataset_mixer_list[0].weight, m.recipe.seed) for m in members]
+    assert got == [(0.5, 1), (0.5, 2), (2, 1), (2, 2)]
+    with pytest.raises(RecipeError, match="either count or weight, not both; set the other to nul"):
+        sweep_members(load, [f"{name}.weight=0.5,2"], [])
 
 
 @pytest.mark.parametrize(

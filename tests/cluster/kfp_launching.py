@@ -37,7 +37,14 @@ def launched(settings: Settings, recipe: Recipe | None = None, **options: object
 
 
 def launched_sweep(settings: Settings, axis: str) -> kubeflow.Submitted:
-    members = sweep_members(partial(load_recipe, MINI), [axis], [])
+    """Of one seed."""
+    (submitted,) = launched_sweeps(settings, axis)
+    return submitted
+
+
+def launched_sweeps(settings: Settings, *axes: str) -> list[kubeflow.Submitted]:
+    """By seed."""
+    members = sweep_members(partial(load_recipe, MINI), axes, [])
     tags = [member.values for member in members]
     return kubeflow.launch_together(
         [member.recipe for member in members], settings, recipe_dir=MINI.parent, tags=tags

@@ -19,6 +19,7 @@ from kfp_launching import (
     Waiting,
     launched,
     launched_sweep,
+    launched_sweeps,
     settings_for,
     wait_for_end,
 )
@@ -251,6 +252,37 @@ def test_the_first_run_of_a_sweep_goes_ahead_and_the_others_follow(new_stand_in,
     assert Counter(given) == dict.fromkeys(submitted.run_ids, len(alone.steps))
     first = submitted.run_ids[0]
     assert set(given[: len(alone.steps)]) == {first}
+
+
+def test_seeds_of_a_sweep_have_a_pipeline_each_since_they_share_no_work(new_stand_in, tmp_path):
+    server = new_stand_in(Recorder())
+    settings = settings_for(server, tmp_path)
+    by_seed = launched_sweeps(settings, "dpo.beta=1,2", "seed=17,18")
+    with Registry(settings.resolved_registry_url) as registry:
+        runs = [[registry.get_run(run_id) for run_id in one.run_ids] for one in by_seed]
+
+    assert [[run.seed for run in of_seed] for of_seed in runs] == [[17, 17], [18, 18]]
+    assert [[run.recipe["dpo"]["beta"] for run in of_seed] for of_seed in runs] == [[1, 2]] * 2
+    assert len({run.backend_run_id for of_seed in runs for run in of_seed}) == 2
+
+
+def test_seeds_that_are_submitted_go_on_where_the_next_is_refused(
+    new_stand_in, tmp_path, monkeypatch
+):
+    settings = settings_for(new_stand_in(Recorder()), tmp_path)
+    submit = kubeflow._submit
+
+    def submit_one(runs, *args, **kwargs):
+        if runs[0].seed == 18:
+            raise KubeflowError("no room")
+        return submit(runs, *args, **kwargs)
+
+    monkeypatch.setattr(kubeflow, "_submit", submit_one)
+    with pytest.raises(KubeflowError, match="no room"):
+        launched_sweeps(settings, "seed=17,18")
+    with Registry(settings.resolved_registry_url) as registry:
+        states = {run.seed: run.state for run in registry.list_runs()}
+    assert states == {17: State.RUNNING, 18: State.FAILED}
 
 
 def test_a_run_of_a_sweep_that_is_hopeless_does_not_end_the_others(new_stand_in, tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from caravan.errors import DataError
+from caravan.recipe.io import shown_value
 from caravan.registry import ArtifactRow, CurvePoint
 from caravan_dashboard import (
     curves,
@@ -176,7 +177,7 @@ def test_fields_in_which_recipes_differ_stand_beside_their_runs():
 def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
     recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": [{"name": "math", "limit": 40}]}}
 
-    assert differences.shown(differences.value_at(recipe, path)) == value
+    assert shown_value(differences.value_at(recipe, path)) == value
 
 
 def test_length_bias_by_hand():

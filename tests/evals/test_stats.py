@@ -12,10 +12,12 @@ from scipy import stats as scipy_stats
 
 from caravan.evals.stats import (
     bootstrap_means,
+    crossed_interval,
     macro_interval,
     mean_interval,
     paired_difference,
     pass_at_k,
+    student95,
     suite_interval,
     wilson,
 )
@@ -101,6 +103,99 @@ def test_interval_of_no_difference_covers_zero_as_often_as_it_says() -> None:
         d = paired_difference(a.tolist(), b.tolist(), samples=500, seed=trial)
         covered += d.low <= 0 <= d.high
     assert 0.90 <= covered / 300 <= 0.99
+
+
+# --- seeds and questions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 40, 999, 14_000])
+def test_students_quantile_is_scipys(freedom: int) -> None:
+    assert student95(freedom) == pytest.approx(scipy_stats.t.ppf(0.975, freedom), rel=1e-6)
+
+
+def students(values: np.ndarray) -> tuple[float, float]:
+    return tuple(scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95))
+
+
+def test_where_only_questions_or_only_seeds_differ_the_interval_is_students() -> None:
+    rng = np.random.default_rng(2)
+    questions, seeds = rng.random(50), rng.random(4)
+    for table, expected in (
+        (np.tile(questions, (4, 1)), students(questions)),
+        (questions[None], students(questions)),  # one seed: all that can be counted
+        (np.tile(seeds[:, None], (1, 50)), students(seeds)),
+    ):
+        interval = crossed_interval([table])
+        assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_noise_of_seeds_and_of_questions_add_up_in_quadrature() -> None:
+    table = np.random.default_rng(3).random((3, 40))
+    halves = [np.ptp(students(table.mean(axis=axis))) / 2 for axis in (0, 1)]
+    interval = crossed_interval([table])
+    assert (interval.high - interval.low) / 2 == pytest.approx(np.hypot(*halves))
+    assert (interval.value, interval.n) == (pytest.approx(table.mean()), 40)
+
+
+def test_tasks_weigh_alike_and_share_the_noise_of_the_seeds() -> None:
+    """Questions of another task are other questions; a lucky seed is lucky in all of them."""
+    seeds, questions = np.array([[0.0], [0.1], [0.2]]), np.linspace(-1, 1, 30)[None]
+    table = seeds + questions
+    ours = [np.ptp(students(table.mean(axis=axis))) / 2 for axis in (0, 1)]
+    interval = crossed_interval([table, np.tile(table, 2)])
+    assert interval.value == pytest.approx(0.1)
+    twice = np.ptp(students(np.tile(questions[0], 2))) / 2
+    expected = np.hypot(ours[1], np.hypot(ours[0], twice) / 2)
+    assert (interval.high - interval.low) / 2 == pytest.approx(expected)
+
+
+def test_of_many_seeds_the_interval_is_that_of_resampling_seeds_and_questions() -> None:
+    """The pigeonhole bootstrap (Owen 2007), which of a few seeds would be too narrow."""
+    rng = np.random.default_rng(4)
+    table = 0.1 * rng.normal(size=(60, 1)) + 0.4 * rng.normal(size=(1, 150))
+    table = table + 0.3 * rng.normal(size=(60, 150))
+    means = [
+        table[np.ix_(rng.integers(60, size=60), rng.integers(150, size=150))].mean()
+        for _ in range(4000)
+    ]
+    low, high = np.percentile(means, (2.5, 97.5))
+    interval = crossed_interval([table])
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.006)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("of_seeds", [0.0, 0.02, 0.1])
+def test_an_interval_over_seeds_and_questions_covers_no_difference(
+    seeds: int, of_seeds: float
+) -> None:
+    """Right and wrong answers of two arms that do not differ, but for the luck of their seeds. A
+    bootstrap over seeds, and over questions within each, covers 0.81 to 0.89 where that is 0.1."""
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(1000):
+        hardness = rng.random((1, 80))
+        luck = rng.normal(0, of_seeds, (2, seeds, 1))
+        right = rng.random((2, seeds, 80)) < hardness + luck
+        interval = crossed_interval([right[1].astype(float) - right[0]])
+        covered += interval.low <= 0 <= interval.high
+    assert covered / 1000 >= 0.94
+
+
+@given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_interval_of_seeds_and_questions_has_no_order(
+    seeds: int, questions: int, seed: int, rounded: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(seeds, questions))
+    table = table.round() if rounded else table
+    interval, other = crossed_interval([table]), crossed_interval([-table])
+    assert interval.low <= interval.value <= interval.high
+    assert (interval.low, interval.high) == pytest.approx((-other.high, -other.low))
+    shuffled = table[rng.permutation(seeds)][:, rng.permutation(questions)]
+    again = crossed_interval([shuffled])
+    assert (again.low, again.high) == pytest.approx((interval.low, interval.high))
+    assert interval.high - interval.low >= np.ptp(students(table.mean(axis=0))) - 1e-9
 
 
 @given(scores, st.integers(0, 3))

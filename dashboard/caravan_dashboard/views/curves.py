@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
+from caravan.recipe.io import shown_value
 from caravan.registry import CurvePoint, RunRow, StageRunRow, State
 from caravan_dashboard import charts, curves, differences, library, ui
 from caravan_dashboard.live import live
@@ -81,7 +82,7 @@ def show_runs(runs: Sequence[RunRow], stages: Stages, node: str, style: charts.S
         state = state_pill(stage.state) if stage else tag("span", f"no {node} yet", class_="cv-dim")
         rows.append([
             line_mark(*style[run.id]), page_link(run.id, "run", run=run.id, stage=node), state,
-            run.name, run.seed, *(differences.shown(fields[path][i]) for path in shown),
+            run.name, run.seed, *(shown_value(fields[path][i]) for path in shown),
         ])  # fmt: skip
     headers = ["", "Run", "State", "Recipe", "Seed", *map(mono, shown)]
     with st.container(height=TABLE_HEIGHT if len(runs) > ROWS_SHOWN else "content", border=False):

@@ -13,6 +13,7 @@ from caravan.evals.caveats import lacking, selected_by, selected_by_scores, with
 from caravan.evals.models import model_of
 from caravan.evals.scoring import ScoredCompletion
 from caravan.evals.stats import Difference
+from caravan.recipe.io import shown_value
 from caravan.registry import Registry, RunRow, ScoreRow
 from caravan_dashboard import charts, differences, evaluation, library, signin, ui
 from caravan_dashboard.diff import word_diff
@@ -108,7 +109,7 @@ def show_differences(runs: Sequence[RunRow]) -> None:
     shown = list(fields)[:FIELDS_SHOWN]
     ui.show(table(["Run", "Recipe", "Seed", *map(mono, shown)], [
         [page_link(run.id, "run", run=run.id), run.name, run.seed,
-         *(differences.shown(fields[path][i]) for path in shown)]
+         *(shown_value(fields[path][i]) for path in shown)]
         for i, run in enumerate(runs)
     ]))  # fmt: skip
     others = [run.id for run in runs[1:]]

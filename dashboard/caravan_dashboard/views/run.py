@@ -11,6 +11,7 @@ import yaml
 from caravan.access import Role
 from caravan.errors import without_traceback
 from caravan.evals.headlines import headlines
+from caravan.recipe.io import shown_value
 from caravan.registry import RunRow, StageRunRow, State
 from caravan.stages.candidates import selected
 from caravan_dashboard import differences, launching, library, lineage, palette, runs, signin, ui
@@ -302,7 +303,7 @@ def show_recipe(run: RunRow) -> None:
     rows: list[Sequence[object]] = [
         ["recipe", *(other.name for other in compared)],
         ["seed", *(other.seed for other in compared)],
-        *([mono(path), *map(differences.shown, values)] for path, values in fields.items()),
+        *([mono(path), *map(shown_value, values)] for path, values in fields.items()),
     ]
     ui.show(table(["Field", *(page_link(o.id, "run", run=o.id) for o in compared)], rows))
     st.caption("Every field in which the recipes differ, defaults included.")

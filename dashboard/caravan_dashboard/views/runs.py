@@ -10,6 +10,7 @@ import streamlit as st
 
 from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
+from caravan.recipe.io import shown_value
 from caravan.registry import RunRow, State
 from caravan_dashboard import differences, library, runs, signin, ui
 from caravan_dashboard.curves import MAX_RUNS
@@ -120,7 +121,7 @@ def run_table(
 
 def own_fields(fields: differences.Fields) -> Html:
     """In what the recipe differs from the others' of its name."""
-    texts = [f"{path}={differences.shown(value)}" for path, value in fields.items()]
+    texts = [f"{path}={shown_value(value)}" for path, value in fields.items()]
     more = [f"+ {len(texts) - FIELDS_SHOWN} more"] if len(texts) > FIELDS_SHOWN else []
     line = "  ".join([*texts[:FIELDS_SHOWN], *more])
     return tag("div", line, class_="cv-path cv-dim", title="\n".join(texts)) if texts else Html()

@@ -69,6 +69,12 @@ Tags = Annotated[
     list[str], typer.Option(metavar="TAG", help="Tag the run: --tag nightly --tag beta-2")
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Do not wait for the run.")]
+RunOrSweep = Annotated[
+    str,
+    typer.Argument(
+        metavar="[RUN]", help="Id of a run, the beginning of one, `latest`, or sweep:ID."
+    ),
+]
 RunId = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `latest`.")]
 
 
@@ -217,8 +223,15 @@ def watch(
 
 
 @app.command()
-def resume(run: RunId = "latest") -> None:
-    """Continue a stopped run; finished stages are not repeated."""
+def resume(run: RunOrSweep = "latest") -> None:
+    """Continue a stopped run, or what is left of a sweep; finished stages are not repeated."""
+    from caravan.registry import SWEEP_TAG
+
+    if run.startswith(SWEEP_TAG):
+        from caravan_pipelines.cli import sweep as of_sweeps
+
+        of_sweeps.resume(run)
+        return
     from caravan_pipelines.cli import run as command
 
     command.resume(run)
@@ -262,10 +275,10 @@ def tag(
 
 @app.command()
 def show(
-    run: RunId = "latest",
+    run: RunOrSweep = "latest",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show a run: its stages, its scores, where its report is."""
+    """Show a run: its stages, its scores, where its report is; or a sweep: its arms compared."""
     from caravan_pipelines.cli import show as command
 
     command.show(run, as_json=json)

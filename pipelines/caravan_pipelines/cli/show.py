@@ -13,9 +13,11 @@ from rich.text import Text
 from caravan.access import local_user
 from caravan.errors import CaravanError, without_traceback
 from caravan.evals.models import model_of
-from caravan.registry import Registry, RunRow, ScoreRow, State, open_registry
+from caravan.evals.sweeps import sweep_runs
+from caravan.registry import SWEEP_TAG, Registry, RunRow, ScoreRow, State, open_registry
 from caravan.settings import load_settings
 from caravan_pipelines import actions
+from caravan_pipelines.cli.sweep_results import Results
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
     print_results,
@@ -68,6 +70,9 @@ def tag(run_id: str, added: Iterable[str], removed: Iterable[str]) -> None:
 def show(run_id: str, *, as_json: bool) -> None:
     settings = load_settings()
     with open_registry(settings) as registry:
+        if run_id.startswith(SWEEP_TAG):
+            show_sweep(run_id, registry, as_json=as_json)
+            return
         run = registry.get_run(run_id)
         if run.backend == "kubeflow":
             _refresh(run, registry)
@@ -97,6 +102,17 @@ def show(run_id: str, *, as_json: bool) -> None:
     report = run_dir(settings, run.id) / "report" / "report.html"
     if report.exists():
         console.print(Text(f"report: {report}"), soft_wrap=True)
+
+
+def show_sweep(tag: str, registry: Registry, *, as_json: bool) -> None:
+    for run in sweep_runs(tag, registry):
+        if run.backend == "kubeflow":
+            _refresh(run, registry)
+    results = Results(tag, registry)
+    if as_json:
+        print(json.dumps(results.as_data(), indent=2))
+    else:
+        results.show(Console())
 
 
 def _refresh(run: RunRow, registry: Registry) -> None:

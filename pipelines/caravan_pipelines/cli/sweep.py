@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from caravan.errors import CaravanError
-from caravan.evals.models import in_order, model_of
-from caravan.registry import Registry, ScoreRow, State, open_registry
+from caravan.evals.sweeps import sweep_runs
+from caravan.registry import State, open_registry
 from caravan.settings import Settings, load_settings
+from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import read_recipe
 from caravan_pipelines.cli.run import execute
-from caravan_pipelines.cli.tables import STATE_STYLE, columns, print_table, run_column, score_cell
-from caravan_pipelines.cli.training import ends
+from caravan_pipelines.cli.sweep_results import Results
 from caravan_pipelines.launch import kubeflow, local
 from caravan_pipelines.sweep import Member, new_tag, sweep_members
 
@@ -28,44 +29,94 @@ def sweep(
     settings, console = load_settings(), Console()
     _, directory = read_recipe(recipe, overrides)
     members = sweep_members(lambda values: read_recipe(recipe, values)[0], axes, overrides)
-    tags = (*tags, new_tag())
+    tag = new_tag()
+    tags = (*tags, tag)
     if on_cluster:
         submitted = kubeflow.launch_together(
             [member.recipe for member in members], settings, recipe_dir=directory,
             tags=[(*tags, *member.values) for member in members],
         )  # fmt: skip
-        for run_id, member in zip(submitted.run_ids, members, strict=True):
-            console.print(Text("  ".join((f"run {run_id}", *member.values))), soft_wrap=True)
-        console.print(f"Kubeflow Pipelines: {submitted.link}", highlight=False, soft_wrap=True)
+        with open_registry(settings) as registry:
+            for run_id, labels in Results(tag, registry).labels.items():
+                console.print(Text("  ".join((f"run {run_id}", *labels))), soft_wrap=True)
+        for of_seed in submitted:
+            console.print(f"Kubeflow Pipelines: {of_seed.link}", highlight=False, soft_wrap=True)
+        console.print(f"compare them with: caravan show {tag}", highlight=False, soft_wrap=True)
         return
-    runs: list[tuple[str, Member]] = []
-    refusal = None
-    for member in members:
-        console.print(Text("  ".join(member.values), style="bold"), soft_wrap=True)
-        try:
-            run_id = local.create_run(
-                member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.values)
-            )
-            runs.append((run_id, member))
-            execute(run_id, settings, detach=False)
-        except SystemExit:  # the run did not succeed, and has said why
-            if _state(run_id, settings) is State.CANCELLED:
-                break
-        except KeyboardInterrupt:  # between two runs
-            break
-        except CaravanError as error:  # what keeps this member from starting keeps the others too
-            refusal = error
-            break
+    create_runs(members, tags, directory, settings)
+    execute_runs(tag, settings, console)
+
+
+def resume(tag: str) -> None:
+    """Continue a sweep with those of its runs that have not succeeded."""
+    settings = load_settings()
     with open_registry(settings) as registry:
-        print_table(console, sweep_table(runs, registry))
-        if (course := course_table(runs, registry)) is not None:
-            print_table(console, course)
-        done = [registry.get_run(run_id).state is State.SUCCEEDED for run_id, _ in runs]
-    for member in members[len(runs) :]:
-        console.print(Text(f"not started: {'  '.join(member.values)}"), soft_wrap=True)
+        runs = sweep_runs(tag, registry)
+    if runs[0].backend == "local":
+        execute_runs(tag, settings, Console())
+        return
+    for run in runs:
+        if run.state in (State.FAILED, State.CANCELLED, State.INTERRUPTED):
+            launch.resume(run, settings, detach=True)
+
+
+def create_runs(
+    members: Sequence[Member], tags: tuple[str, ...], directory: Path, settings: Settings
+) -> None:
+    """Register a run of each member; none stays if one is refused."""
+    made: list[str] = []
+    try:
+        for member in members:
+            made.append(
+                local.create_run(
+                    member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.values)
+                )
+            )
+    except CaravanError:
+        with open_registry(settings) as registry:
+            for run_id in made:
+                registry.update_run_state(run_id, State.CANCELLED)
+            registry.delete_runs(made)
+        raise
+
+
+def execute_runs(tag: str, settings: Settings, console: Console) -> None:
+    """Execute the runs of a sweep that have not succeeded, one after the other, and compare all."""
+    with open_registry(settings) as registry:
+        results = Results(tag, registry)
+        waiting = [run.id for run in results.runs if run.state is not State.SUCCEEDED]
+    refusal = None
+    with _kept_waiting(waiting, settings):
+        while waiting:
+            run_id = waiting.pop(0)
+            console.print(Text("  ".join(results.labels[run_id]), style="bold"), soft_wrap=True)
+            try:
+                execute(run_id, settings, detach=False)
+            except SystemExit:  # the run did not succeed, and has said why
+                if _state(run_id, settings) is State.CANCELLED:
+                    break
+            except KeyboardInterrupt:  # between two runs
+                waiting.insert(0, run_id)
+                break
+            except CaravanError as error:  # what keeps it from starting keeps the others too
+                refusal = error
+                break
+    with open_registry(settings) as registry:
+        for run_id in waiting if refusal is None else ():
+            if registry.get_run(run_id).state is State.PENDING:
+                registry.update_run_state(run_id, State.CANCELLED)
+        results = Results(tag, registry)
+        results.show(console)
+    left = sum(run.state is not State.SUCCEEDED for run in results.runs)
+    if left:
+        console.print(
+            f"{left} of {len(results.runs)} runs have not succeeded; "
+            f"continue with: caravan resume {tag}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if refusal is not None:
         raise refusal
-    if done != [True] * len(members):
+    if left:
         sys.exit(1)
 
 
@@ -74,50 +125,22 @@ def _state(run_id: str, settings: Settings) -> State:
         return registry.get_run(run_id).state
 
 
-def sweep_table(runs: Sequence[tuple[str, Member]], registry: Registry) -> Table:
-    """The scores of each run's last model, by the metric that a task is known by."""
-    table = Table(
-        run_column(run_id for run_id, _ in runs),
-        *columns("state", "values"),
-        title="Scores of the last model, 95 % intervals",
-    )
-    rows = []
-    for run_id, member in runs:
-        scores = [s for s in registry.scores(run_id) if model_of(s.node)]
-        last = in_order(model_of(s.node) or "" for s in scores)[-1:]
-        first: dict[str, ScoreRow] = {}
-        for score in scores:
-            if model_of(score.node) in last:
-                first.setdefault(score.task, score)
-        rows.append((run_id, member, first))
-    tasks = list(dict.fromkeys(task for _, _, found in rows for task in found))
-    for task in tasks:
-        table.add_column(task, overflow="fold")
-    for run_id, member, found in rows:
-        cells = [score_cell(found.get(task)) for task in tasks]
-        state = registry.get_run(run_id).state
-        table.add_row(
-            Text(run_id),
-            Text(state, style=STATE_STYLE[state]),
-            Text("\n".join(member.values)),
-            *cells,
-        )
-    return table
+@contextmanager
+def _kept_waiting(run_ids: Sequence[str], settings: Settings) -> Iterator[None]:
+    """Tell the registry meanwhile that these runs, which others may leave, will have their turn."""
+    over = Event()
 
+    def beat() -> None:
+        with suppress(CaravanError), open_registry(settings) as registry:
+            while not over.wait(settings.heartbeat_seconds):
+                for run_id in tuple(run_ids):
+                    with suppress(CaravanError):  # the registry is away: the next beat tells
+                        registry.heartbeat_run(run_id)
 
-def course_table(runs: Sequence[tuple[str, Member]], registry: Registry) -> Table | None:
-    """What training came to in each run, as far as that differs between them."""
-    found = [
-        (member, {f"{stage.node} {name}": value for stage in registry.stage_runs(run_id)
-                  for name, value in ends(stage, registry).items()})
-        for run_id, member in runs
-    ]  # fmt: skip
-    names = list(dict.fromkeys(name for _, numbers in found for name in numbers))
-    names = [n for n in names if len({numbers[n] for _, numbers in found if n in numbers}) > 1]
-    if not names:
-        return None
-    table = Table(*columns("values", *names), title="Training, where it differs")
-    for member, numbers in found:
-        cells = (f"{numbers[name]:.4g}" if name in numbers else "" for name in names)
-        table.add_row(Text("\n".join(member.values)), *cells)
-    return table
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

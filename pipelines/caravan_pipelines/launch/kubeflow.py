@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Submitted:
     run_ids: tuple[str, ...]
-    """One, but for a sweep."""
+    """One, but for those of a sweep that have one seed."""
     kfp_run_id: str
     link: str
     seconds: float
@@ -123,7 +123,8 @@ def launch(
     Raises:
         CaravanError: something that the run needs cannot be used; nothing is left running.
     """
-    return launch_together([recipe], settings, recipe_dir=recipe_dir, tags=[tags])
+    (submitted,) = launch_together([recipe], settings, recipe_dir=recipe_dir, tags=[tags])
+    return submitted
 
 
 def launch_together(
@@ -132,9 +133,9 @@ def launch_together(
     *,
     recipe_dir: Path,
     tags: Sequence[tuple[str, ...]],
-) -> Submitted:
-    """Register a run of each recipe, with its tags, and submit them as one pipeline: several are
-    a sweep.
+) -> list[Submitted]:
+    """Register a run of each recipe, with its tags, and submit those of one seed as one pipeline:
+    several are a sweep. Runs of different seeds have no work in common.
 
     Raises:
         CaravanError: the recipes differ in their stages or pods, or something that they need
@@ -154,6 +155,8 @@ def launch_together(
     store = open_store(settings.resolved_store_url, settings)
     check_writable(store)
     runs: list[RunRow] = []
+    """That are not submitted yet."""
+    submitted: list[Submitted] = []
     with open_registry(settings) as registry, _failing(runs, registry, settings, client):
         for recipe, own in zip(recipes, tags, strict=True):
             check_budget(recipe, recipe_dir, settings, registry)
@@ -172,7 +175,11 @@ def launch_together(
             # A collection may have taken the files before a run referred to them.
             if files and not store.exists(files.removeprefix(RECIPE_FILES)):
                 pack_files(recipe, recipe_dir.resolve(), store, registry)
-        return _submit(runs, client, profile, settings, registry)
+        while runs:
+            together = [run for run in runs if run.seed == runs[0].seed]
+            submitted.append(_submit(together, client, profile, settings, registry))
+            runs[:] = [run for run in runs if run.seed != runs[0].seed]
+    return submitted
 
 
 @contextlib.contextmanager

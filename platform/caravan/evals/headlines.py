@@ -41,12 +41,13 @@ def headlines(scores: Iterable[ScoreRow]) -> dict[str, dict[str, Headline]]:
     for (run_id, model, _), score in first.items():
         by_model.setdefault(run_id, {}).setdefault(model, []).append(score)
     return {
-        run_id: {model: _headline(models[model]) for model in in_order(models)}
+        run_id: {model: headline(models[model]) for model in in_order(models)}
         for run_id, models in by_model.items()
     }
 
 
-def _headline(scores: Sequence[ScoreRow]) -> Headline:
+def headline(scores: Sequence[ScoreRow]) -> Headline:
+    """The means of these scores, alike in weight."""
     return Headline(
         value=fmean(score.value for score in scores),
         truncated=fmean(score.truncated for score in scores),

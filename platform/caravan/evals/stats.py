@@ -2,7 +2,9 @@
 
 Intervals are 95 %. A proportion gets Wilson's interval, which stays inside [0, 1] and is honest at
 0 and 1; any other mean gets a bootstrap percentile interval. Two models on the same instances are
-compared by a paired bootstrap: instances are resampled, each with both its scores.
+compared by a paired bootstrap: instances are resampled, each with both its scores. Where runs are
+repeated with other seeds, `crossed_interval` counts seeds and questions: of a few seeds a bootstrap
+would say too little.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 
 import numpy as np
@@ -121,6 +124,42 @@ def paired_difference(
     as_far = np.abs(means - value) >= abs(value) - 1e-12
     p_value = (1 + int(as_far.sum())) / (1 + samples)
     return Difference(value, min(low, value), max(high, value), p_value, differences.size)
+
+
+def crossed_interval(tasks: Sequence[Floats]) -> Interval:
+    """Mean over tasks of a mean over seeds and questions, of which both are samples: other seeds,
+    or other questions, would have given another.
+
+    Student's interval of the seeds' means and that of the questions' means; their half-widths are
+    added in quadrature, as Howe (1974, JASA 69:789) does for the mean of a sum. What seed and
+    question only have together is in both, so that the interval is rather too wide than too narrow.
+    Of one seed only the questions can be counted.
+
+    Args:
+        tasks: [seeds, questions] of each, two questions at least.
+    """
+    means = np.array([task.mean(axis=1) for task in tasks])
+    by_questions = sum(_half_width(task.mean(axis=0)) ** 2 for task in tasks) / len(tasks) ** 2
+    by_seeds = _half_width(means.mean(axis=0)) ** 2 if means.shape[1] > 1 else 0.0
+    value, half = float(means.mean()), math.sqrt(by_questions + by_seeds)
+    return Interval(value, value - half, value + half, sum(task.shape[1] for task in tasks))
+
+
+def _half_width(values: Floats) -> float:
+    """Of Student's 95 % interval of the mean of `values`."""
+    return student95(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+
+
+@cache
+def student95(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution.
+
+    With t = sqrt(freedom) tan(a), the density over the angle a is cos(a) ** (freedom - 1).
+    """
+    angles = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(0.95 * below[-1], below, angles))
 
 
 def bootstrap_means(values: Floats, *, samples: int, seed: int) -> Floats:

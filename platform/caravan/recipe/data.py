@@ -64,7 +64,9 @@ class MixComponent(Config):
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         if self.count is not None and self.weight is not None:
-            raise ValueError(f"{self.source}: give either count or weight, not both")
+            raise ValueError(
+                f"{self.source}: give either count or weight, not both; set the other to null"
+            )
         return self
 
 

@@ -130,6 +130,25 @@ def diff_documents(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Diffe
     return list(_differences(old, new, ""))
 
 
+def differing_fields(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The fields in which recipes, as the registry has them, differ, with the value of each."""
+    first, *others = recipes
+    found = [{d.path: d for d in diff_documents(first, other)} for other in others]
+    of_first = {path: d.old for changes in found for path, d in changes.items()}
+    return {
+        path: [old, *(c[path].new if path in c else old for c in found)]
+        for path, old in of_first.items()
+    }
+
+
+def shown_value(value: object) -> str:
+    """A value of a recipe in a cell."""
+    if value is None or value is ABSENT:
+        return "–"
+    text = f"{value:.12g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:40]} …"
+
+
 def _differences(old: Any, new: Any, path: str) -> Iterator[Difference]:
     if isinstance(old, list) and isinstance(new, list):
         old, new = _by_name(old, new)

@@ -6,6 +6,7 @@ from caravan.registry.registry import Registry
 from caravan.registry.rows import (
     RECIPE_FILES,
     SERVED_TAG,
+    SWEEP_TAG,
     ArtifactRow,
     Backend,
     Choice,
@@ -22,7 +23,8 @@ from caravan.registry.rows import (
 from caravan.registry.states import RunState, StageState, State
 
 __all__ = [
-    "RECIPE_FILES", "SERVED_TAG", "ArtifactRow", "Backend", "Choice", "CurvePoint", "LineageEdge",
-    "MetricRow", "NoteRow", "PairRatingRow", "Registry", "RunRow", "RunState", "ScoreInstanceRow",
-    "ScoreRow", "StageRunRow", "StageState", "State", "open_registry", "upgrade",
+    "RECIPE_FILES", "SERVED_TAG", "SWEEP_TAG", "ArtifactRow", "Backend", "Choice", "CurvePoint",
+    "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "Registry", "RunRow", "RunState",
+    "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "open_registry",
+    "upgrade",
 ]  # fmt: skip
