@@ -23,6 +23,7 @@ PAGES = {
     "Results": [
         ("views/evaluation.py", "Evaluation", "evaluation", ":material/leaderboard:"),
         ("views/curves.py", "Training curves", "curves", ":material/show_chart:"),
+        ("views/sweeps.py", "Sweeps", "sweeps", ":material/tune:"),
         ("views/rollouts.py", "Rollouts", "rollouts", ":material/casino:"),
     ],
 }
@@ -58,7 +59,7 @@ def navigation(pages: dict[str, list[StreamlitPage]]) -> None:
             if section:
                 st.caption(section)
             for page in of_section:
-                of_run = page.url_path not in ("", "launch")
+                of_run = page.url_path not in ("", "launch", "sweeps")
                 st.page_link(page, query_params={"run": run} if run and of_run else None)
 
 

@@ -147,6 +147,53 @@ def intervals(data: pd.DataFrame, colour_of: Mapping[str, str]) -> AltairChart:
     return bars + dots
 
 
+def arms(means: pd.DataFrame, seeds: pd.DataFrame, title: str, x_title: str) -> AltairChart:
+    """The mean of each arm of a sweep over the first axis, the seeds behind it, and its difference
+    from the first arm, a dashed line, with its interval. Colours are given."""
+    several = means["series"].nunique() > 1
+
+    def place(data: pd.DataFrame) -> Any:
+        base = alt.Chart(data, height=260).encode(
+            alt.X("x:N", title=x_title or None, sort=list(dict.fromkeys(means["x"])),
+                  axis=alt.Axis(labelAngle=0, labelLimit=140)),
+            alt.Color("colour:N", scale=None),
+        )  # fmt: skip
+        order = list(dict.fromkeys(means["series"]))
+        return base.encode(alt.XOffset("series:N", sort=order)) if several else base
+
+    y_scale = alt.Scale(zero=False, padding=12)
+    about = [alt.Tooltip("x:N", title=x_title or "arm"), *([alt.Tooltip("series:N")] * several)]
+    line = (
+        alt.Chart(means.head(1))
+        .mark_rule(strokeDash=[4, 4], color="#8b94a3")
+        .encode(alt.Y("value:Q", title=None, scale=y_scale))
+    )
+    bars = (
+        place(means.dropna(subset=["low"]))
+        .mark_rule(strokeWidth=3, opacity=0.45)
+        .encode(alt.Y("low:Q", title=None, scale=y_scale), alt.Y2("high:Q"))
+    )
+    circles = (
+        place(seeds)
+        .mark_point(size=28, opacity=0.7, strokeWidth=1.2)
+        .encode(
+            alt.Y("value:Q", title=None, scale=y_scale),
+            tooltip=[*about, alt.Tooltip("seed:N"), alt.Tooltip("value:Q", format=".2f")],
+        )
+    )
+    dots = (
+        place(means)
+        .mark_circle(size=120, opacity=1)
+        .encode(
+            alt.Y("value:Q", title=None, scale=y_scale),
+            tooltip=[*about, alt.Tooltip("verdict:N"),
+                     *(alt.Tooltip(f"{v}:Q", format=".2f") for v in ("value", "low", "high"))],
+        )
+    )  # fmt: skip
+    chart = alt.layer(line, bars, circles, dots)
+    return chart.properties(title=alt.Title(title, fontSize=13, anchor="start"))
+
+
 def histogram(data: pd.DataFrame, title: str, colour: str) -> AltairChart:
     """Counts in bins that have been made already: `low`, `high`, `count`."""
     return (

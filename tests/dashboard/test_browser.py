@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from dashboard_server import running
 from playwright.sync_api import expect
+from sample_sweep import BETA, write_sweep
 
 from caravan.registry.models import SCHEMA_VERSION
 from caravan_dashboard.launch import command
@@ -219,6 +220,23 @@ def test_a_registry_of_another_schema_is_told_in_the_terminal_and_on_the_page(
     set_version(SCHEMA_VERSION)
     page.reload()
     expect(page.get_by_role("link", name=run_ids["complete"])).to_be_visible()
+
+
+def test_a_sweep_is_drawn_and_another_is_chosen(start_dashboard, home, registry, page):
+    write_sweep(registry, "sweep:c0ffee", BETA, seeds=(17, 18, 19))
+    write_sweep(registry, "sweep:d0ffee", {"dpo.beta": {"3": 0.0, "4": 0.0}}, seeds=[17])
+    address = start_dashboard(command)
+    page.goto(f"{address}/sweeps?sweep=sweep:c0ffee")
+    expect(page.get_by_role("cell", name="dpo.beta=10").first).to_be_visible()
+    expect(page.get_by_text("better").first).to_be_visible()
+    expect(page.locator('[data-testid="stVegaLiteChart"] canvas, .vega-embed svg')).to_have_count(4)
+
+    page.get_by_role("combobox", name="Sweep").click()
+    page.get_by_role("option", name="sweep:d0ffee · pocket-mini · 2 runs").click()
+    expect(page.get_by_role("cell", name="dpo.beta=4").first).to_be_visible()
+    assert page.url.endswith("sweep=sweep%3Ad0ffee")
+    page.get_by_role("link", name="succeeded").first.click()
+    expect(page.get_by_role("heading", name="pocket-mini")).to_be_visible()
 
 
 def test_an_address_of_nothing_is_told(address, page):

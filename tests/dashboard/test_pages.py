@@ -11,7 +11,9 @@ from drawn import checked, markup, plain
 
 from caravan_dashboard.launch import APP
 
-PAGES = ("runs", "run", "data", "pairs", "evaluation", "curves", "rollouts", "launch")
+PAGES = (
+    "runs", "run", "data", "pairs", "evaluation", "curves", "sweeps", "rollouts", "launch",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("which", ["complete", "failed", "running"])
@@ -27,7 +29,8 @@ def test_without_a_run_a_page_says_what_to_do(open_page, nothing, page):
     app = open_page(page)
 
     if page != "launch":
-        assert "caravan run pipelines/recipes/pocket.yaml" in plain(app)
+        first = "caravan sweep pocket" if page == "sweeps" else "caravan run pipelines/recipes/poc"
+        assert first in plain(app)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import streamlit as st
 from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.recipe.io import shown_value
-from caravan.registry import RunRow, State
+from caravan.registry import SWEEP_TAG, RunRow, State
 from caravan_dashboard import differences, library, runs, signin, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
@@ -107,7 +107,7 @@ def run_table(
     headers = ["Run", "State", "Recipe", "Seed", "Started", "Duration"]
     rows = []
     for run in page:
-        tags = join(pill(name) for name in run.tags)
+        tags = join(tag_pill(name) for name in run.tags)
         scores = [score_cell(means.get(run.id, {}).get(model), model) for model in models]
         started = tag("span", ago(run.started_at or run.created_at, now),
                       title=moment(run.started_at or run.created_at) + " UTC")  # fmt: skip
@@ -117,6 +117,12 @@ def run_table(
             run.name, run.seed, started, duration(run.seconds), *scores,
         ])  # fmt: skip
     return table([*headers, *(m.upper() for m in models)], rows, "ooonon" + "n" * len(models))
+
+
+def tag_pill(name: str) -> Html:
+    if name.startswith(SWEEP_TAG):
+        return page_link(pill(name), "sweeps", sweep=name)
+    return pill(name)
 
 
 def own_fields(fields: differences.Fields) -> Html:

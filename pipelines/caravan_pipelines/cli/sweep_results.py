@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from caravan.errors import without_traceback
-from caravan.evals.caveats import selected_by, selected_by_scores, without_spread
+from caravan.evals.caveats import without_spread
 from caravan.evals.headlines import is_share
 from caravan.evals.sweeps import (
     BETTER,
@@ -20,6 +20,7 @@ from caravan.evals.sweeps import (
     arms_of,
     compare,
     evaluated_models,
+    notes,
     sweep_runs,
 )
 from caravan.recipe.io import ABSENT
@@ -71,7 +72,7 @@ class Results:
             console.print("no run has scores yet", soft_wrap=True)
             return
         print_table(console, self.scores_table())
-        for line in self.notes():
+        for line in notes(self.arms, self.by_model[self.models[-1]]):
             console.print(Text(line), soft_wrap=True)
 
     def runs_table(self) -> Table:
@@ -123,24 +124,6 @@ class Results:
                 Text(score.verdict, style=VERDICT_STYLE.get(score.verdict, "")),
             )  # fmt: skip
         return table
-
-    def notes(self) -> list[str]:
-        scores, notes = self.by_model[self.models[-1]], []
-        if any(score.verdict == UNKNOWN for score in scores):
-            notes.append(
-                "With one seed an interval counts the questions alone: how far another seed would "
-                "move the scores is unknown; sweep over seeds too, --over seed=17,18,19"
-            )
-        if any(score.paired_seeds > 1 for score in scores):
-            notes.append(
-                "Intervals count the noise of seeds and of questions; better and worse are those "
-                "that leave out zero, as 1 in 20 does by chance alone"
-            )
-        if len(self.arms) > 1 and not any(s.by_seed for s in scores if s.arm is self.arms[0]):
-            notes.append("The first arm has no scores: there is nothing to compare with yet")
-        if told := selected_by_scores(selected_by(self.runs[0].recipe)):
-            notes.append(told)
-        return notes
 
     def as_data(self) -> dict[str, Any]:
         """What `caravan show sweep:... --json` prints."""

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 import numpy as np
 
 from caravan.errors import RegistryError
+from caravan.evals.caveats import selected_by, selected_by_scores
 from caravan.evals.headlines import headline, is_share
 from caravan.evals.models import in_order, model_of
 from caravan.evals.stats import Floats, Interval, crossed_interval
@@ -127,6 +128,26 @@ def compare(
         for name, tasks in groups
         for arm in arms
     ]
+
+
+def notes(arms: Sequence[Arm], scores: Sequence[ArmScore]) -> list[str]:
+    """What is to be known of a comparison of a model's scores."""
+    found = []
+    if any(score.verdict == UNKNOWN for score in scores):
+        found.append(
+            "With one seed an interval counts the questions alone: how far another seed would move "
+            "the scores is unknown. Sweep over seeds too: --over seed=17,18,19"
+        )
+    if any(score.paired_seeds > 1 for score in scores):
+        found.append(
+            "Intervals count the noise of seeds and of questions; better and worse are those that "
+            "leave out zero, as 1 in 20 does by chance alone."
+        )
+    if len(arms) > 1 and not any(score.by_seed for score in scores if score.arm is arms[0]):
+        found.append("The first arm has no scores: there is nothing to compare with yet.")
+    if told := selected_by_scores(selected_by(arms[0].runs[0].recipe)):
+        found.append(told)
+    return found
 
 
 def _arm_score(
