@@ -178,6 +178,36 @@ def test_a_member_that_cannot_be_started_comes_after_the_table(settings, sweep, 
         command.execute_runs(tag, settings, Console())
 
 
+def test_a_sweep_on_the_cluster_says_how_to_compare_and_resumes_what_has_stopped(
+    settings, mini, monkeypatch, capsys
+):
+    def launch(recipes, settings, *, recipe_dir, tags):
+        with Registry(settings.resolved_registry_url) as registry:
+            made = [
+                registry.create_run(recipe.model_dump(mode="json"), name=recipe.name, tags=own,
+                                    seed=recipe.seed, recipe_digest="", backend="kubeflow")
+                for recipe, own in zip(recipes, tags, strict=True)
+            ]  # fmt: skip
+            for run_id, state in zip(made, [State.SUCCEEDED, State.FAILED], strict=True):
+                registry.update_run_state(run_id, state)
+        return [command.kubeflow.Submitted((run_id,), "k", f"kfp/{run_id}", 0.1) for run_id in made]
+
+    resumed = []
+    monkeypatch.setattr(command.kubeflow, "launch_together", launch)
+    monkeypatch.setattr(
+        command.launch, "resume", lambda run, settings, *, detach: resumed.append((run.id, detach))
+    )
+    caravan = command_here(settings, monkeypatch, capsys)
+    printed = caravan("sweep", str(mini), "--over", "seed=17,18", "--backend", "kubeflow")
+    first, second = re.findall(r"^run (\S+)  pocket-mini  seed=1[78]$", printed, re.M)
+    assert f"Kubeflow Pipelines: kfp/{first}\nKubeflow Pipelines: kfp/{second}\n" in printed
+    tag = re.findall(r"compare them with: caravan show (sweep:\w+)", printed)[0]
+
+    caravan("resume", tag)
+    assert resumed == [(second, True)]
+    assert "failed" in caravan("show", tag)
+
+
 # --- what the arms come to ----------------------------------------------------------------------
 
 
