@@ -61,9 +61,10 @@ def name_tab(page: str, run_id: str = "") -> None:
 
 
 def looked_at() -> str | None:
-    """The run of the URL, else the one last looked at, else the newest, if there is any."""
+    """The run of the URL, else the one last looked at, else the latest, if there is any."""
     known = st.query_params.get("run") or st.session_state.get("last_run")
-    return known or next((run.id for run in library.registry().list_runs(1)), None)
+    latest = None if known else library.registry().latest_run()
+    return latest.id if latest else known
 
 
 def chosen_run(page: str) -> RunRow:

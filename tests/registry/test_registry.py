@@ -54,6 +54,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id_and_as_latest(registry, new_r
     assert registry.get_run("one").id == first
     assert registry.get_run("latest").id == second
     assert registry.latest_run().id == second
+    registry.update_run_state(first, State.RUNNING)  # the second waits for its turn
+    assert registry.get_run("latest").id == registry.latest_run().id == first
     with pytest.raises(RegistryError, match="no run 'three'; `caravan runs` lists them"):
         registry.get_run("three")
     with pytest.raises(RegistryError, match="no run '%'"):

@@ -87,6 +87,14 @@ def runs(
     return [row for row in rows if state is None or row.state == state][:limit]
 
 
+def latest_run(session: Session, stale_after_seconds: float) -> RunRow | None:
+    """The run that was started last: those of a sweep wait behind the one that is executed."""
+    started = func.coalesce(m.Run.started_at, m.Run.created_at)
+    query = select(m.Run).order_by(started.desc(), m.Run.id.desc()).limit(1)
+    found = _run_rows(session, session.scalars(query).all(), stale_after_seconds)
+    return found[0] if found else None
+
+
 def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: float) -> list[RunRow]:
     ids = [r.id for r in found]
     tags: dict[str, list[str]] = {}

@@ -109,10 +109,10 @@ class Registry:
     def get_run(self, run_id: str) -> RunRow:
         """The run of an id, of an unambiguous beginning of one, or of `latest`."""
         with self._read() as session:
-            if run_id == "latest":
-                found = queries.runs(session, self.stale_after_seconds, limit=1)
-                if found:
-                    return found[0]
+            if run_id == "latest" and (
+                found := queries.latest_run(session, self.stale_after_seconds)
+            ):
+                return found
             return queries.run(session, run_id, self.stale_after_seconds)
 
     def list_runs(
@@ -132,8 +132,9 @@ class Registry:
             )  # fmt: skip
 
     def latest_run(self) -> RunRow | None:
-        runs = self.list_runs(limit=1)
-        return runs[0] if runs else None
+        """The run that was started last."""
+        with self._read() as session:
+            return queries.latest_run(session, self.stale_after_seconds)
 
     def update_run_state(self, run_id: str, state: State, *, error: str | None = None) -> None:
         with self._write() as session:
