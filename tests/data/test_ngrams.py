@@ -26,7 +26,7 @@ text = st.lists(st.sampled_from(["a", "b", "c", "A,", "-", "x y"]), max_size=14)
 
 
 @settings(max_examples=300)
-@given(st.lists(text, max_size=4), st.lists(text, max_size=3), st.integers(1, 5))
+@given(st.lists(text, max_size=4), st.lists(text, max_size=3), st.integers(1, 9))
 def test_coverage_equals_brute_force(prompts, row, n):
     index = NgramIndex(prompts, n)
     expected = {k: brute_force(prompt, row, n) for k, prompt in enumerate(prompts)}
@@ -51,6 +51,15 @@ def test_copied_question_is_covered_by_the_share_of_its_tokens():
 def test_question_inside_a_long_document_is_found():
     document = " ".join(f"filler{i}" for i in range(5000))
     assert NgramIndex([QUESTION]).coverages([f"{document} {QUESTION}? {document}"]) == {0: 1.0}
+
+
+def test_an_ngram_is_found_at_every_place_of_a_document():
+    """Only every fifth place is looked at at first."""
+    ngram = " ".join(QUESTION.split()[2:10])
+    for before in range(12):
+        for after in range(6):
+            document = " ".join(["of"] * before + [ngram] + ["planet"] * after)
+            assert NgramIndex([QUESTION], 8).covered([document]) == {0: set(range(2, 10))}
 
 
 def test_ngrams_do_not_span_turns_but_turns_add_up():

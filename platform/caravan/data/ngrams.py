@@ -14,7 +14,7 @@ alike, and a prompt shorter than one n-gram matches where it occurs as a whole, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 # Lower case, split at white space, full stop, comma, question and exclamation mark, colon,
 # semicolon, parentheses, double quote, hyphen and backslash; operators stay tokens.
@@ -31,19 +31,11 @@ class NgramIndex:
     def __init__(self, prompts: Iterable[str], ngram_size: int = 8) -> None:
         self.ngram_size = ngram_size
         self.prompts = [tokenize(prompt) for prompt in prompts]
-        self._numbers: dict[str, int] = {}
-        """Of the words of the prompts: a window with any other word need not be looked up."""
-        self._places: dict[int, dict[tuple[int, ...], list[tuple[int, int]]]] = {}
-        """Window length to window to (prompt, start). Lengths below `ngram_size` hold the
-        prompts of exactly that length."""
+        self._windows: dict[int, _Windows] = {}
+        """By their length. Lengths below `ngram_size` hold the prompts of exactly that length."""
         for number, tokens in enumerate(self.prompts):
-            width = min(ngram_size, len(tokens))
-            if not width:
-                continue
-            ids = [self._numbers.setdefault(token, len(self._numbers)) for token in tokens]
-            windows = self._places.setdefault(width, {})
-            for start in range(len(ids) - width + 1):
-                windows.setdefault(tuple(ids[start : start + width]), []).append((number, start))
+            if width := min(ngram_size, len(tokens)):
+                self._windows.setdefault(width, _Windows(width)).add(number, tokens)
 
     @property
     def short(self) -> int:
@@ -62,11 +54,10 @@ class NgramIndex:
         """
         found: dict[int, set[int]] = {}
         for text in texts:
-            for run in self._known_runs(tokenize(text)):
-                for width, windows in self._places.items():
-                    for start in range(len(run) - width + 1):
-                        for prompt, at in windows.get(tuple(run[start : start + width]), ()):
-                            found.setdefault(prompt, set()).update(range(at, at + width))
+            tokens = tokenize(text)
+            for width, windows in self._windows.items():
+                for prompt, at in windows.shared_with(tokens):
+                    found.setdefault(prompt, set()).update(range(at, at + width))
         return found
 
     def coverages(self, texts: Sequence[str]) -> dict[int, float]:
@@ -89,13 +80,39 @@ class NgramIndex:
             words.append("…")
         return " ".join(words)
 
-    def _known_runs(self, tokens: Sequence[str]) -> list[list[int]]:
-        """The tokens as numbers, cut where a word occurs in no prompt."""
-        runs: list[list[int]] = [[]]
-        for token in tokens:
-            number = self._numbers.get(token)
-            if number is not None:
-                runs[-1].append(number)
-            elif runs[-1]:
-                runs.append([])
-        return runs
+
+class _Windows:
+    """Windows of one length, and where they stand in the prompts.
+
+    Few windows of a text are in any prompt, and to find that out a look at a part of them is
+    enough: whatever its place, a window holds a whole anchor, an n-gram of half its length, at one
+    of the text's places `stride` apart. Where no prompt has that anchor, no window is looked up.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._anchor = (width + 1) // 2
+        self._stride = width - self._anchor + 1
+        self._anchors: set[tuple[str, ...]] = set()
+        self._places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        """(prompt, start) of each window."""
+
+    def add(self, prompt: int, tokens: Sequence[str]) -> None:
+        self._anchors.update(_ngrams(tokens, self._anchor))
+        for start, window in enumerate(_ngrams(tokens, self._width)):
+            self._places.setdefault(window, []).append((prompt, start))
+
+    def shared_with(self, tokens: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """(prompt, start) of every window of a text."""
+        width, places = self._width, self._places
+        for number, anchor in enumerate(_ngrams(tokens, self._anchor, self._stride)):
+            if anchor in self._anchors:
+                at = number * self._stride
+                first = max(0, at + self._anchor - width)
+                for start in range(first, min(at, len(tokens) - width) + 1):
+                    yield from places.get(tuple(tokens[start : start + width]), ())
+
+
+def _ngrams(tokens: Sequence[str], size: int, stride: int = 1) -> Iterator[tuple[str, ...]]:
+    """The n-grams that begin at every `stride`-th token."""
+    return zip(*(tokens[k::stride] for k in range(size)), strict=False)
