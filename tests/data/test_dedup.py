@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caravan.data import dedup
 from caravan.data.dedup import (
     ExactDuplicates,
     NearDuplicates,
@@ -113,6 +114,20 @@ def test_results_do_not_depend_on_the_process():
         12002890092680862775,
     ]
     assert np.all(np.diff(shingle_hashes("a b c d e f g h i j").astype(float)) > 0)
+
+
+def test_a_word_that_was_forgotten_has_the_same_hash_again(monkeypatch):
+    texts = [" ".join(f"word{i}" for i in range(k, k + 9)) for k in range(20)]
+    before = [shingle_hashes(text).tolist() for text in texts]
+    monkeypatch.setattr(dedup, "REMEMBERED_WORDS", 3)
+    monkeypatch.setattr(dedup, "_HASHES", dedup._WordHashes())
+    assert [shingle_hashes(text).tolist() for text in texts] == before
+    assert len(dedup._HASHES) <= 3
+
+
+def test_repeated_shingles_count_once():
+    text = " ".join(["again and again we say"] * 3)
+    assert len(shingle_hashes(text)) == 5
 
 
 def test_normalise():

@@ -13,7 +13,6 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ REPLY = np.uint64(0xA5A5A5A5A5A5A5A5)
 """Makes a reply's hashes others than those of the same words in a prompt."""
 RECALL = 0.995
 """Probability that a pair exactly at the threshold becomes a candidate; above it, higher."""
+REMEMBERED_WORDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class Duplicate:
 
 def normalise(text: str) -> str:
     """Compatibility characters, case and white space made equal."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).casefold().split()
 
 
 def text_of(messages: Sequence[Message]) -> str:
@@ -88,7 +92,7 @@ class NearDuplicates:
         self._threshold = threshold
         self._rows_per_band = rows_per_band(threshold)
         generator = np.random.default_rng(20_241_122)  # any fixed number: results must not vary
-        numbers = generator.integers(0, 2**64, size=(2, PERMUTATIONS, 1), dtype=np.uint64)
+        numbers = generator.integers(0, 2**64, size=(2, PERMUTATIONS), dtype=np.uint64)
         self._factors, self._offsets = numbers[0] | np.uint64(1), numbers[1]
         self._buckets: list[dict[bytes, list[int]]] = [
             {} for _ in range(PERMUTATIONS // self._rows_per_band)
@@ -123,10 +127,11 @@ class NearDuplicates:
     def _bands(self, shingles: Hashes) -> list[bytes]:
         """The MinHash signature, cut into bands."""
         # Multiply-shift hashing: the high half of a product modulo 2^64 is close to random.
-        hashed = (self._factors * shingles + self._offsets) >> np.uint64(32)
-        signature = hashed.min(axis=1).astype(np.uint32)
-        r = self._rows_per_band
-        return [signature[i * r : (i + 1) * r].tobytes() for i in range(len(self._buckets))]
+        hashed = shingles[:, None] * self._factors
+        hashed += self._offsets
+        signature = (hashed.min(axis=0) >> np.uint64(32)).astype(np.uint32).tobytes()
+        width = self._rows_per_band * np.dtype(np.uint32).itemsize
+        return [signature[i * width : (i + 1) * width] for i in range(len(self._buckets))]
 
 
 def rows_per_band(threshold: float) -> int:
@@ -148,7 +153,7 @@ def jaccard(a: Hashes, b: Hashes) -> float:
 
 def shingle_hashes(text: str) -> Hashes:
     """Hashes of the distinct word 5-grams, sorted; a shorter text is one shingle, an empty none."""
-    words = np.array([_word_hash(word) for word in normalise(text).split()], dtype=np.uint64)
+    words = np.frombuffer(b"".join(map(_HASHES.__getitem__, _words(text))), dtype="<u8")
     width = min(SHINGLE_WORDS, len(words))
     if not width:
         return words
@@ -157,9 +162,20 @@ def shingle_hashes(text: str) -> Hashes:
         # Mixed after every word, so that the order of the words counts.
         combined = (combined + words[k : k + len(combined)]) * np.uint64(0x9E3779B97F4A7C15)
         combined ^= combined >> np.uint64(29)
-    return np.unique(combined)
+    combined.sort()
+    first = np.ones(len(combined), dtype=np.bool_)
+    np.not_equal(combined[1:], combined[:-1], out=first[1:])
+    return combined[first]
 
 
-@lru_cache(maxsize=100_000)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+class _WordHashes(dict[str, bytes]):
+    """Hashes of words, 8 bytes each; forgotten where they have become too many."""
+
+    def __missing__(self, word: str) -> bytes:
+        if len(self) == REMEMBERED_WORDS:
+            self.clear()
+        self[word] = hashed = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        return hashed
+
+
+_HASHES = _WordHashes()
