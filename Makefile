@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
+PEERS_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-tools test-gpu test-vllm test-cluster images check format bench clean
+.PHONY: help setup demo test test-tools test-gpu test-vllm test-cluster images check format bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,5 +72,12 @@ format: setup ## Format the code
 bench: setup ## Run the benchmarks (minutes to hours)
 	$(BIN)/python -m tests.benchmarks
 
+peers: .venv-peers/.installed ## Install what the benchmarks of data are measured against (Python 3.12)
+
+.venv-peers/.installed:
+	$(PEERS_PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -qq 'datasketch>=2,<3' 'decontaminate==0.3.0.post4' 'rensa>=0.5,<0.6' 'text-dedup>=0.4.1,<0.5'
+	touch $@
+
 clean: ## Remove the environment and caches (not the runs in .caravan)
-	rm -rf $(VENV) .venv-vllm .venv-checkov .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venv-checkov .venv-peers .mypy_cache .pytest_cache .ruff_cache

@@ -3,8 +3,11 @@
 import sys
 
 from tests.benchmarks import (
+    decontaminate,
     dpo_vs_trl,
+    evaluate_vs_lm_eval,
     grpo_vs_trl,
+    near_duplicates,
     pocket_seeds,
     sft_vs_trl,
     stage_overhead,
@@ -18,6 +21,9 @@ BENCHMARKS = {
     "dpo_vs_trl": dpo_vs_trl.main,
     "grpo_vs_trl": grpo_vs_trl.main,
     "submit": submit.main,
+    "decontaminate": decontaminate.main,
+    "near_duplicates": near_duplicates.main,
+    "evaluate_vs_lm_eval": evaluate_vs_lm_eval.main,
 }
 
 for name in sys.argv[1:] or BENCHMARKS:
