@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from caravan.evals.headlines import is_share
 from caravan.evals.models import in_order, model_of
 from caravan.evals.stats import Difference, paired_difference
-from caravan.registry import ScoreRow
+from caravan.registry import ScoreRow, is_share
 from caravan_dashboard.text import signed_points
 
 

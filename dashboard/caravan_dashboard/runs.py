@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from math import inf, isnan
 
 import pandas as pd
 
 from caravan.evals.headlines import Headline
 from caravan.evals.models import in_order
 from caravan.recipe.io import shown_value
-from caravan.registry import RunRow, State
+from caravan.registry import RecipeField, RunRow, RunSearch, State
 from caravan_dashboard.differences import value_at
 
 
-def matching(
-    runs: Sequence[RunRow], text: str, states: Sequence[str], recipes: Sequence[str]
-) -> list[RunRow]:
+def searched(text: str, states: Sequence[str], recipes: Sequence[str], best: str) -> RunSearch:
     """The runs of which each word of `text` is part of the id, the owner or a tag, or is a field of
     the recipe (`dpo.beta=2`); empty `states` and `recipes` mean all."""
     words = text.lower().split()
-    return [
-        run
-        for run in runs
-        if (not states or run.state.value in states)
-        and (not recipes or run.name in recipes)
-        and all(_says(run, word) for word in words)
-    ]
+    fields = {word: field for word in words if (field := _field(word)) is not None}
+    return RunSearch(
+        states=[State(state) for state in states], names=recipes, best=best,
+        words=[word for word in words if word not in fields], fields=list(fields.items()),
+    )  # fmt: skip
 
 
-def _says(run: RunRow, word: str) -> bool:
-    if any(word in field.lower() for field in (run.id, run.owner, *run.tags)):
-        return True
+def _field(word: str) -> RecipeField | None:
     path, equals, value = word.partition("=")
-    return bool(equals) and value == shown_value(value_at(run.recipe, path)).lower()
+    section = re.split(r"[.\[]", path)[0]
+    if not equals or not section.isidentifier():
+        return None
+    return RecipeField(
+        section, lambda found: shown_value(value_at({section: found}, path)).lower() == value
+    )
 
 
 def as_table(runs: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]]) -> pd.DataFrame:
@@ -46,16 +45,6 @@ def as_table(runs: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]]
         | {model: means[run.id][model].value for model in models if model in means.get(run.id, {})}
         for run in runs
     ])  # fmt: skip
-
-
-def best_first(runs: Sequence[RunRow], means: Mapping[str, Headline | None]) -> list[RunRow]:
-    """The runs by their mean; those without one last."""
-
-    def mean(run: RunRow) -> float:
-        found = means.get(run.id)
-        return -inf if found is None or isnan(found.value) else found.value
-
-    return sorted(runs, key=mean, reverse=True)
 
 
 def can_resume(state: State) -> bool:

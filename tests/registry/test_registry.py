@@ -4,8 +4,10 @@ import math
 import threading
 import time
 from datetime import UTC, timedelta
+from itertools import pairwise
 
 import pytest
+import sqlalchemy as sa
 
 from caravan.errors import RegistryError
 from caravan.registry import State
@@ -315,6 +317,19 @@ def test_artifacts_are_in_the_order_of_the_numbers_in_their_names(registry, new_
     registry.succeed_stage_run(reads.id, {"model": (artifact("f"), "file:///f")})
     lineage = registry.lineage("f" * 64, "in")
     assert [edge.name for edge in lineage if edge.node == "select"] == [*expected, "model"]
+
+
+def test_a_long_descent_is_one_question(registry, new_run):
+    run_id, letters = new_run(), "0123456789abcdef"
+    for i, (made_from, made) in enumerate(pairwise(letters)):
+        stage(registry, run_id, f"stage-{i}", letters[i], inputs=made_from, outputs=made)
+    asked = []
+    sa.event.listen(registry._engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+
+    back = registry.lineage("f" * 64, "in")
+
+    assert [edge.depth for edge in back if edge.direction == "out"] == list(range(15))
+    assert len(asked) == 1
 
 
 # --- metrics, scores, annotations ---------------------------------------------------------------

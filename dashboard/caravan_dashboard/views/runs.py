@@ -11,7 +11,7 @@ import streamlit as st
 from caravan.evals.headlines import Headline, headlines
 from caravan.evals.models import in_order
 from caravan.recipe.io import shown_value
-from caravan.registry import SWEEP_TAG, RunRow, State
+from caravan.registry import LIVE, SWEEP_TAG, Registry, RunRow, RunSearch, State
 from caravan_dashboard import differences, library, runs, signin, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
@@ -20,66 +20,56 @@ from caravan_dashboard.palette import MODEL, model_colour
 from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
 PAGE_SIZE = 25
-NEWEST = 500
+RUNS_AT_ONCE = 500
 SCORES_MOST = 5
-ORDERS = {"Newest first": None, **{f"Best {name}": name for name in MODEL}}
+ORDERS = {"Newest first": "", **{f"Best {name}": name for name in MODEL}}
 REFRESH_SECONDS = 5
 FIELDS_SHOWN = 2
 
 
 def main() -> None:
     st.title("Runs")
-    everything = library.registry().list_runs(NEWEST)
-    if not everything:
+    registry = library.registry()
+    recipes = registry.run_names()
+    if not recipes:
         ui.empty(
             "No run yet. Launch one from the Launch page, or on the command line:",
             "caravan run pipelines/recipes/pocket.yaml",
         )
         return
-    text, states, recipes, order = filters(everything)
-
-    def draw() -> None:
-        shown = runs.matching(library.registry().list_runs(NEWEST), text, states, recipes)
-        list_runs(in_order_of(ORDERS[order], shown), len(everything))
-
-    active = any(run.state in (State.PENDING, State.RUNNING) for run in everything)
-    live(draw, REFRESH_SECONDS if active else None)
+    search = filters(recipes)
+    active = registry.find_runs(RunSearch(states=LIVE))
+    live(lambda: list_runs(library.registry(), search), REFRESH_SECONDS if active else None)
 
 
-def filters(everything: Sequence[RunRow]) -> tuple[str, list[str], list[str], str]:
+def filters(recipes: Sequence[str]) -> RunSearch:
     left, middle, right, last = st.columns([3, 2, 2, 2])
     text = left.text_input(
         "Search", key="q", bind="query-params", placeholder="Run, owner, tag or dpo.beta=2",
         help="Runs that have every word; `dpo.beta=2` is a field of the recipe with its value",
     )  # fmt: skip
     states = ui.chooser("State", [s.value for s in State], "state", where=middle)
-    recipes = ui.chooser("Recipe", sorted({r.name for r in everything}), "recipe", where=right)
+    chosen = ui.chooser("Recipe", recipes, "recipe", where=right)
     order = last.selectbox(
         "Order", list(ORDERS), key="order", bind="query-params", on_change=ui.first_page
     )
-    return text or "", states, recipes, order
+    return runs.searched(text or "", states, chosen, ORDERS[order])
 
 
-def in_order_of(model: str | None, shown: Sequence[RunRow]) -> Sequence[RunRow]:
-    """Those whose model of that name is best first; as they are for None."""
-    if model is None:
-        return shown
-    means = headlines(library.registry().scores(*(run.id for run in shown)))
-    return runs.best_first(shown, {run: found.get(model) for run, found in means.items()})
-
-
-def list_runs(shown: Sequence[RunRow], total: int) -> None:
-    if not shown:
+def list_runs(registry: Registry, search: RunSearch) -> None:
+    found = registry.find_runs(search)
+    if not found:
+        total = len(registry.find_runs(RunSearch()))
         st.text(f"None of the {total} runs matches. Clear a filter to see more.")
         return
-    pages = -(-len(shown) // PAGE_SIZE)
+    pages = -(-len(found) // PAGE_SIZE)
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
-    page = shown[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    means = headlines(library.registry().scores(*(run.id for run in page)))
+    page = registry.runs(found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
+    means = headlines(registry.scores(*(run.id for run in page)))
     ui.show(run_table(page, means, differences.by_run(page), datetime.now(UTC)))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("Scores are means over the tasks of the evaluation, in percent.")
-        ui.csv_button("runs", signin.in_session(lambda: as_table(shown)))
+        ui.csv_button("runs", signin.in_session(lambda: as_table(found)))
     if len(page) > 1:
         first, *others = [run.id for run in page[:MAX_RUNS]]
         whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
@@ -92,9 +82,13 @@ def list_runs(shown: Sequence[RunRow], total: int) -> None:
         ui.show(tag("div", link, beside, recipes, class_="cv-facts"))
 
 
-def as_table(shown: Sequence[RunRow]) -> pd.DataFrame:
-    """Of all pages."""
-    return runs.as_table(shown, headlines(library.registry().scores(*(run.id for run in shown))))
+def as_table(found: Sequence[str]) -> pd.DataFrame:
+    """Of all pages, read in parts: recipes and scores of all at once might not fit in memory."""
+    registry, parts = library.registry(), []
+    for first in range(0, len(found), RUNS_AT_ONCE):
+        ids = found[first : first + RUNS_AT_ONCE]
+        parts.append(runs.as_table(registry.runs(ids), headlines(registry.scores(*ids))))
+    return pd.concat(parts, ignore_index=True)
 
 
 def run_table(

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from caravan.evals.caveats import lacking
 from caravan.evals.models import in_order, model_of
-
-if TYPE_CHECKING:
-    from caravan.registry import ScoreRow
+from caravan.registry import ScoreRow, is_share
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,3 @@ def headline(scores: Sequence[ScoreRow]) -> Headline:
         too_long=fmean(score.too_long for score in scores),
         undecided=fmean(score.undecided for score in scores),
     )
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1, as accuracies and rates do; ratings do not."""
-    return "rating" not in metric

@@ -19,12 +19,14 @@ from caravan.registry.rows import (
     ScoreInstanceRow,
     ScoreRow,
     StageRunRow,
+    is_share,
 )
-from caravan.registry.states import RunState, StageState, State
+from caravan.registry.search import RecipeField, RunSearch
+from caravan.registry.states import LIVE, RunState, StageState, State
 
 __all__ = [
-    "RECIPE_FILES", "SERVED_TAG", "SWEEP_TAG", "ArtifactRow", "Backend", "Choice", "CurvePoint",
-    "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "Registry", "RunRow", "RunState",
-    "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState", "State", "open_registry",
-    "upgrade",
+    "LIVE", "RECIPE_FILES", "SERVED_TAG", "SWEEP_TAG", "ArtifactRow", "Backend", "Choice",
+    "CurvePoint", "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "RecipeField", "Registry",
+    "RunRow", "RunSearch", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState",
+    "State", "is_share", "open_registry", "upgrade",
 ]  # fmt: skip

@@ -82,6 +82,8 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
+    # SQLite's own knows A to Z only.
+    connection.create_function("lower", 1, str.lower, deterministic=True)
 
 
 def _begin_sqlite(connection: Connection) -> None:

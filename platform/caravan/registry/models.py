@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from caravan.registry.states import State
 
-SCHEMA_VERSION = "0009"
+SCHEMA_VERSION = "0010"
 """Newest revision in `migrations/versions`; a test holds the two together."""
 
 NAMES = {
@@ -134,6 +134,10 @@ class StageRun(Base):
     last_warning: Mapped[str] = mapped_column(Text, default="", server_default="")
     reused_from: Mapped[int | None] = mapped_column(ForeignKey("stage_run.id"), index=True)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    share_total: Mapped[float | None] = mapped_column(NanFloat)
+    """Over the tasks of its scores, or its origin's, of the first metric of each that is a share:
+    10,000 runs are put in order without their scores. NaN where one of them is."""
+    share_count: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class Artifact(Base):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session, aliased
 
 from caravan.errors import RegistryError
@@ -30,10 +30,7 @@ from caravan.registry.rows import (
     ScoreRow,
     StageRunRow,
 )
-from caravan.registry.states import State
-
-LIVE = (State.PENDING, State.RUNNING)
-
+from caravan.registry.states import LIVE, State
 
 # --- runs ---------------------------------------------------------------------------------------
 
@@ -93,6 +90,19 @@ def latest_run(session: Session, stale_after_seconds: float) -> RunRow | None:
     query = select(m.Run).order_by(started.desc(), m.Run.id.desc()).limit(1)
     found = _run_rows(session, session.scalars(query).all(), stale_after_seconds)
     return found[0] if found else None
+
+
+def runs_of_ids(
+    session: Session, run_ids: Sequence[str], stale_after_seconds: float
+) -> list[RunRow]:
+    """Those of the runs that are there, in that order."""
+    found = session.scalars(select(m.Run).where(m.Run.id.in_(run_ids))).all()
+    rows = {row.id: row for row in _run_rows(session, found, stale_after_seconds)}
+    return [rows[run_id] for run_id in run_ids if run_id in rows]
+
+
+def run_names(session: Session) -> list[str]:
+    return list(session.scalars(select(m.Run.name).distinct().order_by(m.Run.name)))
 
 
 def _run_rows(session: Session, found: Sequence[m.Run], stale_after_seconds: float) -> list[RunRow]:
@@ -274,56 +284,63 @@ def lineage(
     (same key) count once; with `run_id`, only that run's stage runs are walked, reused ones too.
     """
     towards: Direction = "out" if direction == "in" else "in"
+    keys: dict[int, str] = {}
+    edges_of: dict[int, list[LineageEdge]] = {}
+    touching: dict[str, list[int]] = {}
+    for key, edge in _edges_around(session, digest, direction, run_id):
+        keys[edge.stage_run_id] = key
+        edges_of.setdefault(edge.stage_run_id, []).append(edge)
+        if edge.direction == towards:
+            touching.setdefault(edge.digest, []).append(edge.stage_run_id)
     seen_digests, seen_keys = {digest}, set[str]()
     edges: list[LineageEdge] = []
-    frontier, depth = deque([digest]), 0
+    frontier, depth = [digest], 0
     while frontier:
-        reached = _stage_runs_touching(session, frontier, towards, run_id)
-        fresh = {}
+        reached = sorted({stage for found in frontier for stage in touching.get(found, ())})
+        frontier = []
         for stage in reached:
-            if stage.key not in seen_keys:
-                seen_keys.add(stage.key)
-                fresh[stage.id] = stage
-        frontier = deque()
-        for edge in _edges_of(session, fresh, depth):
-            edges.append(edge)
-            if edge.direction == direction and edge.digest not in seen_digests:
-                seen_digests.add(edge.digest)
-                frontier.append(edge.digest)
+            if keys[stage] in seen_keys:
+                continue
+            seen_keys.add(keys[stage])
+            for edge in edges_of[stage]:
+                edges.append(replace(edge, depth=depth))
+                if edge.direction == direction and edge.digest not in seen_digests:
+                    seen_digests.add(edge.digest)
+                    frontier.append(edge.digest)
         depth += 1
     return edges
 
 
-def _stage_runs_touching(
-    session: Session, digests: Collection[str], direction: Direction, run_id: str | None
-) -> Sequence[m.StageRun]:
-    touching = select(m.StageRunArtifact.stage_run_id).where(
-        m.StageRunArtifact.digest.in_(digests), m.StageRunArtifact.direction == direction
+def _edges_around(
+    session: Session, digest: str, direction: Direction, run_id: str | None
+) -> Iterator[tuple[str, LineageEdge]]:
+    """All edges of the stage runs that can be walked to, by stage run, each with its key: one
+    statement, where the walk itself would ask twice for every stage between."""
+    near, far, edge = aliased(m.StageRunArtifact), aliased(m.StageRunArtifact), m.StageRunArtifact
+    walked = m.StageRun.reused_from.is_(None) if run_id is None else m.StageRun.run_id == run_id
+    reached = select(literal(digest).label("digest")).cte("reached", recursive=True)
+    reached = reached.union(
+        select(far.digest)
+        .join(m.StageRun, m.StageRun.id == far.stage_run_id)
+        .join(near, near.stage_run_id == m.StageRun.id)
+        .join(reached, reached.c.digest == near.digest)
+        .where(walked, near.direction != direction, far.direction == direction)
     )
-    query = select(m.StageRun).where(m.StageRun.id.in_(touching)).order_by(m.StageRun.id)
-    if run_id is None:
-        query = query.where(m.StageRun.reused_from.is_(None))
-    else:
-        query = query.where(m.StageRun.run_id == run_id)
-    return session.scalars(query).all()
-
-
-def _edges_of(session: Session, stages: dict[int, m.StageRun], depth: int) -> Iterable[LineageEdge]:
+    stages = select(near.stage_run_id).join(reached, reached.c.digest == near.digest)
+    stage = m.StageRun
     query = (
-        select(m.StageRunArtifact, m.Artifact.kind)
-        .join(m.Artifact, m.Artifact.digest == m.StageRunArtifact.digest)
-        .where(m.StageRunArtifact.stage_run_id.in_(stages))
-        .order_by(m.StageRunArtifact.stage_run_id, m.StageRunArtifact.direction)
-    )
-    found = session.execute(query).tuples().all()
-    for edge, kind in sorted(
-        found, key=lambda row: (row[0].stage_run_id, row[0].direction, _in_words(row[0].name))
-    ):
-        stage = stages[edge.stage_run_id]
-        yield LineageEdge(
-            digest=edge.digest, kind=kind, stage_run_id=stage.id, run_id=stage.run_id,
-            node=stage.node, stage=stage.stage, name=edge.name, depth=depth,
-            direction="in" if edge.direction == "in" else "out",
+        select(stage.key, stage.id, stage.run_id, stage.node, stage.stage,
+               edge.digest, m.Artifact.kind, edge.direction, edge.name)
+        .join(stage, stage.id == edge.stage_run_id)
+        .join(m.Artifact, m.Artifact.digest == edge.digest)
+        .where(stage.id.in_(stages.where(near.direction != direction)), walked)
+    )  # fmt: skip
+    rows = session.execute(query).tuples().all()
+    in_order = sorted(rows, key=lambda row: (row[1], row[7], _in_words(row[8])))
+    for key, id, run, node, name, touched, kind, found, called in in_order:
+        yield key, LineageEdge(
+            digest=touched, kind=kind, stage_run_id=id, run_id=run, node=node, stage=name,
+            direction="in" if found == "in" else "out", name=called, depth=0,
         )  # fmt: skip
 
 
@@ -419,26 +436,30 @@ def measured_stages(session: Session, run_id: str) -> list[int]:
 
 def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
     """The scores of runs, in that order, those of reused stages included."""
-    asked, origin, order = m.StageRun, aliased(m.StageRun), list(run_ids)
-    query = (
-        select(m.Score, asked, origin.metrics)
-        .select_from(asked)
+    asked, origin = m.StageRun, aliased(m.StageRun)
+    stages = (
+        select(asked.id, asked.run_id, asked.node, asked.stage, origin.id, origin.metrics)
         .join(origin, origin.id == func.coalesce(asked.reused_from, asked.id))
-        .join(m.Score, m.Score.stage_run_id == origin.id)
-        .where(asked.run_id.in_(order))
-        .order_by(asked.id, m.Score.id)
+        .where(asked.run_id.in_(run_ids))
     )
-    found = sorted(session.execute(query).tuples(), key=lambda row: order.index(row[1].run_id))
+    place = {run_id: number for number, run_id in enumerate(run_ids)}
+    asking = sorted(session.execute(stages).tuples(), key=lambda row: (place[row[1]], row[0]))
+    s = m.Score
+    columns = (s.stage_run_id, s.id, s.task, s.metric, s.suite, s.value, s.low, s.high, s.n)
+    query = select(*columns).where(s.stage_run_id.in_([row[4] for row in asking])).order_by(s.id)
+    found: dict[int, list[Any]] = {}
+    for stage_run_id, *score in session.execute(query):
+        found.setdefault(stage_run_id, []).append(score)
     return [
         ScoreRow(
-            id=score.id, stage_run_id=score.stage_run_id, run_id=stage.run_id, node=stage.node,
-            stage=stage.stage, task=score.task, metric=score.metric, suite=score.suite,
-            value=_number(score.value), low=_number(score.low), high=_number(score.high), n=score.n,
-            truncated=metrics.get(f"{score.task}/truncated") or 0.0,
-            too_long=metrics.get(f"{score.task}/too_long") or 0.0,
-            undecided=metrics.get(f"{score.task}/undecided_share") or 0.0,
+            id=id, stage_run_id=origin_id, run_id=run_id, node=node, stage=stage, task=task,
+            metric=metric, suite=suite, value=value, low=low, high=high, n=n,
+            truncated=metrics.get(f"{task}/truncated") or 0.0,
+            too_long=metrics.get(f"{task}/too_long") or 0.0,
+            undecided=metrics.get(f"{task}/undecided_share") or 0.0,
         )
-        for score, stage, metrics in found
+        for _, run_id, node, stage, origin_id, metrics in asking
+        for id, task, metric, suite, value, low, high, n in found.get(origin_id, ())
     ]  # fmt: skip
 
 

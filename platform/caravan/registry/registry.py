@@ -38,7 +38,8 @@ from caravan.registry.rows import (
     ScoreRow,
     StageRunRow,
 )
-from caravan.registry.states import State
+from caravan.registry.search import RunSearch, find_runs
+from caravan.registry.states import LIVE, State
 from caravan.store.manifest import Artifact
 
 if TYPE_CHECKING:  # stages are above this room; only the record of a score is shared
@@ -131,6 +132,21 @@ class Registry:
                 owner=owner, tag=tag,
             )  # fmt: skip
 
+    def find_runs(self, search: RunSearch) -> list[str]:
+        """The ids of the runs that are searched for, in its order."""
+        with self._read() as session:
+            return find_runs(session, search, self.stale_after_seconds)
+
+    def runs(self, run_ids: Sequence[str]) -> list[RunRow]:
+        """Those of the runs that are there, in that order."""
+        with self._read() as session:
+            return queries.runs_of_ids(session, run_ids, self.stale_after_seconds)
+
+    def run_names(self) -> list[str]:
+        """The names of all recipes that have been run."""
+        with self._read() as session:
+            return queries.run_names(session)
+
     def latest_run(self) -> RunRow | None:
         """The run that was started last."""
         with self._read() as session:
@@ -167,7 +183,7 @@ class Registry:
         with self._write() as session:
             for run_id in run_ids:
                 run = queries.run(session, run_id, self.stale_after_seconds)
-                if run.state in queries.LIVE:
+                if run.state in LIVE:
                     raise RegistryError(
                         f"run {run.id} is {run.state}; stop it first: caravan cancel {run.id}"
                     )
@@ -277,6 +293,7 @@ class Registry:
                 session, stage_run_id, State.SUCCEEDED, error=None, metrics=origin.metrics,
                 reused_from=None if itself else origin.id,
             )  # fmt: skip
+            writes.take_shares(session, stage_run_id, origin.id)
             writes.heartbeat(session, stage_run_id, None, (origin.warnings, origin.last_warning))
             return True
 

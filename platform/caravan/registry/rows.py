@@ -219,5 +219,10 @@ class PairRatingRow:
     at: datetime
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, as accuracies and rates do; ratings do not."""
+    return "rating" not in metric
+
+
 def _seconds(start: datetime | None, end: datetime | None) -> float | None:
     return None if start is None or end is None else max(0.0, (end - start).total_seconds())

@@ -19,5 +19,7 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
+LIVE = (State.PENDING, State.RUNNING)
+
 RunState = State
 StageState = State

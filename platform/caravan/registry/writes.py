@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
 from caravan.registry import models as m
-from caravan.registry.rows import RECIPE_FILES, Backend, Choice, Direction
+from caravan.registry.rows import RECIPE_FILES, Backend, Choice, Direction, is_share
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
 from caravan.version import caravan_version
@@ -130,6 +130,7 @@ def open_stage_run(session: Session, run_id: str, node: str, stage: str, key: st
     found.finished_at, found.error, found.reused_from = None, None, None
     found.pod = ""  # of an earlier attempt
     found.progress_done, found.progress_total, found.metrics = 0, 0, {}
+    found.share_total, found.share_count = None, 0
     found.warnings, found.last_warning = 0, ""
     return found.id
 
@@ -286,7 +287,10 @@ def log_metrics(session: Session, stage_run_id: int, points: Sequence[MetricPoin
 def add_scores(session: Session, stage_run_id: int, scores: Sequence[Any]) -> None:
     """Replace the stage run's scores (`caravan.stages.context.Score`) and their instances."""
     _delete_scores(session, stage_run_id)
+    first: dict[str, float] = {}
     for score in scores:
+        if is_share(score.metric):
+            first.setdefault(score.task, score.value)
         row = m.Score(
             stage_run_id=stage_run_id, task=score.task, metric=score.metric, suite=score.suite,
             value=score.value, low=score.low, high=score.high, n=score.n,
@@ -301,6 +305,13 @@ def add_scores(session: Session, stage_run_id: int, scores: Sequence[Any]) -> No
                     for instance, value in score.instances.items()
                 ],
             )
+    _set(session, stage_run_id, share_total=sum(first.values()), share_count=len(first))
+
+
+def take_shares(session: Session, stage_run_id: int, origin_id: int) -> None:
+    """What a reused stage run's scores add up to is what its origin's do."""
+    origin = session.get_one(m.StageRun, origin_id)
+    _set(session, stage_run_id, share_total=origin.share_total, share_count=origin.share_count)
 
 
 def _delete_scores(session: Session, stage_run_id: int) -> None:
