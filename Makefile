@@ -69,15 +69,22 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Run the benchmarks (minutes to hours)
+bench: setup test-tools peers ## Run the benchmarks (minutes to hours)
 	$(BIN)/python -m tests.benchmarks
 
-peers: .venv-peers/.installed ## Install what the benchmarks of data are measured against (Python 3.12)
+# What the registry and the data side are measured against wants packages of its own.
+peers: .venv-peers/.installed .venv-trackers/.installed ## Install what benchmarks are measured against (with Python 3.12)
 
 .venv-peers/.installed:
 	$(PEERS_PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install -qq 'datasketch>=2,<3' 'decontaminate==0.3.0.post4' 'rensa>=0.5,<0.6' 'text-dedup>=0.4.1,<0.5'
 	touch $@
 
+.venv-trackers/.installed:
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/pip install -qq 'mlflow>=3,<4' 'trackio<1' 'psycopg[binary]>=3.2,<4'
+	touch $@
+
 clean: ## Remove the environment and caches (not the runs in .caravan)
-	rm -rf $(VENV) .venv-vllm .venv-checkov .venv-peers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venv-checkov .venv-peers .venv-trackers
+	rm -rf .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 import sys
 
 from tests.benchmarks import (
+    dashboard_pages,
     decontaminate,
     dpo_vs_trl,
     evaluate_vs_lm_eval,
@@ -12,6 +13,7 @@ from tests.benchmarks import (
     sft_vs_trl,
     stage_overhead,
     submit,
+    tracking_vs_mlflow,
 )
 
 BENCHMARKS = {
@@ -24,6 +26,8 @@ BENCHMARKS = {
     "decontaminate": decontaminate.main,
     "near_duplicates": near_duplicates.main,
     "evaluate_vs_lm_eval": evaluate_vs_lm_eval.main,
+    "tracking_vs_mlflow": tracking_vs_mlflow.main,
+    "dashboard_pages": dashboard_pages.main,
 }
 
 for name in sys.argv[1:] or BENCHMARKS:

@@ -329,7 +329,7 @@ def test_a_long_descent_is_one_question(registry, new_run):
     back = registry.lineage("f" * 64, "in")
 
     assert [edge.depth for edge in back if edge.direction == "out"] == list(range(15))
-    assert len(asked) == 1
+    assert sum("SELECT" in statement for statement in asked) == 1
 
 
 # --- metrics, scores, annotations ---------------------------------------------------------------
