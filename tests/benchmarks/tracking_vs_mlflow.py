@@ -120,7 +120,7 @@ def measured(side: str, module: str, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             [python, "-m", f"tests.benchmarks.{module}", *arguments],
             env=os.environ | {"TRACKIO_DIR": directory}, text=True, check=True, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )  # fmt: skip
     line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
     return dict(json.loads(line.removeprefix("FOUND ")))
