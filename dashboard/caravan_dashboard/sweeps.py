@@ -7,10 +7,9 @@ from itertools import cycle
 
 import pandas as pd
 
-from caravan.evals.headlines import is_share
 from caravan.evals.sweeps import BETTER, UNKNOWN, WITHIN, WORSE, Arm, ArmScore
 from caravan.recipe.io import shown_value
-from caravan.registry import SWEEP_TAG, RunRow
+from caravan.registry import SWEEP_TAG, RunRow, is_share
 from caravan_dashboard.palette import SERIES
 
 FIRST = "first arm"

@@ -8,7 +8,6 @@ from typing import Any
 import streamlit as st
 
 from caravan.evals.caveats import without_spread
-from caravan.evals.headlines import is_share
 from caravan.evals.sweeps import (
     BETTER,
     UNKNOWN,
@@ -21,7 +20,7 @@ from caravan.evals.sweeps import (
     notes,
     sweep_runs,
 )
-from caravan.registry import Registry, State
+from caravan.registry import Registry, State, is_share
 from caravan_dashboard import charts, evaluation, library, signin, sweeps, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live

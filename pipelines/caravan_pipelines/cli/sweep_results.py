@@ -11,7 +11,6 @@ from rich.text import Text
 
 from caravan.errors import without_traceback
 from caravan.evals.caveats import without_spread
-from caravan.evals.headlines import is_share
 from caravan.evals.sweeps import (
     BETTER,
     UNKNOWN,
@@ -24,7 +23,7 @@ from caravan.evals.sweeps import (
     sweep_runs,
 )
 from caravan.recipe.io import ABSENT
-from caravan.registry import Registry
+from caravan.registry import Registry, is_share
 from caravan_pipelines.cli.tables import STATE_STYLE, columns, print_table, run_column
 from caravan_pipelines.cli.training import ends
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from caravan.errors import RegistryError
 from caravan.evals.caveats import selected_by, selected_by_scores
-from caravan.evals.headlines import headline, is_share
+from caravan.evals.headlines import headline
 from caravan.evals.models import in_order, model_of
 from caravan.evals.stats import Floats, Interval, crossed_interval
 from caravan.recipe.io import differing_fields, shown_value
-from caravan.registry import Registry, RunRow, ScoreRow
+from caravan.registry import Registry, RunRow, ScoreRow, is_share
 
 ALL_TASKS = "mean of tasks"
 """The mean over the tasks that are not rated, as it heads a run."""
