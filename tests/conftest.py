@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 import sqlalchemy as sa
+from filelock import FileLock
 
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this one
 
@@ -247,11 +248,18 @@ def mini() -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Caravan:
-    """A finished run of the shrunken pocket recipe that nothing disturbed."""
-    caravan = Caravan(tmp_path_factory.mktemp("undisturbed"))
-    caravan("run", str(MINI))
-    return caravan
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Caravan:
+    """A finished run of the shrunken pocket recipe that nothing disturbed. It is made once; of
+    several workers each has a copy."""
+    own = tmp_path_factory.getbasetemp()
+    made = (own if worker_id == "master" else own.parent) / "undisturbed"
+    with FileLock(f"{made}.lock"):
+        if not (made / "complete").exists():
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            Caravan(made)("run", str(MINI))
+            (made / "complete").touch()
+    return Caravan(shutil.copytree(made, own / "copy-of-undisturbed"))
 
 
 @pytest.fixture
