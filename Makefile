@@ -22,8 +22,10 @@ $(VENV)/.installed: pyproject.toml images/stage-cpu.txt
 demo: setup ## Run the whole recipe on this machine (five to twenty minutes) and show what each stage changed
 	$(BIN)/caravan run pipelines/recipes/pocket.yaml
 
-test: setup test-tools check ## Run the tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Of two cores two files at a time leave a quarter idle, as tests wait for processes; and threads of
+# one test would wait for cores that another has.
+test: setup test-tools check ## Run the tests, three files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # What tests need beside Python packages: a browser, NLTK's sentence model (which llama-index-core
 # carries; its own dependencies are not needed), and checkov, which wants packages of its own.
