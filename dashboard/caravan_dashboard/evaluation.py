@@ -13,7 +13,7 @@ import pandas as pd
 
 from caravan.evals.models import in_order, model_of
 from caravan.evals.stats import Difference, paired_difference
-from caravan.registry import ScoreRow, is_share
+from caravan.registry import ScoreRow, is_share, scale_of
 from caravan_dashboard.text import signed_points
 
 
@@ -166,7 +166,8 @@ def shown_difference(metric: str, difference: float) -> str:
 
 
 def shown_value(metric: str, value: float) -> str:
-    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.2f}"
+    scale, digits = scale_of(metric)
+    return f"{scale * value:.{digits}f}"
 
 
 def as_text(value: Any) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from caravan.evals.headlines import Headline
 from caravan.evals.models import in_order
 from caravan.recipe.io import shown_value
-from caravan.registry import RecipeField, RunRow, RunSearch, State
+from caravan.registry import LIVE, STOPPED, RecipeField, RunRow, RunSearch, State
 from caravan_dashboard.differences import value_at
 
 
@@ -48,8 +48,8 @@ def as_table(runs: Sequence[RunRow], means: Mapping[str, Mapping[str, Headline]]
 
 
 def can_resume(state: State) -> bool:
-    return state in (State.FAILED, State.CANCELLED, State.INTERRUPTED)
+    return state in STOPPED
 
 
 def can_cancel(state: State) -> bool:
-    return state in (State.PENDING, State.RUNNING)
+    return state in LIVE

@@ -9,22 +9,12 @@ import pandas as pd
 
 from caravan.evals.sweeps import BETTER, UNKNOWN, WITHIN, WORSE, Arm, ArmScore
 from caravan.recipe.io import shown_value
-from caravan.registry import SWEEP_TAG, RunRow, is_share
+from caravan.registry import scale_of
 from caravan_dashboard.palette import SERIES
 
 FIRST = "first arm"
 VERDICT = {FIRST: "#8b94a3", BETTER: "#15803d", WORSE: "#c2334d", WITHIN: "#2f7ed8",
            UNKNOWN: "#a16207"}  # fmt: skip
-
-
-def by_tag(runs: Iterable[RunRow]) -> dict[str, list[RunRow]]:
-    """The runs of each sweep, as they come."""
-    found: dict[str, list[RunRow]] = {}
-    for run in runs:
-        for tag in run.tags:
-            if tag.startswith(SWEEP_TAG):
-                found.setdefault(tag, []).append(run)
-    return found
 
 
 def axis_of(arms: Sequence[Arm]) -> tuple[str, list[str], list[str]]:
@@ -60,7 +50,7 @@ def chart_rows(
     """
     _, values, series = axis_of(arms)
     colour_of = colours(arms, scores)
-    scale = 100 if is_share(scores[0].metric) else 1
+    scale, _ = scale_of(scores[0].metric)
     means, seeds = [], []
     for score, value, other in zip(scores, values, series, strict=True):
         if score.mean is None:

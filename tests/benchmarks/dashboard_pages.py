@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 from pydantic import BaseModel
 from tests.benchmarks import many_runs
 from tests.benchmarks.process_tree import cpu_seconds, mib
-from tests.benchmarks.training_compare import spread
+from tests.benchmarks.turns import spread
 from tests.conftest import start_postgres
 from tests.dashboard.dashboard_server import free_port, running
 

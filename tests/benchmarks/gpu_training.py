@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 from tests.benchmarks import training_work as w
-from tests.benchmarks.training_compare import WARM_UP, Side, spread
+from tests.benchmarks.training_compare import WARM_UP, Side
+from tests.benchmarks.turns import spread
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 SIDES = {

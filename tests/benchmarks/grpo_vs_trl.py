@@ -7,7 +7,8 @@ import statistics
 from contextlib import ExitStack
 from typing import Any
 
-from tests.benchmarks.training_compare import Side, conditions, spread
+from tests.benchmarks.training_compare import Side, conditions
+from tests.benchmarks.turns import spread
 
 REPETITIONS = 5
 STEPS = 6

@@ -1,7 +1,7 @@
 """The registry against MLflow's tracking server on the same PostgreSQL, and trackio: writing
 points, losing none, and finding runs among many.
 
-MLflow and trackio want packages of their own: `make .venv-trackers/.installed`.
+MLflow and trackio want packages of their own: `make peers`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import psycopg
 from tests.benchmarks import many_runs
 from tests.benchmarks.process_tree import cpu_seconds
-from tests.benchmarks.training_compare import spread
+from tests.benchmarks.turns import spread
 from tests.conftest import start_postgres
 from tests.dashboard.dashboard_server import free_port, wait_until_up
 

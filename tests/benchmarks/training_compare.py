@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import training_work as w
+from tests.benchmarks.turns import spread
 
 ROOT = Path(__file__).resolve().parents[2]
 REPETITIONS = 5
@@ -100,10 +101,3 @@ def conditions() -> str:
     """When, with what and on how many threads it was measured."""
     versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
     return f"\n{date.today()}, {versions}, {os.environ.get('OMP_NUM_THREADS', '1')} thread(s)"
-
-
-def spread(values: list[float], digits: int) -> str:
-    return (
-        f"{statistics.median(values):.{digits}f} "
-        f"({min(values):.{digits}f} to {max(values):.{digits}f})"
-    )

@@ -12,7 +12,7 @@ from caravan.access import Role
 from caravan.errors import without_traceback
 from caravan.evals.headlines import headlines
 from caravan.recipe.io import shown_value
-from caravan.registry import RunRow, StageRunRow, State
+from caravan.registry import LIVE, RunRow, StageRunRow, State
 from caravan.stages.candidates import selected
 from caravan_dashboard import differences, launching, library, lineage, palette, runs, signin, ui
 from caravan_dashboard.curves import single_curve
@@ -50,7 +50,7 @@ SECTIONS = ["Progress", "Lineage", "Recipe", "Notes"]
 
 def main() -> None:
     run = ui.chosen_run("Run")
-    active = run.state in (State.PENDING, State.RUNNING)
+    active = run.state in LIVE
     header(run)
     section = st.segmented_control(
         "Section", SECTIONS, default=SECTIONS[0], key="view", bind="query-params", required=True,

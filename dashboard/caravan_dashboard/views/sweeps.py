@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -20,7 +21,7 @@ from caravan.evals.sweeps import (
     notes,
     sweep_runs,
 )
-from caravan.registry import Registry, State, is_share
+from caravan.registry import LIVE, Registry, SweepRow
 from caravan_dashboard import charts, evaluation, library, signin, sweeps, ui
 from caravan_dashboard.curves import MAX_RUNS
 from caravan_dashboard.live import live
@@ -37,7 +38,6 @@ from caravan_dashboard.markup import (
 )
 from caravan_dashboard.text import DASH
 
-NEWEST = 2000
 REFRESH_SECONDS = 10
 CHARTS_SHOWN = 4
 SCORES_MOST = 5
@@ -46,29 +46,28 @@ KIND = {BETTER: "cv-right", WORSE: "cv-wrong", UNKNOWN: "cv-plain"}
 
 def main() -> None:
     st.title("Sweeps")
-    known = sweeps.by_tag(library.registry().list_runs(NEWEST))
-    if asked := st.query_params.get("sweep"):
-        known.setdefault(asked, sweep_runs(asked, library.registry()))
-    if not known:
+    known = {sweep.tag: sweep for sweep in library.registry().sweeps()}
+    chosen = st.query_params.get("sweep") or next(iter(known), None)
+    if chosen is None:
         ui.empty("No sweep yet. One is started on the command line:",
                  "caravan sweep pocket --over dpo.beta=1,2,5 --over seed=17,18,19")  # fmt: skip
         return
-    chosen = st.query_params.get("sweep") or next(iter(known))
+    runs = sweep_runs(chosen, library.registry())
+    known.setdefault(chosen, SweepRow(chosen, runs[0].name, len(runs)))
     # Bound to the address, the widget would write there what it shows.
     st.session_state["sweep_picker"] = chosen
     st.selectbox(
         "Sweep", list(known), key="sweep_picker", on_change=pick, label_visibility="collapsed",
-        format_func=lambda one: f"{one} · {known[one][0].name} · {len(known[one])} runs",
+        format_func=lambda one: f"{one} · {known[one].name} · {known[one].runs} runs",
     )  # fmt: skip
     ui.name_tab("Sweeps", chosen)
-    runs = sweep_runs(chosen, library.registry())
     scores = library.registry().scores(*(run.id for run in runs))
     models = evaluated_models(scores)
     model = models and st.segmented_control(
         "Model", models, default=models[-1], key="model", bind="query-params", required=True,
         label_visibility="collapsed",
     )  # fmt: skip
-    active = any(run.state in (State.PENDING, State.RUNNING) for run in runs)
+    active = any(run.state in LIVE for run in runs)
     live(lambda: show(chosen, model or ""), REFRESH_SECONDS if active else None)
 
 
@@ -149,9 +148,10 @@ def arm_name(arm: Arm) -> Html:
 def score_cell(score: ArmScore) -> object:
     if score.mean is None:
         return DASH
-    spread = "" if score.spread is None else f" ± {shown(score, score.spread)}"
+    shown = partial(evaluation.shown_value, score.metric)
+    spread = "" if score.spread is None else f" ± {shown(score.spread)}"
     return join([
-        tag("b", shown(score, score.mean)), tag("span", spread, class_="cv-dim"),
+        tag("b", shown(score.mean)), tag("span", spread, class_="cv-dim"),
         difference(score), caveat(score.caveat),
     ])  # fmt: skip
 
@@ -165,10 +165,6 @@ def difference(score: ArmScore) -> Html:
     text = without_spread(found, value) or f"{value} [{low}, {high}]"
     kind = KIND.get(score.verdict, "cv-dim")
     return tag("div", text, tag("div", score.verdict), class_=kind, style="font-size:.8em")
-
-
-def shown(score: ArmScore, value: float) -> str:
-    return f"{100 * value:.1f}" if is_share(score.metric) else f"{value:.2f}"
 
 
 def run_table(arms: Sequence[Arm]) -> Html:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.errors import CaravanError, RecipeError, without_traceback
-from caravan.registry import Registry, RunRow, StageRunRow, State, open_registry
+from caravan.registry import LIVE, Registry, RunRow, StageRunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.stages.patience import open_patiently, patiently
 from caravan.store import open_store
@@ -92,7 +92,7 @@ def follow_run(run_id: str) -> None:
 
 def _goes_on(run_id: str, registry: Registry, settings: Settings) -> bool:
     state = patiently(lambda: registry.get_run(run_id), settings.patience_seconds).state
-    return state in (State.PENDING, State.RUNNING)
+    return state in LIVE
 
 
 def logs(run_id: str, stage: str | None, *, follow: bool) -> None:

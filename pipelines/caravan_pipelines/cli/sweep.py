@@ -13,7 +13,7 @@ from rich.text import Text
 
 from caravan.errors import CaravanError
 from caravan.evals.sweeps import sweep_runs
-from caravan.registry import State, open_registry
+from caravan.registry import STOPPED, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan_pipelines.cli import launch
 from caravan_pipelines.cli.common import read_recipe
@@ -56,7 +56,7 @@ def resume(tag: str) -> None:
         execute_runs(tag, settings, Console())
         return
     for run in runs:
-        if run.state in (State.FAILED, State.CANCELLED, State.INTERRUPTED):
+        if run.state in STOPPED:
             launch.resume(run, settings, detach=True)
 
 

@@ -23,7 +23,7 @@ from caravan.evals.sweeps import (
     sweep_runs,
 )
 from caravan.recipe.io import ABSENT
-from caravan.registry import Registry, is_share
+from caravan.registry import Registry, ScoreRow, scale_of
 from caravan_pipelines.cli.tables import STATE_STYLE, columns, print_table, run_column
 from caravan_pipelines.cli.training import ends
 
@@ -41,14 +41,20 @@ class Results:
         self.tag, self.registry = tag, registry
         self.runs = sweep_runs(tag, registry)
         self.arms = arms_of(self.runs)
-        self.scores = registry.scores(*(run.id for run in self.runs))
-        self.models = evaluated_models(self.scores)
         several = len({run.seed for run in self.runs}) > 1
         self.labels = {
             run.id: [*arm.labels, *([f"seed={run.seed}"] if several else [])]
             for arm in self.arms
             for run in arm.runs
         }
+
+    @cached_property
+    def scores(self) -> list[ScoreRow]:
+        return self.registry.scores(*(run.id for run in self.runs))
+
+    @property
+    def models(self) -> list[str]:
+        return evaluated_models(self.scores)
 
     @cached_property
     def by_model(self) -> dict[str, list[ArmScore]]:
@@ -166,15 +172,10 @@ def _seeds(score: ArmScore) -> str:
     return str(found) if found == asked else f"{found} of {asked}"
 
 
-def _scale(metric: str) -> tuple[int, int]:
-    """Shares are in per cent, ratings as given; and the decimals."""
-    return (100, 1) if is_share(metric) else (1, 2)
-
-
 def _score(score: ArmScore) -> Text:
     if score.mean is None:
         return Text("–")
-    scale, digits = _scale(score.metric)
+    scale, digits = scale_of(score.metric)
     text = Text(f"{scale * score.mean:.{digits}f}")
     if score.spread is not None:
         text.append(f" ± {scale * score.spread:.{digits}f}", style="dim")
@@ -186,7 +187,7 @@ def _score(score: ArmScore) -> Text:
 def _difference(score: ArmScore) -> Text:
     if (found := score.difference) is None:
         return Text("")
-    scale, digits = _scale(score.metric)
+    scale, digits = scale_of(score.metric)
     text = Text(f"{scale * found.value:+.{digits}f}")
     if same := without_spread(found, text.plain):
         return Text(same)

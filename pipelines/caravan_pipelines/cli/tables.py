@@ -13,7 +13,7 @@ from rich.text import Text
 from caravan.evals.caveats import lacking, without_spread
 from caravan.evals.headlines import headlines
 from caravan.evals.models import in_order, model_of
-from caravan.registry import RunRow, ScoreRow, StageRunRow, State
+from caravan.registry import RunRow, ScoreRow, StageRunRow, State, scale_of
 
 WIDEST = 10_000
 """Characters of a line."""
@@ -176,7 +176,7 @@ def scores_table(scores: Sequence[ScoreRow]) -> Table:
 def score_cell(score: ScoreRow | None) -> Text:
     if score is None:
         return Text("")
-    scale, digits = (1, 2) if score.metric == "mean_rating" else (100, 1)
+    scale, digits = scale_of(score.metric)
     text = Text(f"{scale * score.value:.{digits}f}")
     if score.metric == "difference" and (same := without_spread(score, text.plain)):
         return Text(same)

@@ -23,8 +23,7 @@ from caravan.errors import CaravanError
 from caravan.recipe import Recipe
 from caravan.recipe.checks import check_tasks
 from caravan.recipe.io import recipe_digest
-from caravan.registry import RECIPE_FILES, Registry, RunRow, open_registry
-from caravan.registry.states import State
+from caravan.registry import LIVE, RECIPE_FILES, Registry, RunRow, State, open_registry
 from caravan.settings import Settings, load_settings
 from caravan.store import open_store
 from caravan_pipelines.budget import check_budget, project_tags
@@ -216,7 +215,7 @@ def resume(run: RunRow, settings: Settings) -> Submitted:
         given_up = sync(run, registry, settings, client)
         run = registry.get_run(run.id)
         free = given_up and registry.take_backend_run(run.id, run.backend_run_id)
-        if run.state in (State.PENDING, State.RUNNING) and not free:
+        if run.state in LIVE and not free:
             raise CaravanError(
                 f"run {run.id} is {run.state} on Kubeflow Pipelines: follow it with "
                 f"`caravan show {run.id}`, stop it with `caravan cancel {run.id}`"
@@ -361,7 +360,7 @@ def sync_all(settings: Settings | None = None) -> list[str]:
     with open_registry(settings) as registry:
         live = [
             run.id
-            for state in (State.PENDING, State.RUNNING, State.INTERRUPTED)
+            for state in (*LIVE, State.INTERRUPTED)
             for run in registry.list_runs(limit=None, state=state)
             if run.backend == "kubeflow"
         ]

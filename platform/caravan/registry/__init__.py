@@ -19,14 +19,16 @@ from caravan.registry.rows import (
     ScoreInstanceRow,
     ScoreRow,
     StageRunRow,
+    SweepRow,
     is_share,
+    scale_of,
 )
 from caravan.registry.search import RecipeField, RunSearch
-from caravan.registry.states import LIVE, RunState, StageState, State
+from caravan.registry.states import LIVE, STOPPED, RunState, StageState, State
 
 __all__ = [
-    "LIVE", "RECIPE_FILES", "SERVED_TAG", "SWEEP_TAG", "ArtifactRow", "Backend", "Choice",
-    "CurvePoint", "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "RecipeField", "Registry",
-    "RunRow", "RunSearch", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow", "StageState",
-    "State", "is_share", "open_registry", "upgrade",
+    "LIVE", "RECIPE_FILES", "SERVED_TAG", "STOPPED", "SWEEP_TAG", "ArtifactRow", "Backend",
+    "Choice", "CurvePoint", "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "RecipeField",
+    "Registry", "RunRow", "RunSearch", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow",
+    "StageState", "State", "SweepRow", "is_share", "open_registry", "scale_of", "upgrade",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from caravan.errors import RegistryError
 from caravan.registry import models as m
 from caravan.registry.rows import (
     RECIPE_FILES,
+    SWEEP_TAG,
     ArtifactRow,
     Backend,
     Choice,
@@ -29,6 +30,7 @@ from caravan.registry.rows import (
     ScoreInstanceRow,
     ScoreRow,
     StageRunRow,
+    SweepRow,
 )
 from caravan.registry.states import LIVE, State
 
@@ -485,6 +487,18 @@ def _number(value: float | None) -> float:
 def tags(session: Session, run_id: str) -> list[str]:
     query = select(m.Tag.name).where(m.Tag.run_id == run_id).order_by(m.Tag.name)
     return list(session.scalars(query))
+
+
+def sweeps(session: Session) -> list[SweepRow]:
+    """Newest first."""
+    query = (
+        select(m.Tag.name, func.min(m.Run.name), func.count())
+        .join(m.Run, m.Run.id == m.Tag.run_id)
+        .where(m.Tag.name.startswith(SWEEP_TAG, autoescape=True))
+        .group_by(m.Tag.name)
+        .order_by(func.max(m.Run.created_at).desc(), m.Tag.name)
+    )
+    return [SweepRow(*found) for found in session.execute(query).tuples()]
 
 
 def notes(session: Session, run_id: str) -> list[NoteRow]:

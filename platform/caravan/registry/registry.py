@@ -37,6 +37,7 @@ from caravan.registry.rows import (
     ScoreInstanceRow,
     ScoreRow,
     StageRunRow,
+    SweepRow,
 )
 from caravan.registry.search import RunSearch, find_runs
 from caravan.registry.states import LIVE, State
@@ -146,6 +147,11 @@ class Registry:
         """The names of all recipes that have been run."""
         with self._read() as session:
             return queries.run_names(session)
+
+    def sweeps(self) -> list[SweepRow]:
+        """All sweeps, newest first."""
+        with self._read() as session:
+            return queries.sweeps(session)
 
     def latest_run(self) -> RunRow | None:
         """The run that was started last."""

@@ -219,9 +219,25 @@ class PairRatingRow:
     at: datetime
 
 
+@dataclass(frozen=True)
+class SweepRow:
+    """The runs that have a tag of a sweep in common."""
+
+    tag: str
+    name: str
+    """Of their recipe."""
+    runs: int
+
+
 def is_share(metric: str) -> bool:
     """Whether a metric lies between 0 and 1, as accuracies and rates do; ratings do not."""
     return "rating" not in metric
+
+
+def scale_of(metric: str) -> tuple[int, int]:
+    """What a score is multiplied by where it is told, and its decimals: shares are in per cent,
+    ratings as given."""
+    return (100, 1) if is_share(metric) else (1, 2)
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float | None:

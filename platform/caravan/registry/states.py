@@ -20,6 +20,8 @@ class State(StrEnum):
 
 
 LIVE = (State.PENDING, State.RUNNING)
+STOPPED = (State.FAILED, State.CANCELLED, State.INTERRUPTED)
+"""What can be continued."""
 
 RunState = State
 StageState = State

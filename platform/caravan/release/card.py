@@ -12,7 +12,7 @@ import yaml
 
 from caravan.data.card import cell, table
 from caravan.evals.caveats import lacking, selected_by, selected_by_scores
-from caravan.registry import ScoreRow, StageRunRow
+from caravan.registry import ScoreRow, StageRunRow, scale_of
 from caravan.release.facts import ModelFacts
 from caravan.stages.candidates import SELECT, TAKEN, selects_from
 
@@ -165,7 +165,7 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
 
 
 def _numbers(score: ScoreRow) -> tuple[str, str]:
-    scale, digits = (1, 2) if score.metric == "mean_rating" else (100, 1)
+    scale, digits = scale_of(score.metric)
     value, low, high = (
         f"{scale * number:.{digits}f}" for number in (score.value, score.low, score.high)
     )
