@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from caravan.errors import RegistryError
-from caravan.registry import State
+from caravan.registry import State, SweepRow
 from caravan.stages.context import Score
 from caravan.store import Artifact
 
@@ -299,6 +299,16 @@ def test_lineage_counts_the_same_work_once_and_ends_on_a_stage_that_changes_noth
     assert {edge.stage_run_id for edge in registry.lineage("a" * 64, "in")} == {origin.id}
     own = registry.lineage("a" * 64, "in", run_id=second)
     assert {edge.stage_run_id for edge in own} == {opened.id}
+
+
+def test_sweeps_are_told_newest_first_with_their_runs(registry, new_run):
+    new_run(tags=["sweep:old", "dpo.beta=1"])
+    new_run(tags=["sweepings"])
+    for _ in range(2):
+        new_run("other", tags=["nightly", "sweep:new"])
+    new, old = registry.sweeps()
+    assert new == SweepRow("sweep:new", "other", 2)
+    assert old == SweepRow("sweep:old", "pocket", 1)
 
 
 def test_artifacts_are_in_the_order_of_the_numbers_in_their_names(registry, new_run):

@@ -32,6 +32,7 @@ from caravan.registry.rows import (
     StageRunRow,
     SweepRow,
 )
+from caravan.registry.search import is_in
 from caravan.registry.states import LIVE, State
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -70,20 +71,15 @@ def runs(
 ) -> list[RunRow]:
     """Runs, newest first."""
     query = select(m.Run).order_by(m.Run.created_at.desc(), m.Run.id.desc())
-    if state in (State.PENDING, State.RUNNING, State.INTERRUPTED):
-        query = query.where(m.Run.state.in_(LIVE))  # told apart by their heartbeat, below
-    elif state is not None:
-        query = query.where(m.Run.state == state)
+    if state is not None:
+        query = query.where(is_in(state, stale_after_seconds))
     if name is not None:
         query = query.where(m.Run.name == name)
     if owner is not None:
         query = query.where(m.Run.owner == owner)
     if tag is not None:
         query = query.join(m.Tag, m.Tag.run_id == m.Run.id).where(m.Tag.name == tag)
-    if state not in (State.PENDING, State.RUNNING, State.INTERRUPTED):
-        query = query.limit(limit)
-    rows = _run_rows(session, session.scalars(query).all(), stale_after_seconds)
-    return [row for row in rows if state is None or row.state == state][:limit]
+    return _run_rows(session, session.scalars(query.limit(limit)).all(), stale_after_seconds)
 
 
 def latest_run(session: Session, stale_after_seconds: float) -> RunRow | None:

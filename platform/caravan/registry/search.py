@@ -45,8 +45,7 @@ def find_runs(session: Session, search: RunSearch, stale_after_seconds: float) -
     sections = [m.Run.recipe[field.section] for _, field in search.fields]
     query = select(m.Run.id, *said, *sections).where(*(_says(word) for word in search.words))
     if search.states:
-        stale = m.now() - timedelta(seconds=stale_after_seconds)
-        query = query.where(or_(*(_is(state, stale) for state in search.states)))
+        query = query.where(or_(*(is_in(state, stale_after_seconds) for state in search.states)))
     if search.names:
         query = query.where(m.Run.name.in_(search.names))
     newest = (m.Run.created_at.desc(), m.Run.id.desc())
@@ -78,9 +77,10 @@ def _holds(column: Any, word: str) -> ColumnElement[bool]:
     return func.lower(column).contains(word.lower(), autoescape=True)
 
 
-def _is(state: State, stale: object) -> ColumnElement[bool]:
+def is_in(state: State, stale_after_seconds: float) -> ColumnElement[bool]:
     """As `queries` derives a state: a live run is interrupted when neither it nor a stage of it has
-    beaten since `stale`, and no backend knows it."""
+    beaten for so long, and no backend knows it."""
+    stale = m.now() - timedelta(seconds=stale_after_seconds)
     beats = select(m.StageRun.id).where(
         m.StageRun.run_id == m.Run.id, m.StageRun.heartbeat_at >= stale
     )
