@@ -34,6 +34,7 @@ class Lanes(Generic[M]):
 
     def __init__(self, model: M, count: int) -> None:
         self.models = [model, *(_twin(model) for _ in range(count - 1))]
+        _prepare_functions()
         self._pool = (
             ThreadPoolExecutor(count, "caravan-lane", partial(torch.set_num_threads, 1))
             if count > 1
@@ -75,6 +76,15 @@ class Lanes(Generic[M]):
 def lanes_on(device: torch.device, cpus: int) -> int:
     """How many passes to compute at once: one for each core, or one on an accelerator."""
     return cpus if device.type == "cpu" else 1
+
+
+def _prepare_functions() -> None:
+    """Let MKL choose its vector functions while there is one thread.
+
+    It chooses at the first call of any of them; of two threads that make it at once, one may get
+    functions of low accuracy for that call: cosines off by 1e-4, in one of some thousand processes.
+    """
+    torch.ones(1).sqrt()
 
 
 def _twin(model: M) -> M:
