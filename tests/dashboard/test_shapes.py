@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from math import inf
+from math import inf, log
 
 import pandas as pd
 import pytest
@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from caravan.data.records import Message
 from caravan.errors import DataError
+from caravan.evals.scoring import ScoredCompletion
 from caravan.recipe.io import shown_value
 from caravan.registry import ArtifactRow, CurvePoint
 from caravan_dashboard import (
@@ -22,6 +24,7 @@ from caravan_dashboard import (
     lineage,
     markup,
     preferences,
+    replies,
     rows,
     text,
 )  # fmt: skip
@@ -234,3 +237,21 @@ def test_times_are_written_for_people():
     ]  # fmt: skip
     assert text.ago(now - timedelta(hours=49), now) == "2 days ago"
     assert text.signed_points(-0.0123) == "−1.2"
+
+
+def test_weighed_options_stand_with_their_probabilities_the_true_ones_marked():
+    shown = replies.answer("sft", WEIGHED, replies.replies([WEIGHED], marks=True)[0])
+    assert '<span class="cv-right">75.0%</span> it &lt;is&gt;' in "".join(shown)
+    assert '<span class="cv-wrong">25.0%</span> it is not' in "".join(shown)
+
+
+WEIGHED = ScoredCompletion(
+    task="truth",
+    id="truth/1",
+    messages=(Message(role="user", content="is it?"),),
+    ground_truth=["it <is>"],
+    completion="it <is>",
+    finish_reason="stop",
+    score=0.75,
+    log_likelihoods={"it <is>": log(0.03), "it is not": log(0.01)},
+)

@@ -121,6 +121,12 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
         assert first == [TOO_LONG]
         assert second[0].token_ids
 
+    options = [["7", "seven, of course"], ["hello"], ["no" * 64]]
+    weighed = [one.log_likelihoods(PROMPTS, options) for one in (engine, ours)]
+    assert [len(values) for values in weighed[0]] == [2, 1, 0]
+    for vllms, values in zip(*weighed, strict=True):
+        assert vllms == pytest.approx(values, abs=1e-2)
+
     warm = Sampling(temperature=0.7, max_completion_length=16)
     sampled = engine.generate(PROMPTS, warm, n=4, seed=1)
     assert sampled == engine.generate(PROMPTS, warm, n=4, seed=1)

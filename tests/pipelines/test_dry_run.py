@@ -411,6 +411,13 @@ def test_prompts_without_room_for_a_reply_are_counted_and_fail_nothing(
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"name": "gsm", "task": "gsm8k", "path": "test.jsonl"}
     found = recipe(tmp_path, evaluate={"tasks": [task]}, **PREFERENCES)
+    options = [{"yes": 1, "no": 0}, {"yes": 1, "no " * 40: 0}]
+    asked = [{"question": "?", "mc1_targets": {}, "mc2_targets": given} for given in options]
+    (tmp_path / "mc.json").write_text(json.dumps(asked))
+    truth = {"name": "truth", "task": "truthfulqa_mc2", "path": "mc.json"}
+    output, _ = check(recipe(tmp_path, evaluate={"tasks": [truth]}), tmp_path)
+    assert "64 positions: 1 of 2 of task truth, which count as not answered" in output
+    assert "max_completion_length" not in output
     output, _ = check(found, tmp_path)
     assert "prompts: without room for a reply in the model's 64 positions: 1 of 3 of task" in output
     assert "; 2 of 3 of task gsm leave less than max_completion_length=1024" in output

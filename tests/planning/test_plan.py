@@ -9,6 +9,7 @@ import pytest
 from caravan.planning import memory
 from caravan.planning.devices import place
 from caravan.planning.estimate import plan_recipe
+from caravan.planning.flow import ASSUMED_PROMPT_TOKENS
 from caravan.planning.plan import Plan, StagePlan
 from caravan.planning.shapes import LLAMA
 from caravan.recipe import GRPOConfig, LoRAConfig, Recipe, Resources, VLLMRollouts
@@ -361,6 +362,16 @@ def test_a_safety_classifier_adds_its_own_work_to_an_evaluation(tulu):
     assert with_it.tokens > without.tokens + 100 * without.rows
     assert without.seconds < with_it.seconds < 2 * without.seconds
     assert not [note for note in plan_of(asked).notes if "wildguard" in note]
+
+
+def test_a_question_with_options_is_read_with_each_of_them_and_nothing_is_written(tulu):
+    (truth,) = (task for task in tulu.evaluate.tasks if task.task == "truthfulqa_mc2")
+    asked = tulu.derive(
+        rlvr=tulu.rlvr.derive(select=None), evaluate=tulu.evaluate.derive(tasks=(truth,))
+    )
+    found = stage(plan_of(asked), "evaluate-sft")
+    assert found.rows == 8 * 817
+    assert found.tokens == pytest.approx(found.rows * (ASSUMED_PROMPT_TOKENS + 1))
 
 
 def test_a_model_that_vllm_divides_over_its_gpus_fits_them(recipes):

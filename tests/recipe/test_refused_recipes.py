@@ -281,7 +281,8 @@ def test_a_task_without_files_or_judge_is_refused_to_run_and_told_how_to_get_the
 
     tasks = (
         "[{name: gsm8k, task: gsm8k}, {name: xstest, task: xstest, path: xstest.csv}, "
-        "{name: chat, task: pocket-chat}, {name: href, task: href, path: r.yaml}]"
+        "{name: chat, task: pocket-chat}, {name: href, task: href, path: r.yaml}, "
+        "{name: truth, task: truthfulqa_mc2, path: r.yaml, num_generations: 2}]"
     )
     text = SMALL.replace("evaluate:\n  tasks:\n    - {name: gsm8k, task: gsm8k}\n", "")
     path = tmp_path / "r.yaml"
@@ -294,13 +295,14 @@ def test_a_task_without_files_or_judge_is_refused_to_run_and_told_how_to_get_the
     assert [line.partition(":")[0] for line in lines] == [
         "evaluate.tasks[0].path",
         "evaluate.tasks[1].path",
+        "evaluate.tasks[4].num_generations",
         "evaluate.judge",
         "evaluate.judge",
         "evaluate.safety_judge",
     ]
     assert "task gsm8k reads files: set its `path` to test.jsonl" in lines[0]
     assert f"{tmp_path / 'xstest.csv'} is not there; put xstest_prompts.csv there" in lines[1]
-    assert "a classifier decides about xstest; add safety_judge: {engine: wildguard}" in lines[4]
+    assert "a classifier decides about xstest; add safety_judge: {engine: wildguard}" in lines[5]
 
 
 def test_a_safety_judge_names_an_engine_of_the_recipe() -> None:

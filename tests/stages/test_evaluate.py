@@ -366,3 +366,45 @@ def test_a_verifier_that_fails_leaves_the_instance_out(monkeypatch: pytest.Monke
     rows = verified(task, definition.metrics, [instance], reply, threads=1)
     assert rows[0].score is None
     assert task_scores(task, definition, rows) == []
+
+
+def test_options_are_weighed_beside_replies(
+    make_context: Callable[..., Any], model_dir: Path, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "question": f"{i}?",
+            "mc1_targets": {},
+            "mc2_targets": {"yes": 1, "yes, it is": 1, "no": 0},
+        }
+        for i in range(3)
+    ]
+    rows[1]["mc2_targets"]["no" * 300] = 0  # longer than the model's positions
+    (tmp_path / "mc.json").write_text(json.dumps(rows))
+    weighed = EvalTask(name="truth", task="truthfulqa_mc2", path="mc.json")
+    context = make_context("weighed")
+    context.recipe_dir = tmp_path
+    result = evaluate.run(config(TASK_LIST[0], weighed), {"model": model_dir}, context)
+    kept = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
+    assert [row.task for row in kept] == ["math"] * 6 + ["truth"] * 3
+    first, second, too_long = kept[6:]
+    assert first.log_likelihoods is not None
+    assert set(first.log_likelihoods) == {"yes", "yes, it is", "no"}
+    assert first.completion == max(first.log_likelihoods, key=lambda o: first.log_likelihoods[o])
+    assert first.score == pytest.approx(theirs(first.log_likelihoods, {"yes", "yes, it is"}))
+    assert 0 < first.score < 1
+    assert first.score != second.score  # another question
+    assert (too_long.id, too_long.score) == ("truthfulqa_mc2/1", 0.0)
+    assert too_long.finish_reason == "too_long"
+    assert result.metrics["truth/too_long"] == pytest.approx(1 / 3)
+    (score,) = [score for score in result.scores if score.task == "truth"]
+    assert (score.metric, score.n) == ("mc2", 3)
+    assert context.reported[-1] == (9, 9)
+
+
+def theirs(log_likelihoods: dict[str, float], true: set[str]) -> float:
+    """MC2 as lm-evaluation-harness has it."""
+    utils = pytest.importorskip("lm_eval.tasks.truthfulqa.utils")
+    doc = {"mc2_targets": {"labels": [int(option in true) for option in log_likelihoods]}}
+    found = utils.process_results_mc2(doc, [(value, False) for value in log_likelihoods.values()])
+    return float(found["acc"])

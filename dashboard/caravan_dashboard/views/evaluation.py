@@ -16,29 +16,26 @@ from caravan.evals.stats import Difference
 from caravan.recipe.io import shown_value
 from caravan.registry import Registry, RunRow, ScoreRow
 from caravan_dashboard import charts, differences, evaluation, library, signin, ui
-from caravan_dashboard.diff import word_diff
 from caravan_dashboard.evaluation import Column, Transition
 from caravan_dashboard.markup import (
     Html,
     caveat,
     facts,
     join,
-    marked,
     mono,
     page_link,
-    prose,
     table,
     tag,
     turn,
 )
 from caravan_dashboard.palette import SERIES, model_colour
+from caravan_dashboard.replies import answer, replies
 from caravan_dashboard.rows import read_rows_at
 from caravan_dashboard.text import DASH
 
 PAGE_SIZE = 5
 NOTHING = "nothing"
 INSTANCES = "instances.jsonl"
-FINE, POOR = "cv-right", "cv-wrong"
 OTHER_RUNS = 4
 FIELDS_SHOWN = 4
 VIEWS = ["Scores", "Instances"]
@@ -313,36 +310,6 @@ def show_instance(
     for column, (label, completion), text in zip(columns, completions.items(), texts, strict=True):
         with column:
             ui.show(tag("div", *answer(label, completion, text), class_="cv-card"))
-
-
-def replies(completions: Sequence[ScoredCompletion | None], marks: bool) -> list[Html]:
-    """What the models wrote; of two, with the words marked that the other did not write."""
-    texts = [completion.completion if completion else "" for completion in completions]
-    if not marks or len(texts) != 2:
-        return [prose(text) for text in texts]
-    before, after = word_diff(*texts)
-    return [marked(before, "rejected"), marked(after, "chosen")]
-
-
-def answer(label: str, completion: ScoredCompletion | None, text: Html) -> list[Html]:
-    name = tag("b", label)
-    if completion is None:
-        return [name, prose("was not asked this")]
-    about: list[tuple[str, object]] = [("", name), ("score", score_mark(completion))]
-    if completion.extracted is not None:
-        about.append(("extracted", completion.extracted))
-    about += [(aspect, value) for aspect, value in (completion.ratings or {}).items() if value]
-    if completion.cut_short:
-        about.append(("", tag("span", completion.cut_short, class_=POOR)))
-    return [facts(about), tag("div", text, style="margin-top:.5rem")]
-
-
-def score_mark(completion: ScoredCompletion) -> object:
-    if completion.score is None:
-        return "undecided"
-    if completion.ratings is not None:
-        return f"{completion.score:.2f}"
-    return tag("span", f"{completion.score:g}", class_=FINE if completion.score >= 0.5 else POOR)
 
 
 main()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from caravan.data.records import Message
 from caravan.errors import RecipeError, some
 from caravan.inference.engine import leaves_room, naming
+from caravan.inference.likelihood import given_replies
 from caravan.inference.prompt_format import prompt_format
 from caravan.inference.room import without_room
 from caravan.recipe import ChatTemplate, HubSource, ImportedBase
@@ -44,8 +45,13 @@ def lengths(seen: Seen, *, trains: bool) -> str:
             continue
         prompts = encoded([i.id for i in instances], [i.messages for i in instances])
         of_task = f"of {len(instances):,} of task {task.name}"
+        if options := [i.options for i in instances if i.options]:
+            given = given_replies(asked, [i.messages for i in instances], options)
+            prompts = [max((row.token_ids for row in rows), key=len) for rows in given]
         if count := too_long(prompts):
             said.append(f"{count:,} {of_task}, which count as not answered")
+        if options:
+            continue
         limit = task.sampling.max_completion_length
         if count := without_room([len(ids) for ids in prompts], limit, positions):
             cramped.append(f"{count:,} {of_task} leave less than max_completion_length={limit}")

@@ -130,6 +130,8 @@ class EvalInstance(Record):
     """Ends with a user's turn; few-shot examples come before it as turns of their own."""
     ground_truth: Any = None
     skill: str = ""
+    options: tuple[str, ...] = ()
+    """Replies whose likelihoods are compared, where a task does that; it then asks for none."""
     question: str | None = None
     """What training data must not hold: the question without the task's wording around it. None
     where the last message is only that."""

@@ -120,6 +120,11 @@ def encode_prompt(
     return ids
 
 
+def encode_reply(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a reply, without its end token, as they follow those of `encode_prompt`."""
+    return _encode(tokenizer, text)
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """What is saved with a model: whoever applies it asks with the tokens of `encode_prompt`.
 

@@ -10,6 +10,7 @@ One line of `instances.jsonl`, the file behind every score:
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ class ScoredCompletion(Record):
     """By each metric of the task."""
     ratings: dict[Aspect, int | None] | None = None
     """By the judge, for judged tasks."""
+    log_likelihoods: dict[str, float] | None = None
+    """Of each option, in nats, where they are weighed; the completion is then the likeliest."""
 
     @property
     def cut_short(self) -> str:
@@ -173,6 +176,38 @@ def classified(
         decided = _scored(metric, met)
         rows.append(_row(task, instance, index, reply, extracted=text.strip(), **decided))
     return rows
+
+
+def weighed(
+    task: EvalTask,
+    metric: str,
+    instances: Sequence[EvalInstance],
+    log_likelihoods: Sequence[Sequence[float]],
+) -> list[ScoredCompletion]:
+    """Every instance with the share of probability that the model gives its true options."""
+    rows = []
+    for instance, found in zip(instances, log_likelihoods, strict=True):
+        known = dict(zip(instance.options, found, strict=True))
+        share = share_of_true(known, instance.ground_truth)
+        likeliest = Generation(max(known, key=known.__getitem__), "stop")
+        rows.append(
+            _row(task, instance, 0, likeliest, log_likelihoods=known, **_scored(metric, share))
+        )
+    return rows
+
+
+def share_of_true(log_likelihoods: Mapping[str, float], true: Iterable[str]) -> float:
+    """Of the probability of all options, the part on the true ones: MC2 of TruthfulQA (Lin et al.
+    2022, arXiv:2109.07958; github.com/sylinrl/TruthfulQA)."""
+    shares = option_shares(log_likelihoods)
+    return sum(shares[option] for option in true)
+
+
+def option_shares(log_likelihoods: Mapping[str, float]) -> dict[str, float]:
+    """What each option has of the probability of all of them."""
+    most = max(log_likelihoods.values())
+    masses = {option: math.exp(value - most) for option, value in log_likelihoods.items()}
+    return {option: mass / sum(masses.values()) for option, mass in masses.items()}
 
 
 def compared(

@@ -55,6 +55,9 @@ class TaskDefinition:
     classified: str = ""
     """Name of the metric, where a safety classifier decides: the share of completions that are
     what their prompt wants, which is the ground truth."""
+    weighed: str = ""
+    """Name of the metric, where the likelihoods of given options decide: the share of probability
+    on those that are true, which are the ground truth."""
     compared: bool = False
     """Whether a judge compares the completions with a reference's; the score is the share that it
     prefers."""
@@ -69,7 +72,7 @@ class TaskDefinition:
     def metric(self) -> str:
         if self.metrics:
             return self.metrics[0].name
-        return "win_rate" if self.compared else self.classified or "mean_rating"
+        return "win_rate" if self.compared else self.classified or self.weighed or "mean_rating"
 
 
 class _Tasks(dict[str, TaskDefinition]):
@@ -240,6 +243,10 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
         "truthfulqa": TaskDefinition(
             FromFiles(files.truthfulqa, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
             (Metric("mc1_generated", "choice"),),
+        ),
+        "truthfulqa_mc2": TaskDefinition(
+            FromFiles(files.truthfulqa_mc2, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
+            weighed="mc2",
         ),
         "popqa": TaskDefinition(
             FromFiles(files.popqa, "popQA.tsv", "github.com/AlexTMallen/adaptive-retrieval"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from caravan.data.records import Message
 from caravan.inference.engine import naming, positions_in
+from caravan.inference.likelihood import given_replies
 from caravan.inference.prompt_format import prompt_format
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ class Asked(NamedTuple):
     prompts: Sequence[Sequence[Message]]
     limit: int
     """`max_completion_length`."""
+    options: Sequence[Sequence[str]] = ()
+    """Of each prompt, the replies that are weighed; where there are some, no other is asked for."""
 
 
 def tokens_needed(groups: Iterable[Asked], model: Path) -> int:
@@ -39,8 +42,12 @@ def tokens_needed(groups: Iterable[Asked], model: Path) -> int:
 
     asked, positions = prompt_format(AutoTokenizer.from_pretrained(str(model))), positions_in(model)
     needed = 0
-    for of, ids, prompts, limit in groups:
+    for of, ids, prompts, limit, options in groups:
         with naming([f"{of}: {id}" for id in ids]):
+            if options:
+                rows = given_replies(asked, prompts, options)
+                needed = max(needed, 1 + max(len(r.token_ids) for given in rows for r in given))
+                continue
             lengths = [len(tokens) for tokens in asked.encode_all(prompts)]
         if cramped := without_room(lengths, limit, positions):
             logger.warning(

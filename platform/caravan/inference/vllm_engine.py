@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from caravan.data.records import Message
 from caravan.errors import require
 from caravan.inference.engine import TOO_LONG, Generation, leaves_room, reply_seed
+from caravan.inference.likelihood import Given, Progress, weigh
 from caravan.inference.prompt_format import prompt_format
 from caravan.inference.vllm_process import VLLMProcess, sequence_of
 from caravan.recipe import Sampling, VLLMEngineConfig
@@ -53,11 +55,10 @@ class VLLMEngine:
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Generation]]:
         replies = [[TOO_LONG] * n for _ in prompts]
-        positions = self._process.llm.llm_engine.model_config.max_model_len
         for start in range(0, len(prompts), _PER_CALL):
             end = min(start + _PER_CALL, len(prompts))
             encoded = dict(enumerate(self.format.encode_all(prompts[start:end], start), start))
-            asked = [i for i, ids in encoded.items() if leaves_room(ids, positions)]
+            asked = [i for i, ids in encoded.items() if leaves_room(ids, self._positions)]
             outputs = self._process.call(
                 "generate",
                 [{"prompt_token_ids": encoded[i]} for i in asked],
@@ -69,6 +70,37 @@ class VLLMEngine:
             if progress is not None:
                 progress(end * n, len(prompts) * n)
         return replies
+
+    def log_likelihoods(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        options: Sequence[Sequence[str]],
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """See `LikelihoodEngine`."""
+        of_rows = partial(self._log_likelihoods, progress=progress)
+        return weigh(self.format, prompts, options, self._positions, of_rows)
+
+    def _log_likelihoods(self, rows: Sequence[Given], progress: Progress | None) -> list[float]:
+        vllm = require("vllm", extra="vllm", feature="the vllm engine")
+        # It cannot but write a token; 0: of each token of the prompt alone.
+        asked = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        found: list[float] = []
+        for start in range(0, len(rows), _PER_CALL):
+            batch = rows[start : start + _PER_CALL]
+            prompts = [{"prompt_token_ids": row.token_ids} for row in batch]
+            outputs = self._process.call("generate", prompts, asked, use_tqdm=False)
+            for row, output in zip(batch, outputs, strict=True):
+                told = zip(row.token_ids, output.prompt_logprobs, strict=True)
+                found.append(sum(float(at[t].logprob) for t, at in list(told)[-row.reply :]))
+            if progress is not None:
+                progress(start + len(batch), len(rows))
+        return found
+
+    @property
+    def _positions(self) -> int:
+        return int(self._process.llm.llm_engine.model_config.max_model_len)
 
     def close(self) -> None:
         """End vLLM's processes, and wait until they hold nothing of the device's memory."""

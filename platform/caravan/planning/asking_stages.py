@@ -39,6 +39,8 @@ from caravan.stages.configs import (
 
 HOSTED_TOKENS_PER_SECOND = 60.0
 """Of one request to a hosted model."""
+OPTIONS = 8
+"""Of a question whose options are weighed; TruthfulQA's have 7.6."""
 RATING_TOKENS = 60
 """A judge's words about one completion."""
 RUBRIC_TOKENS = 300
@@ -108,14 +110,19 @@ def synthesize(
 def evaluate(
     planned: PlannedRecipe, node: Node, placement: Placement, config: EvaluateStageConfig
 ) -> StagePlan:
+    from caravan.evals.tasks import TASKS
+
     suite = config.evaluate
     engine = _own_engine(suite.engine, suite.batch_size, suite.resources)
     plans = []
     for task in suite.tasks:
         rows = planned.flow.instances[task.name] * task.num_generations
-        shots = 1 + task.num_fewshot
-        asked = Stream(rows, planned.flow.mix.prompt_tokens * shots)
+        turns = 1 + task.num_fewshot
         reply = planned.reply(task.sampling, base=node.name.endswith("-base"))
+        if task.task in TASKS and TASKS[task.task].weighed:
+            # Options are read, nothing is written; the examples are short and in the same turn.
+            rows, turns, reply = rows * OPTIONS, 1, 1
+        asked = Stream(rows, planned.flow.mix.prompt_tokens * turns)
         plans.append(_asked(planned, node, placement, engine, asked, reply, task.sampling,
                             shape=planned.shape))  # fmt: skip
     start = placement.device.start_seconds + loading_seconds(planned.shape)

@@ -40,8 +40,8 @@ INSTANCES = {
     "deepmind_mathematics": 5600, "do_anything_now": 300, "drop": 9536, "gpqa": 448,
     "gsm8k": 1319, "harmbench": 320, "href": 430, "humaneval": 164, "humaneval_plus": 164,
     "ifeval": 541, "jailbreaktrigger": 400, "math": 5000, "mmlu": 14042, "mmlu_pro": 12032,
-    "popqa": 14267, "truthfulqa": 817, "wildguardtest": 749, "wildjailbreaktest": 2210,
-    "xstest": 450,
+    "popqa": 14267, "truthfulqa": 817, "truthfulqa_mc2": 817, "wildguardtest": 749,
+    "wildjailbreaktest": 2210, "xstest": 450,
 }  # fmt: skip
 """Questions of public test sets."""
 ASSUMED_INSTANCES = 1000

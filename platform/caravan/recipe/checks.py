@@ -253,6 +253,11 @@ def _unfit_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> Iterator[str
             lacking := definition.load.lacks(task, recipe_dir)
         ):
             yield f"{place}.path: task {task.name} {lacking}"
+        elif definition.weighed and task.num_generations > 1:
+            yield (
+                f"evaluate.tasks[{i}].num_generations: task {task.name} compares given options, "
+                "and no completions; leave it out"
+            )
     known = [(t.name, TASKS[t.task]) for t in suite.tasks if t.task in TASKS]
     rated = [name for name, definition in known if definition.judged]
     if rated and suite.judge is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from caravan.data.io import write_json, write_rows
 from caravan.data.records import EvalInstance
@@ -28,6 +28,7 @@ from caravan.evals.scoring import (
     task_scores,
     unanswered,
     verified,
+    weighed,
 )
 from caravan.evals.tasks import TASKS, definition_of, load_instances, task_files
 from caravan.inference import (
@@ -39,6 +40,7 @@ from caravan.inference import (
     unload,
     without_reply,
 )
+from caravan.inference.likelihood import LikelihoodEngine
 from caravan.inference.room import Asked, tokens_needed
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.recipe.verifiers import verifier_files
@@ -56,9 +58,20 @@ SCORES = "scores.json"
 
 Loaded = Sequence[tuple[EvalTask, list[EvalInstance]]]
 Replies = list[list[Generation]]
+Likelihoods = list[list[float]]
+"""Of the options of each instance; empty where they do not fit the model."""
 Answered = Sequence[tuple[EvalTask, list[EvalInstance], Replies]]
 Progress = Callable[[int, int], None]
 """Told how much of how much is done."""
+
+
+class Told(NamedTuple):
+    """What the model said, by task: of each either replies or likelihoods."""
+
+    replies: dict[str, Replies]
+    likelihoods: dict[str, Likelihoods]
+    template: str | None
+    """Hash of the chat template that it was asked in."""
 
 
 class Evaluated(NamedTuple):
@@ -107,16 +120,19 @@ def evaluate_model(
     _check_judges(config)
     loaded = [(t, load_instances(t, context.seed, context.recipe_dir)) for t in suite.tasks]
     with own_verifiers(config.verifiers, context.recipe_dir) as of_recipe:
-        replies, template = _ask(loaded, model, suite, context.seed, progress)
-        answered, silent = _divided(loaded, replies)
+        told = _ask(loaded, model, suite, context.seed, progress)
+        answered, silent = _divided(loaded, told.replies)
         found = _score(answered, config, context, VERIFIERS | of_recipe)
+    for task, instances in loaded:
+        if task.name in told.likelihoods:
+            found[task.name], silent[task.name] = _weighed(task, instances, told.likelihoods)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     for task in suite.tasks:
         own = found[task.name] + silent[task.name]
         rows += own
         scores += task_scores(task, definition_of(task), own)
-    return Evaluated(rows, scores, template)
+    return Evaluated(rows, scores, told.template)
 
 
 def _check_judges(config: EvaluateStageConfig) -> None:
@@ -135,16 +151,14 @@ def _check_judges(config: EvaluateStageConfig) -> None:
             )
 
 
-def _ask(
-    loaded: Loaded, model: Path, suite: EvaluateConfig, seed: int, tell: Progress
-) -> tuple[dict[str, Replies], str | None]:
-    """The model's replies to every instance, by task, and the hash of what it was asked in."""
+def _ask(loaded: Loaded, model: Path, suite: EvaluateConfig, seed: int, tell: Progress) -> Told:
     asked = [
         Asked(
             task.name,
             [instance.id for instance in instances],
             [instance.messages for instance in instances],
             task.sampling.max_completion_length,
+            [instance.options for instance in instances] if definition_of(task).weighed else (),
         )
         for task, instances in loaded
     ]
@@ -156,27 +170,31 @@ def _ask(
         max_model_len=tokens_needed(asked, model),
     )
     total = sum(len(instances) for _, instances in loaded)
-    replies: dict[str, Replies] = {}
+    told = Told({}, {}, asked_in(engine))
     done = 0
-    for task, instances in loaded:
+    for (task, instances), (_, _, prompts, _, options) in zip(loaded, asked, strict=True):
         finished = done
 
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             tell(finished + n * part // max(of, 1), total)
 
-        given = engine.generate(
-            [instance.messages for instance in instances],
-            task.sampling,
-            n=task.num_generations,
-            seed=seed,
-            progress=progress,
-        )
-        # Without tokens and their probabilities, which for a whole suite are gigabytes.
-        replies[task.name] = [[Generation(g.text, g.finish_reason) for g in n] for n in given]
+        if options:
+            weighing = cast(LikelihoodEngine, engine)  # it has the model itself
+            told.likelihoods[task.name] = weighing.log_likelihoods(
+                prompts, options, progress=progress
+            )
+        else:
+            given = engine.generate(
+                prompts, task.sampling, n=task.num_generations, seed=seed, progress=progress
+            )
+            # Without tokens and their probabilities, which for a whole suite are gigabytes.
+            told.replies[task.name] = [
+                [Generation(g.text, g.finish_reason) for g in several] for several in given
+            ]
         done += len(instances)
         tell(done, total)
     unload(engine)
-    return replies, asked_in(engine)
+    return told
 
 
 def _divided(
@@ -185,6 +203,8 @@ def _divided(
     """What is to be scored, and by task the rows of what was too long to be answered."""
     answered, silent = [], {}
     for task, instances in loaded:
+        if task.name not in replies:
+            continue
         groups = replies[task.name]
         if too_long := without_reply([instance.id for instance in instances], groups):
             logger.warning(
@@ -196,6 +216,22 @@ def _divided(
         left = [instance for i, instance in enumerate(instances) if TOO_LONG in groups[i]]
         silent[task.name] = unanswered(task, definition_of(task), left)
     return answered, silent
+
+
+def _weighed(
+    task: EvalTask, instances: Sequence[EvalInstance], likelihoods: Mapping[str, Likelihoods]
+) -> tuple[list[ScoredCompletion], list[ScoredCompletion]]:
+    """The instances with their scores, and those that are too long for the model."""
+    definition, found = definition_of(task), likelihoods[task.name]
+    told = [(instance, known) for instance, known in zip(instances, found, strict=True) if known]
+    left = [instance for instance, known in zip(instances, found, strict=True) if not known]
+    if left:
+        logger.warning(
+            "%s: %d of %d prompts do not fit the model with their options and count as not "
+            "answered: %s", task.name, len(left), len(instances), some([i.id for i in left]),
+        )  # fmt: skip
+    rows = weighed(task, definition.metric, [i for i, _ in told], [known for _, known in told])
+    return rows, unanswered(task, definition, left)
 
 
 def _score(
