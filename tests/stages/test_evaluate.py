@@ -404,7 +404,8 @@ def test_options_are_weighed_beside_replies(
 
 def theirs(log_likelihoods: dict[str, float], true: set[str]) -> float:
     """MC2 as lm-evaluation-harness has it."""
-    utils = pytest.importorskip("lm_eval.tasks.truthfulqa.utils")
+    from lm_eval.tasks.truthfulqa import utils
+
     doc = {"mc2_targets": {"labels": [int(option in true) for option in log_likelihoods]}}
     found = utils.process_results_mc2(doc, [(value, False) for value in log_likelihoods.values()])
     return float(found["acc"])
