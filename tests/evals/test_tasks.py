@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from caravan.errors import DataError, RecipeError
+from caravan.evals.scoring import WEIGHINGS
 from caravan.evals.tasks import TASKS, FromFiles, definition_of, load_instances
 from caravan.recipe import EvalTask
 from caravan.verifiers import verify
@@ -249,6 +251,51 @@ def test_a_row_that_is_no_question_is_named(tmp_path: Path, row, message: str) -
     path = write(tmp_path / "sums.jsonl", {"prompt": "2?", "answer": "2", "id": "a"}, row)
     with pytest.raises(DataError, match=message):
         load("verify", path, verifier="gsm8k")
+
+
+def test_questions_of_ones_own_may_have_options(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "own.jsonl",
+        {"prompt": "Water is", "options": ["wet.", "dry."], "answer": "wet."},
+        {"prompt": "2 is", "options": ["even", "odd", "prime"], "ground_truth": ["even", "prime"]},
+    )
+    found = TASKS["weigh"].load(task("weigh", path.name), 0, tmp_path)
+    assert [(i.options, i.ground_truth) for i in found] == [
+        (("wet.", "dry."), ["wet."]), (("even", "odd", "prime"), ["even", "prime"])
+    ]  # fmt: skip
+    table = tmp_path / "own.csv"
+    table.write_text('prompt,options,answer\nWater is,"[""wet."", ""dry.""]",wet.\n')
+    (of_csv,) = TASKS["weigh"].load(task("weigh", table.name), 0, tmp_path)
+    assert (of_csv.options, of_csv.ground_truth) == (("wet.", "dry."), ["wet."])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"options": None}, "row 2: options has to be a list of two texts or more"),
+        ({"options": ["wet.", "wet."]}, "row 2: options has to be .* all different"),
+        ({"options": ["wet.", ""]}, "row 2: options has to be a list of two texts"),
+        ({"answer": "Wet"}, "row 2: ground_truth has to be one of the options, .*: 'Wet'"),
+        ({"answer": 0}, "row 2: ground_truth has to be one of the options"),
+        ({"answer": ["wet.", "dry."]}, "row 2: ground_truth has to be one of the options"),
+    ],
+)
+def test_options_that_cannot_be_compared_are_named(tmp_path: Path, changed, message: str) -> None:
+    row = {"prompt": "Water is", "options": ["wet.", "dry."], "answer": "wet."}
+    path = write(tmp_path / "own.jsonl", row, row | changed)
+    with pytest.raises(DataError, match=message):
+        load("weigh", path)
+
+
+def test_the_likeliest_option_is_that_of_lm_evaluation_harness() -> None:
+    """Which takes the greatest sum, and the greatest sum for a character."""
+    known = {"no": -3.0, "a long one": -4.0, "longer, but not likely": -40.0}
+    sums = np.array(list(known.values()))
+    lengths = np.array([float(len(option)) for option in known])
+    for index, option in enumerate(known):
+        assert WEIGHINGS["acc"](known, [option]) == (np.argmax(sums) == index)
+        assert WEIGHINGS["acc_norm"](known, [option]) == (np.argmax(sums / lengths) == index)
+    assert WEIGHINGS["mc2"](known, ["no", "a long one"]) == pytest.approx(1.0)
 
 
 def test_a_ground_truth_that_the_verifier_cannot_use_is_named_before_anything_is_asked(

@@ -382,12 +382,15 @@ def test_options_are_weighed_beside_replies(
     rows[1]["mc2_targets"]["no" * 300] = 0  # longer than the model's positions
     (tmp_path / "mc.json").write_text(json.dumps(rows))
     weighed = EvalTask(name="truth", task="truthfulqa_mc2", path="mc.json")
+    row = {"prompt": "is it?", "options": ["yes", "no, not at all"], "answer": "yes"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    own = EvalTask(name="own", task="weigh", path="own.jsonl")
     context = make_context("weighed")
     context.recipe_dir = tmp_path
-    result = evaluate.run(config(TASK_LIST[0], weighed), {"model": model_dir}, context)
+    result = evaluate.run(config(TASK_LIST[0], weighed, own), {"model": model_dir}, context)
     kept = list(read_rows(context.outputs["evaluation"] / "instances.jsonl", ScoredCompletion))
-    assert [row.task for row in kept] == ["math"] * 6 + ["truth"] * 3
-    first, second, too_long = kept[6:]
+    assert [row.task for row in kept] == ["math"] * 6 + ["truth"] * 3 + ["own"]
+    first, second, too_long, asked = kept[6:]
     assert first.log_likelihoods is not None
     assert set(first.log_likelihoods) == {"yes", "yes, it is", "no"}
     assert first.completion == max(first.log_likelihoods, key=lambda o: first.log_likelihoods[o])
@@ -399,7 +402,10 @@ def test_options_are_weighed_beside_replies(
     assert result.metrics["truth/too_long"] == pytest.approx(1 / 3)
     (score,) = [score for score in result.scores if score.task == "truth"]
     assert (score.metric, score.n) == ("mc2", 3)
-    assert context.reported[-1] == (9, 9)
+    assert asked.log_likelihoods is not None
+    assert asked.metrics["acc"] == asked.score == (asked.completion == "yes")
+    assert [s.metric for s in result.scores if s.task == "own"] == ["acc", "acc_norm"]
+    assert context.reported[-1] == (10, 10)
 
 
 def theirs(log_likelihoods: dict[str, float], true: set[str]) -> float:

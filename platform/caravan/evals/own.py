@@ -1,13 +1,17 @@
-"""Questions of one's own: rows with a prompt and a ground truth, for any verifier.
+"""Questions of one's own: rows with a prompt and a ground truth, for any verifier, or with options.
 
     {"prompt": "What is 7 + 5?", "ground_truth": "12"}
     {"question": "What is 7 + 5?", "answer": "12", "id": "sums/1", "skill": "addition"}
+    {"prompt": "Water is", "options": ["wet.", "dry."], "ground_truth": "wet."}
 
 A row may be of any format of docs/data-formats.md; what follows its last user's turn is left out.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from caravan.data.formats import Labels, to_conversation
@@ -23,18 +27,47 @@ def questions(path: Path, shots: int) -> list[EvalInstance]:
     Raises:
         DataError: a row has no prompt, no ground truth, or the id of another.
     """
+    return [instance for _, _, instance in _read(path, shots)]
+
+
+def questions_with_options(path: Path, shots: int) -> list[EvalInstance]:
+    """Likewise, with the column `options`; the ground truths are the true ones, as lists.
+
+    Raises:
+        DataError: also where a row has fewer than two options, or a true one that is not among
+            them.
+    """
+    found = []
+    for place, row, instance in _read(path, shots):
+        options = _texts(row.get("options"))
+        if len(options) < 2 or len(set(options)) < len(options):
+            raise DataError(
+                f"{place}: options has to be a list of two texts or more, all different"
+            )
+        truth = instance.ground_truth
+        true = [truth] if isinstance(truth, str) else truth
+        if not isinstance(true, list) or not set(map(str, true)) < set(options):
+            raise DataError(
+                f"{place}: ground_truth has to be one of the options, or a list of some: {truth!r}"
+            )
+        found.append(instance.model_copy(update={"options": options, "ground_truth": true}))
+    return found
+
+
+def _read(path: Path, shots: int) -> Iterator[tuple[str, RawRow, EvalInstance]]:
+    """The place of every row, the row, and its question."""
     refuse_shots(shots, path)
-    found: dict[str, EvalInstance] = {}
+    seen = set()
     for number, row in read_raw(path):
-        given = row.get("id")
+        given, place = row.get("id"), f"{path}, row {number}"
         id = f"{path.name.partition('.')[0]}/{number - 1 if given is None else given}"
+        if id in seen:
+            raise DataError(f"{place}: an earlier row has the id {given!r} too; give each its own")
+        seen.add(id)
         try:
-            if id in found:
-                raise DataError(f"an earlier row has the id {given!r} too; give each its own")
-            found[id] = _question(row, id)
+            yield place, row, _question(row, id)
         except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from error
-    return list(found.values())
+            raise DataError(f"{place}: {error}") from error
 
 
 def _question(row: RawRow, id: str) -> EvalInstance:
@@ -46,3 +79,13 @@ def _question(row: RawRow, id: str) -> EvalInstance:
     if made.ground_truth is None:
         raise DataError("no column 'ground_truth' or 'answer' for a verifier to compare; add one")
     return EvalInstance(id=id, messages=made.prompt, ground_truth=made.ground_truth, skill=skill)
+
+
+def _texts(options: object) -> tuple[str, ...]:
+    """The options of a row; none where its column holds something else."""
+    if isinstance(options, str):  # of a CSV
+        with suppress(json.JSONDecodeError):
+            options = json.loads(options)
+    if not isinstance(options, list | tuple) or not all(isinstance(o, str) and o for o in options):
+        return ()
+    return tuple(options)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,7 +31,7 @@ from caravan.evals.stats import (
     mean_interval,
     pass_at_k,
 )
-from caravan.evals.tasks import Metric, TaskDefinition
+from caravan.evals.tasks import Metric, TaskDefinition, Weighing
 from caravan.inference import TOO_LONG, Engine, Generation
 from caravan.recipe import EvalTask, Sampling
 from caravan.stages.context import Score
@@ -180,27 +180,53 @@ def classified(
 
 def weighed(
     task: EvalTask,
-    metric: str,
+    metrics: Sequence[Weighing],
     instances: Sequence[EvalInstance],
     log_likelihoods: Sequence[Sequence[float]],
 ) -> list[ScoredCompletion]:
-    """Every instance with the share of probability that the model gives its true options."""
+    """Every instance with what the likelihoods of its options say."""
     rows = []
     for instance, found in zip(instances, log_likelihoods, strict=True):
         known = dict(zip(instance.options, found, strict=True))
-        share = share_of_true(known, instance.ground_truth)
+        values = {name: WEIGHINGS[name](known, instance.ground_truth) for name in metrics}
         likeliest = Generation(max(known, key=known.__getitem__), "stop")
         rows.append(
-            _row(task, instance, 0, likeliest, log_likelihoods=known, **_scored(metric, share))
+            _row(
+                task,
+                instance,
+                0,
+                likeliest,
+                score=values[metrics[0]],
+                metrics=values,
+                log_likelihoods=known,
+            )
         )
     return rows
 
 
-def share_of_true(log_likelihoods: Mapping[str, float], true: Iterable[str]) -> float:
+def share_of_true(log_likelihoods: Mapping[str, float], true: Collection[str]) -> float:
     """Of the probability of all options, the part on the true ones: MC2 of TruthfulQA (Lin et al.
     2022, arXiv:2109.07958; github.com/sylinrl/TruthfulQA)."""
     shares = option_shares(log_likelihoods)
     return sum(shares[option] for option in true)
+
+
+def likeliest_is_true(log_likelihoods: Mapping[str, float], true: Collection[str]) -> float:
+    return float(max(log_likelihoods, key=log_likelihoods.__getitem__) in true)
+
+
+def likeliest_for_its_length_is_true(
+    log_likelihoods: Mapping[str, float], true: Collection[str]
+) -> float:
+    """By the log-likelihood of a character, as lm-evaluation-harness normalises it."""
+    return float(max(log_likelihoods, key=lambda o: log_likelihoods[o] / len(o)) in true)
+
+
+WEIGHINGS: dict[Weighing, Callable[[Mapping[str, float], Collection[str]], float]] = {
+    "mc2": share_of_true,
+    "acc": likeliest_is_true,
+    "acc_norm": likeliest_for_its_length_is_true,
+}
 
 
 def option_shares(log_likelihoods: Mapping[str, float]) -> dict[str, float]:
@@ -246,7 +272,7 @@ def unanswered(
     """Instances that were too long for the model, with the worst score that there is: they count,
     and no verifier is asked, which may be content with no reply."""
     worst = WORST_RATING if definition.judged else 0.0
-    names = [metric.name for metric in definition.metrics] or [definition.metric]
+    names = definition.metric_names
     return [
         _row(
             task,
@@ -290,7 +316,7 @@ def task_scores(
 ) -> list[Score]:
     """The score of each metric, with its interval; the task's own first."""
     scores = []
-    for name in [metric.name for metric in definition.metrics] or [definition.metric]:
+    for name in definition.metric_names:
         shown, values = _per_instance(name, definition, rows)
         if not values:
             continue

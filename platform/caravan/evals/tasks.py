@@ -45,6 +45,10 @@ class Metric:
     """Whether all must be right (0 or 1), or partial credit is given."""
 
 
+Weighing = Literal["mc2", "acc", "acc_norm"]
+"""A way to score the likelihoods of a question's options."""
+
+
 @dataclass(frozen=True)
 class TaskDefinition:
     load: Load
@@ -55,9 +59,9 @@ class TaskDefinition:
     classified: str = ""
     """Name of the metric, where a safety classifier decides: the share of completions that are
     what their prompt wants, which is the ground truth."""
-    weighed: str = ""
-    """Name of the metric, where the likelihoods of given options decide: the share of probability
-    on those that are true, which are the ground truth."""
+    weighed: tuple[Weighing, ...] = ()
+    """Names of the metrics, where the likelihoods of given options decide; the ground truth is
+    those that are true. The first is the task's score."""
     compared: bool = False
     """Whether a judge compares the completions with a reference's; the score is the share that it
     prefers."""
@@ -70,9 +74,14 @@ class TaskDefinition:
 
     @property
     def metric(self) -> str:
+        return self.metric_names[0]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
         if self.metrics:
-            return self.metrics[0].name
-        return "win_rate" if self.compared else self.classified or self.weighed or "mean_rating"
+            return tuple(metric.name for metric in self.metrics)
+        other = "win_rate" if self.compared else self.classified or "mean_rating"
+        return self.weighed or (other,)
 
 
 class _Tasks(dict[str, TaskDefinition]):
@@ -246,7 +255,7 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
         ),
         "truthfulqa_mc2": TaskDefinition(
             FromFiles(files.truthfulqa_mc2, "mc_task.json", "github.com/sylinrl/TruthfulQA"),
-            weighed="mc2",
+            weighed=("mc2",),
         ),
         "popqa": TaskDefinition(
             FromFiles(files.popqa, "popQA.tsv", "github.com/AlexTMallen/adaptive-retrieval"),
@@ -288,6 +297,14 @@ TASKS: dict[str, TaskDefinition] = _Tasks(
         # questions of one's own
         VERIFY: TaskDefinition(
             FromFiles(own.questions, "your rows of prompt and ground_truth", "docs/evaluation.md")
+        ),
+        "weigh": TaskDefinition(
+            FromFiles(
+                own.questions_with_options,
+                "your rows of prompt, options and ground_truth",
+                "docs/evaluation.md",
+            ),
+            weighed=("acc", "acc_norm"),
         ),
         # the six safety sets
         "harmbench": TaskDefinition(

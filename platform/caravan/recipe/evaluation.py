@@ -21,8 +21,8 @@ class EvalTask(Config):
     name: Name
     """What the scores are listed under; another one for each task of the suite."""
     task: Name
-    """What is asked: a benchmark of docs/evaluation.md such as `gsm8k` or `ifeval`, or `verify` for
-    questions of your own."""
+    """What is asked: a benchmark of docs/evaluation.md such as `gsm8k` or `ifeval`, or `verify` or
+    `weigh` for questions of your own."""
     verifier: Name | None = None
     """Of `verify` alone: what decides whether a reply is right."""
     suite: Literal["dev", "unseen"] = "dev"

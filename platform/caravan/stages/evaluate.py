@@ -230,7 +230,7 @@ def _weighed(
             "%s: %d of %d prompts do not fit the model with their options and count as not "
             "answered: %s", task.name, len(left), len(instances), some([i.id for i in left]),
         )  # fmt: skip
-    rows = weighed(task, definition.metric, [i for i, _ in told], [known for _, known in told])
+    rows = weighed(task, definition.weighed, [i for i, _ in told], [known for _, known in told])
     return rows, unanswered(task, definition, left)
 
 
