@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt, encode_reply
@@ -16,9 +17,24 @@ def engine(model, tokenizer):
     return TransformersEngine(model, tokenizer, batch_size=4)
 
 
+@pytest.fixture(params=["rotary", "absolute"])
+def any_model(request, model, tokenizer):
+    """Where positions are absolute, a shift by the padding would show."""
+    if request.param == "rotary":
+        return model
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128,
+        initializer_range=0.5, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
 def test_log_likelihoods_are_those_of_plain_passes_whatever_stands_beside_them(
-    engine, model, tokenizer
+    any_model, tokenizer
 ):
+    model = any_model
+    engine = TransformersEngine(model, tokenizer, batch_size=4)
     found = engine.log_likelihoods(PROMPTS, OPTIONS)
     for prompt, options, values in zip(PROMPTS, OPTIONS, found, strict=True):
         for option, value in zip(options, values, strict=True):
