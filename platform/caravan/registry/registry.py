@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
-from caravan.registry import queries, writes
+from caravan.registry import writes
 from caravan.registry.database import mask, open_engine, plain_errors
 from caravan.registry.models import now
+from caravan.registry.queries import artifacts, measured, remarks, runs, stage_runs
 from caravan.registry.rows import (
     SERVED_TAG,
     ArtifactRow,
@@ -111,11 +112,9 @@ class Registry:
     def get_run(self, run_id: str) -> RunRow:
         """The run of an id, of an unambiguous beginning of one, or of `latest`."""
         with self._read() as session:
-            if run_id == "latest" and (
-                found := queries.latest_run(session, self.stale_after_seconds)
-            ):
+            if run_id == "latest" and (found := runs.latest_run(session, self.stale_after_seconds)):
                 return found
-            return queries.run(session, run_id, self.stale_after_seconds)
+            return runs.run(session, run_id, self.stale_after_seconds)
 
     def list_runs(
         self,
@@ -128,7 +127,7 @@ class Registry:
     ) -> list[RunRow]:
         """Runs, newest first."""
         with self._read() as session:
-            return queries.runs(
+            return runs.runs(
                 session, self.stale_after_seconds, limit=limit, state=state, name=name,
                 owner=owner, tag=tag,
             )  # fmt: skip
@@ -141,22 +140,22 @@ class Registry:
     def runs(self, run_ids: Sequence[str]) -> list[RunRow]:
         """Those of the runs that are there, in that order."""
         with self._read() as session:
-            return queries.runs_of_ids(session, run_ids, self.stale_after_seconds)
+            return runs.runs_of_ids(session, run_ids, self.stale_after_seconds)
 
     def run_names(self) -> list[str]:
         """The names of all recipes that have been run."""
         with self._read() as session:
-            return queries.run_names(session)
+            return runs.run_names(session)
 
     def sweeps(self) -> list[SweepRow]:
         """All sweeps, newest first."""
         with self._read() as session:
-            return queries.sweeps(session)
+            return remarks.sweeps(session)
 
     def latest_run(self) -> RunRow | None:
         """The run that was started last."""
         with self._read() as session:
-            return queries.latest_run(session, self.stale_after_seconds)
+            return runs.latest_run(session, self.stale_after_seconds)
 
     def update_run_state(self, run_id: str, state: State, *, error: str | None = None) -> None:
         with self._write() as session:
@@ -188,7 +187,7 @@ class Registry:
         """
         with self._write() as session:
             for run_id in run_ids:
-                run = queries.run(session, run_id, self.stale_after_seconds)
+                run = runs.run(session, run_id, self.stale_after_seconds)
                 if run.state in LIVE:
                     raise RegistryError(
                         f"run {run.id} is {run.state}; stop it first: caravan cancel {run.id}"
@@ -216,7 +215,7 @@ class Registry:
         with self._write() as session:
             opened = writes.open_stage_run(session, run_id, node, stage, key)
             session.flush()
-            return queries.stage_run(session, opened, self.stale_after_seconds)
+            return stage_runs.stage_run(session, opened, self.stale_after_seconds)
 
     def start_stage_run(
         self,
@@ -306,28 +305,28 @@ class Registry:
     def stage_runs(self, run_id: str) -> list[StageRunRow]:
         """The stage runs of a run, in the order in which they were first opened."""
         with self._read() as session:
-            return queries.stage_runs(session, run_id, self.stale_after_seconds)
+            return stage_runs.stage_runs(session, run_id, self.stale_after_seconds)
 
     def stage_run(self, stage_run_id: int) -> StageRunRow:
         with self._read() as session:
-            return queries.stage_run(session, stage_run_id, self.stale_after_seconds)
+            return stage_runs.stage_run(session, stage_run_id, self.stale_after_seconds)
 
     def find_finished(self, key: str) -> StageRunRow | None:
         """The newest stage run that did the work of `key` and succeeded."""
         with self._read() as session:
-            return queries.finished_with_key(session, key, self.stale_after_seconds)
+            return stage_runs.finished_with_key(session, key, self.stale_after_seconds)
 
     def unfinished_keys(self) -> dict[str, set[str]]:
         """The keys of stage runs that have not succeeded, with the runs that they are of."""
         with self._read() as session:
-            return queries.unfinished_keys(session)
+            return artifacts.unfinished_keys(session)
 
     # --- artifacts --------------------------------------------------------------------------
 
     def references(self) -> dict[str, set[str]]:
         """The runs that refer to each artifact, by its digest."""
         with self._read() as session:
-            return queries.references(session)
+            return artifacts.references(session)
 
     def collect(self, digest: str, remove: Callable[[], None], *, rated: bool = False) -> bool:
         """Forget an artifact and have it removed from the store, unless a run refers to it or
@@ -363,19 +362,19 @@ class Registry:
     def artifact(self, digest: str) -> ArtifactRow:
         """The artifact of a digest, or of an unambiguous beginning of one (4 digits or more)."""
         with self._read() as session:
-            return queries.artifact(session, digest)
+            return artifacts.artifact(session, digest)
 
     def artifacts(self, *, kind: str | None = None, limit: int | None = 100) -> list[ArtifactRow]:
         """Artifacts, newest first."""
         with self._read() as session:
-            return queries.artifacts(session, kind=kind, limit=limit)
+            return artifacts.artifacts(session, kind=kind, limit=limit)
 
     def lineage(
         self, digest: str, direction: Direction, *, run_id: str | None = None
     ) -> list[LineageEdge]:
         """All that an artifact was made from (`in`), or all that was made from it (`out`)."""
         with self._read() as session:
-            return queries.lineage(session, digest, direction=direction, run_id=run_id)
+            return artifacts.lineage(session, digest, direction=direction, run_id=run_id)
 
     # --- metrics and scores -----------------------------------------------------------------
 
@@ -398,29 +397,29 @@ class Registry:
     ) -> list[MetricRow]:
         """The metric points of a stage run, by step; a reused one answers with its origin's."""
         with self._read() as session:
-            return queries.metrics(
+            return measured.metrics(
                 session, stage_run_id, names=names, after_step=after_step, last_steps=last_steps
             )
 
     def metric_names(self, stage_run_id: int) -> dict[str, int]:
         """The last step of each metric of a stage run; a reused one answers with its origin's."""
         with self._read() as session:
-            return queries.metric_names(session, stage_run_id)
+            return measured.metric_names(session, stage_run_id)
 
     def curve(self, stage_run_id: int, name: str, max_points: int) -> list[CurvePoint]:
         """A metric of a stage run for drawing, in at most so many points of as many steps each."""
         with self._read() as session:
-            return queries.curve(session, stage_run_id, name, max_points)
+            return measured.curve(session, stage_run_id, name, max_points)
 
     def first_step(self, stage_run_id: int, names: Collection[str], since: datetime) -> int | None:
         """The first step that has one of these metrics from `since` on, if there is one."""
         with self._read() as session:
-            return queries.first_step(session, stage_run_id, names, since)
+            return measured.first_step(session, stage_run_id, names, since)
 
     def measured_stages(self, run_id: str) -> list[int]:
         """Ids of the stage runs of a run that have metric points, their own or their origin's."""
         with self._read() as session:
-            return queries.measured_stages(session, run_id)
+            return measured.measured_stages(session, run_id)
 
     def add_scores(self, stage_run_id: int, scores: Sequence[Score]) -> None:
         """Replace the scores of a stage run."""
@@ -430,11 +429,11 @@ class Registry:
     def scores(self, *run_ids: str) -> list[ScoreRow]:
         """The scores of runs, those of reused stages included."""
         with self._read() as session:
-            return queries.scores(session, run_ids)
+            return measured.scores(session, run_ids)
 
     def score_instances(self, score_id: int) -> list[ScoreInstanceRow]:
         with self._read() as session:
-            return queries.score_instances(session, score_id)
+            return measured.score_instances(session, score_id)
 
     # --- annotations ------------------------------------------------------------------------
 
@@ -445,7 +444,7 @@ class Registry:
 
     def tags(self, run_id: str) -> list[str]:
         with self._read() as session:
-            return queries.tags(session, run_id)
+            return remarks.tags(session, run_id)
 
     def add_note(self, run_id: str, text: str, *, author: str, subject: str = "") -> int:
         """Write a note on a run, or on a thing in it that `subject` names."""
@@ -462,11 +461,11 @@ class Registry:
 
     def note(self, note_id: int) -> NoteRow:
         with self._read() as session:
-            return queries.note(session, note_id)
+            return remarks.note(session, note_id)
 
     def notes(self, run_id: str) -> list[NoteRow]:
         with self._read() as session:
-            return queries.notes(session, run_id)
+            return remarks.notes(session, run_id)
 
     def rate_pair(self, digest: str, pair_id: str, choice: Choice, *, person: str) -> None:
         """Record which reply a person prefers of a pair of the artifact `digest`; what they said of
@@ -477,9 +476,9 @@ class Registry:
     def pair_ratings(self, digest: str) -> list[PairRatingRow]:
         """What people prefer of the pairs of an artifact, in the order in which they said so."""
         with self._read() as session:
-            return queries.pair_ratings(session, digest)
+            return remarks.pair_ratings(session, digest)
 
     def rated_pairs(self) -> dict[str, int]:
         """The artifacts of which people have rated pairs, with how many ratings there are."""
         with self._read() as session:
-            return queries.rated_pairs(session)
+            return remarks.rated_pairs(session)
