@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-trackers" / "bin" / "python"
 REPETITIONS = 3
 WRITERS = 32
-SIDES = {"caravan": 1000, "mlflow-single": 50, "mlflow-async": 1000, "mlflow-batch": 1000,
+SIDES = {"caravan": 1000, "mlflow-single": 50, "mlflow-async": 100, "mlflow-batch": 1000,
          "trackio": 1000}  # fmt: skip
 """The points of each writer; one request for each takes MLflow long."""
 COUNTS = {
@@ -94,7 +94,12 @@ def servers(home: Path) -> Iterator[Servers]:
              "--backend-store-uri", urls["mlflow"],
              "--artifacts-destination", str(home / "mlartifacts")],
             stdout=log, stderr=log, cwd=home, start_new_session=True,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=os.environ
+            | {
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                # Its asynchronous clients use more connections than the 15 it takes by itself.
+                "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "100",
+            },
         )  # fmt: skip
     addresses = {"caravan": urls["caravan"], "mlflow": f"http://127.0.0.1:{port}", "trackio": ""}
     try:
