@@ -67,4 +67,10 @@ def test_a_prompt_that_does_not_fit_with_one_of_its_options_gets_none(engine):
     found = engine.log_likelihoods(PROMPTS, options, progress=lambda *at: told.append(at))
     assert found[1] == []
     assert [len(values) for values in found] == [3, 0, 2]
-    assert told[-1] == (5, 5)
+    assert told[-1] == (2, 2)
+
+
+def test_options_of_a_single_token_are_weighed_by_the_prompt_alone(engine):
+    alone = engine.log_likelihoods(PROMPTS[:1], [["7", "8"]])[0]
+    beside = engine.log_likelihoods(PROMPTS[:1], [["7", "8", "and more"]])[0]
+    assert alone == pytest.approx(beside[:2], abs=1e-4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from caravan.data.records import Message
 from caravan.errors import RecipeError, some
 from caravan.inference.engine import leaves_room, naming
-from caravan.inference.likelihood import given_replies
+from caravan.inference.likelihood import encode_questions
 from caravan.inference.prompt_format import prompt_format
 from caravan.inference.room import without_room
 from caravan.recipe import ChatTemplate, HubSource, ImportedBase
@@ -46,8 +46,8 @@ def lengths(seen: Seen, *, trains: bool) -> str:
         prompts = encoded([i.id for i in instances], [i.messages for i in instances])
         of_task = f"of {len(instances):,} of task {task.name}"
         if options := [i.options for i in instances if i.options]:
-            given = given_replies(asked, [i.messages for i in instances], options)
-            prompts = [max((row.token_ids for row in rows), key=len) for rows in given]
+            questions = encode_questions(asked, [i.messages for i in instances], options)
+            prompts = [q.prompt + max(q.options, key=len) for q in questions]
         if count := too_long(prompts):
             said.append(f"{count:,} {of_task}, which count as not answered")
         if options:

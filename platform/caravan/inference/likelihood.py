@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 from caravan.data.records import Message
@@ -31,12 +30,16 @@ class LikelihoodEngine(Protocol):
         ...
 
 
-class Given(NamedTuple):
-    """A prompt and a reply to it."""
+class Question(NamedTuple):
+    """Token ids of a prompt, and of each of its options."""
 
-    token_ids: list[int]
-    reply: int
-    """Tokens of the reply, which stand at the end."""
+    prompt: list[int]
+    options: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest option."""
+        return len(self.prompt) + max(map(len, self.options))
 
 
 def weigh(
@@ -44,30 +47,21 @@ def weigh(
     prompts: Sequence[Sequence[Message]],
     options: Sequence[Sequence[str]],
     positions: int,
-    of_rows: Callable[[Sequence[Given]], Sequence[float]],
+    of_questions: Callable[[Sequence[Question]], Sequence[list[float]]],
 ) -> list[list[float]]:
     """The `log_likelihoods` of an engine whose model has `positions` and is asked in `asked`, and
-    which finds those of rows by `of_rows`."""
-    given = [
-        rows if fit(rows, positions) else [] for rows in given_replies(asked, prompts, options)
-    ]
-    found = iter(of_rows([row for rows in given for row in rows]))
-    return [list(islice(found, len(rows))) for rows in given]
+    which finds those of questions that fit by `of_questions`."""
+    questions = encode_questions(asked, prompts, options)
+    # With room for one more token, which vLLM writes in any case.
+    fits = [question.longest < positions for question in questions]
+    found = iter(of_questions([q for q, fit in zip(questions, fits, strict=True) if fit]))
+    return [next(found) if fit else [] for fit in fits]
 
 
-def given_replies(
+def encode_questions(
     asked: PromptFormat,
     prompts: Sequence[Sequence[Message]],
     options: Sequence[Sequence[str]],
-) -> list[list[Given]]:
-    """Every prompt with each of its options."""
+) -> list[Question]:
     replies = [[encode_reply(asked.tokenizer, option) for option in several] for several in options]
-    return [
-        [Given(prompt + reply, len(reply)) for reply in several]
-        for prompt, several in zip(asked.encode_all(prompts), replies, strict=True)
-    ]
-
-
-def fit(rows: Sequence[Given], positions: int) -> bool:
-    """Whether each of them leaves room for one more token, which vLLM writes in any case."""
-    return all(len(row.token_ids) < positions for row in rows)
+    return list(map(Question, asked.encode_all(prompts), replies))

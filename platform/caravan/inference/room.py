@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from caravan.data.records import Message
 from caravan.inference.engine import naming, positions_in
-from caravan.inference.likelihood import given_replies
+from caravan.inference.likelihood import encode_questions
 from caravan.inference.prompt_format import prompt_format
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def tokens_needed(groups: Iterable[Asked], model: Path) -> int:
     for of, ids, prompts, limit, options in groups:
         with naming([f"{of}: {id}" for id in ids]):
             if options:
-                rows = given_replies(asked, prompts, options)
-                needed = max(needed, 1 + max(len(r.token_ids) for given in rows for r in given))
+                questions = encode_questions(asked, prompts, options)
+                needed = max(needed, 1 + max(question.longest for question in questions))
                 continue
             lengths = [len(tokens) for tokens in asked.encode_all(prompts)]
         if cramped := without_room(lengths, limit, positions):

@@ -22,9 +22,10 @@ from caravan.inference.engine import (
     leaves_room,
     positions_of,
 )
-from caravan.inference.likelihood import Given, Progress, weigh
+from caravan.inference.likelihood import Progress, weigh
 from caravan.inference.prompt_format import end_tokens, prompt_format
 from caravan.inference.sampler import TokenSequence, generate_tokens
+from caravan.inference.transformers_likelihood import log_likelihoods
 from caravan.recipe import ChatTemplate, Sampling
 
 logger = logging.getLogger(__name__)
@@ -148,37 +149,8 @@ class TransformersEngine:
         progress: Progress | None = None,
     ) -> list[list[float]]:
         """See `LikelihoodEngine`."""
-        of_rows = partial(self._log_likelihoods, progress=progress)
-        return weigh(self.format, prompts, options, positions_of(self.model.config), of_rows)
-
-    @torch.inference_mode()
-    def _log_likelihoods(self, rows: Sequence[Given], progress: Progress | None) -> list[float]:
-        """Rows of like length go through the model together, padded on the left."""
-        found = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].token_ids))
-        for start in range(0, len(order), self.batch_size):
-            taken = order[start : start + self.batch_size]
-            batch = [rows[i] for i in taken]
-            width = max(len(row.token_ids) for row in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            there = torch.zeros_like(ids)
-            for place, row in enumerate(batch):
-                ids[place, width - len(row.token_ids) :] = torch.tensor(row.token_ids)
-                there[place, width - len(row.token_ids) :] = 1
-            logits = self.model(
-                input_ids=ids.to(self.model.device),
-                attention_mask=there.to(self.model.device),
-                position_ids=(there.cumsum(1) - 1).clamp(min=0).to(self.model.device),
-                use_cache=False,
-                logits_to_keep=max(row.reply for row in batch) + 1,
-            ).logits
-            for place, (i, row) in enumerate(zip(taken, batch, strict=True)):
-                reply = torch.tensor(row.token_ids[-row.reply :], device=logits.device)
-                logprobs = logits[place, -row.reply - 1 : -1].float().log_softmax(-1)
-                found[i] = float(logprobs.gather(1, reply[:, None]).sum())
-            if progress is not None:
-                progress(start + len(taken), len(rows))
-        return found
+        of_questions = partial(log_likelihoods, self.model, self.batch_size, progress)
+        return weigh(self.format, prompts, options, positions_of(self.model.config), of_questions)
 
     def close(self) -> None:
         """Let go of the model."""

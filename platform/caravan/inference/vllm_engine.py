@@ -10,7 +10,7 @@ from typing import Any
 from caravan.data.records import Message
 from caravan.errors import require
 from caravan.inference.engine import TOO_LONG, Generation, leaves_room, reply_seed
-from caravan.inference.likelihood import Given, Progress, weigh
+from caravan.inference.likelihood import Progress, Question, weigh
 from caravan.inference.prompt_format import prompt_format
 from caravan.inference.vllm_process import VLLMProcess, sequence_of
 from caravan.recipe import Sampling, VLLMEngineConfig
@@ -79,24 +79,28 @@ class VLLMEngine:
         progress: Progress | None = None,
     ) -> list[list[float]]:
         """See `LikelihoodEngine`."""
-        of_rows = partial(self._log_likelihoods, progress=progress)
-        return weigh(self.format, prompts, options, self._positions, of_rows)
+        of_questions = partial(self._log_likelihoods, progress)
+        return weigh(self.format, prompts, options, self._positions, of_questions)
 
-    def _log_likelihoods(self, rows: Sequence[Given], progress: Progress | None) -> list[float]:
+    def _log_likelihoods(
+        self, progress: Progress | None, questions: Sequence[Question]
+    ) -> list[list[float]]:
         vllm = require("vllm", extra="vllm", feature="the vllm engine")
         # It cannot but write a token; 0: of each token of the prompt alone.
         asked = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        found: list[float] = []
+        rows = [(q.prompt + option, len(option)) for q in questions for option in q.options]
+        values: list[float] = []
         for start in range(0, len(rows), _PER_CALL):
             batch = rows[start : start + _PER_CALL]
-            prompts = [{"prompt_token_ids": row.token_ids} for row in batch]
+            prompts = [{"prompt_token_ids": tokens} for tokens, _ in batch]
             outputs = self._process.call("generate", prompts, asked, use_tqdm=False)
-            for row, output in zip(batch, outputs, strict=True):
-                told = zip(row.token_ids, output.prompt_logprobs, strict=True)
-                found.append(sum(float(at[t].logprob) for t, at in list(told)[-row.reply :]))
+            for (tokens, length), output in zip(batch, outputs, strict=True):
+                told = list(zip(tokens, output.prompt_logprobs, strict=True))[-length:]
+                values.append(sum(float(at[token].logprob) for token, at in told))
             if progress is not None:
                 progress(start + len(batch), len(rows))
-        return found
+        found = iter(values)
+        return [[next(found) for _ in question.options] for question in questions]
 
     @property
     def _positions(self) -> int:
