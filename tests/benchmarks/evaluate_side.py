@@ -1,11 +1,13 @@
 """python -m tests.benchmarks.evaluate_side SIDE MODEL OUT: one side of the evaluation.
 
 Each loads the model, asks it all questions greedily and scores its replies. What came out is, for
-each task, its scores and every reply with what was extracted from it.
+each task, its scores and every reply with what was extracted from it. With `-options` behind the
+name it weighs the options of questions instead, and tells whether the likeliest is right.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,10 +50,65 @@ def caravan(model: Path, out: Path) -> None:
     )
 
 
+def caravan_options(model: Path, out: Path) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in e.options())
+    (out / "options.jsonl").write_text(rows, encoding="utf-8")
+    task = EvalTask(name="options", task="weigh", path=str(out / "options.jsonl"))
+    suite = EvaluateConfig(tasks=(task,), batch_size=e.BATCH, resources=Resources(cpus=1))
+    context = Context(out)
+
+    def outcome(_: object) -> list[float | None]:
+        kept = read_rows(out / "out/evaluation/instances.jsonl", ScoredCompletion)
+        return [row.score for row in kept]
+
+    measured(
+        lambda: evaluate.run(EvaluateStageConfig(evaluate=suite), {"model": model}, context),
+        outcome,
+    )
+
+
+def lm_eval_options(model: Path, out: Path) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.task import ConfigurableTask
+
+    config = {
+        "task": "options", "custom_dataset": _options, "test_split": "test", "num_fewshot": 0,
+        "output_type": "multiple_choice", "doc_to_text": "prompt", "doc_to_choice": "options",
+        "doc_to_target": 0, "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+
+    def work() -> Any:
+        tasks = [ConfigurableTask(config=config)]
+        return simple_evaluate(
+            _hflm(model), tasks=tasks, apply_chat_template=True, bootstrap_iters=0
+        )
+
+    def outcome(found: Any) -> list[float]:
+        samples = sorted(found["samples"]["options"], key=lambda s: s["doc_id"])
+        return [float(sample["acc"]) for sample in samples]
+
+    measured(work, outcome)
+
+
+def _hflm(model: Path) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=str(model), device="cpu", dtype="float32", batch_size=e.BATCH,
+        max_length=e.SHAPE.window,
+    )  # fmt: skip
+
+
+def _options(**_: object) -> Mapping[str, Any]:
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(e.options())}
+
+
 def lm_eval(model: Path, out: Path) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks.ifeval.utils import process_results
 
     generation = {"until": [], "do_sample": False, "max_gen_toks": e.MAX_COMPLETION}
@@ -89,11 +146,9 @@ def lm_eval(model: Path, out: Path) -> None:
             )
             for name in e.TASKS
         ]
-        loaded = HFLM(
-            pretrained=str(model), device="cpu", dtype="float32", batch_size=e.BATCH,
-            max_length=e.SHAPE.window,
-        )  # fmt: skip
-        return simple_evaluate(loaded, tasks=tasks, apply_chat_template=True, bootstrap_iters=0)
+        return simple_evaluate(
+            _hflm(model), tasks=tasks, apply_chat_template=True, bootstrap_iters=0
+        )
 
     def outcome(found: Any) -> dict[str, Any]:
         metrics = {"math": "exact_match", "constraints": STRICT}
@@ -130,7 +185,12 @@ def _rows(task: str) -> Any:
     return load
 
 
-SIDES = {"caravan": caravan, "lm-eval": lm_eval}
+SIDES = {
+    "caravan": caravan,
+    "lm-eval": lm_eval,
+    "caravan-options": caravan_options,
+    "lm-eval-options": lm_eval_options,
+}
 
 
 def main(arguments: Sequence[str]) -> None:

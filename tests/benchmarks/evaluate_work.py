@@ -4,6 +4,7 @@ is asked."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests.benchmarks import training_work as w
@@ -16,6 +17,8 @@ from caravan.training.models import prepare_torch, save_model
 TASKS = {"math": "pocket-math", "constraints": "pocket-constraints"}
 QUESTIONS = 100
 """Of each task."""
+EXAMPLES = 6
+"""In front of a question with options."""
 MAX_COMPLETION = 128
 BATCH = 128
 """Sequences decoded at once."""
@@ -25,6 +28,24 @@ SCALE, END_SCALE = 3.0, 1.6
 
 def questions(task: str) -> list[EvalInstance]:
     return list(instances(TASKS[task], QUESTIONS))
+
+
+def options() -> list[dict[str, Any]]:
+    """Word problems after others with their answers, in one turn; each with four answers of which
+    one is right."""
+    solved = [
+        (q.messages[-1].content, int(q.ground_truth))
+        for q in instances("pocket-math", QUESTIONS + EXAMPLES)
+    ]
+    before = "".join(f"{text}\nThe answer is {value}.\n\n" for text, value in solved[QUESTIONS:])
+    return [
+        {
+            "prompt": before + text,
+            "options": [f"The answer is {value + more}." for more in (0, 1, 2, 10)],
+            "answer": f"The answer is {value}.",
+        }
+        for text, value in solved[:QUESTIONS]
+    ]
 
 
 def write_model(directory: Path) -> None:
