@@ -1,7 +1,7 @@
 """python -m tests.benchmarks.evaluate_side SIDE MODEL OUT: one side of the evaluation.
 
 Each loads the model, asks it all questions greedily and scores its replies. What came out is, for
-each task, its scores and every reply with what was extracted from it. With `-options` behind the
+each task, every reply with its score. With `-options` behind the
 name it weighs the options of questions instead, and tells whether the likeliest is right.
 """
 
@@ -39,10 +39,7 @@ def caravan(model: Path, out: Path) -> None:
 
     def outcome(_: object) -> dict[str, Any]:
         rows = list(read_rows(out / "out/evaluation/instances.jsonl", ScoredCompletion))
-        return {
-            name: [[r.completion, r.extracted, r.score] for r in rows if r.task == name]
-            for name in e.TASKS
-        }
+        return {name: [[r.completion, r.score] for r in rows if r.task == name] for name in e.TASKS}
 
     measured(
         lambda: evaluate.run(EvaluateStageConfig(evaluate=suite), {"model": model}, context),
@@ -154,7 +151,7 @@ def lm_eval(model: Path, out: Path) -> None:
         metrics = {"math": "exact_match", "constraints": STRICT}
         return {
             name: [
-                [s["resps"][0][0], s["filtered_resps"][0], float(s[metrics[name]])]
+                [s["resps"][0][0], float(s[metrics[name]])]
                 for s in sorted(samples, key=lambda s: s["doc_id"])
             ]
             for name, samples in found["samples"].items()

@@ -25,11 +25,11 @@ def main() -> None:
     ours, theirs = (replies[side][0].found for side in SIDES)
     for task in e.TASKS:
         pairs = list(zip(ours[task], theirs[task], strict=True))
-        same = [sum(a[i] == b[i] for a, b in pairs) for i in range(3)]
-        means = [sum(row[2] for row in side[task]) / len(pairs) for side in (ours, theirs)]
+        same = [sum(a[i] == b[i] for a, b in pairs) for i in range(2)]
+        means = [sum(row[1] for row in side[task]) / len(pairs) for side in (ours, theirs)]
         print(
-            f"\n{task}: of {len(pairs)} the same replies {same[0]}, extracted {same[1]}, scores "
-            f"{same[2]}; mean score {means[0]:.4f} and {means[1]:.4f}"
+            f"\n{task}: of {len(pairs)} the same replies {same[0]}, the same scores {same[1]}; "
+            f"mean score {means[0]:.4f} and {means[1]:.4f}"
         )
     print(f"\n{e.QUESTIONS} questions with 4 options each, after {e.EXAMPLES} examples\n")
     _show(options, e.QUESTIONS)
