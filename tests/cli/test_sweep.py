@@ -312,6 +312,37 @@ def test_axes_may_be_weights_of_a_mix_and_seeds(mini):
         sweep_members(load, [f"{name}.weight=0.5,2"], [])
 
 
+def test_a_value_may_be_a_list_or_a_text_with_commas(mini):
+    axes = ["rlvr.skills=[math, chat], [math]", "description='one, two',three"]
+    members = sweep_members(partial(load_recipe, mini), axes, [])
+    assert [(m.recipe.rlvr.skills, m.recipe.description) for m in members] == [
+        (("math", "chat"), "one, two"), (("math", "chat"), "three"),
+        (("math",), "one, two"), (("math",), "three"),
+    ]  # fmt: skip
+    assert members[0].tags == ("rlvr.skills=[math, chat]", "description='one, two'")
+
+
+def test_a_value_may_be_longer_than_a_tag(sweep, settings):
+    long = 200 * "x"
+    sweep(*[State.SUCCEEDED] * 2, code=0, over=f"description=short,{long}")
+    with Registry(settings.resolved_registry_url) as registry:
+        (run,) = registry.list_runs(tag=f"description={long}"[:128])
+    assert run.recipe["description"] == long
+
+
+def test_a_wrong_value_is_named_as_it_was_given(mini, sweep):
+    printed = sweep(code=2, over="dpo.beta=1,much")
+    assert "error: 'dpo.beta=much': dpo.beta: expected a number; got 'much' (text)" in printed
+    for over in (
+        "rlvr.skills=[math,chat",
+        "rlvr.skills=math]: chat",
+        "rlvr.skills=,",
+        "rlvr.skills",
+    ):
+        printed = sweep(code=2, over=over)
+        assert f"error: --over {over}: write a field and different values" in printed
+
+
 @pytest.mark.parametrize(
     ("axes", "said"),
     [

@@ -19,6 +19,7 @@ from caravan.recipe.io import (
     InvalidRecipeError,
     canonical_json,
     diff,
+    differing_fields,
     load_recipe,
     parse_recipe,
     recipe_digest,
@@ -309,3 +310,10 @@ def test_deriving_validates() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         recipe.sft.derive(learning_rate=-1)
     assert isinstance(recipe.derive(seed=3), Recipe)
+
+
+def test_a_section_that_a_recipe_lacks_is_one_field_of_all() -> None:
+    small, large, none = {"lora": {"r": 8}, "beta": 1}, {"lora": {"r": 16}, "beta": 1}, {"beta": 1}
+    assert differing_fields([small, large]) == {"lora.r": [8, 16]}
+    assert differing_fields([small, large, none]) == {"lora": [{"r": 8}, {"r": 16}, ABSENT]}
+    assert differing_fields([none, small, large]) == {"lora": [ABSENT, {"r": 8}, {"r": 16}]}

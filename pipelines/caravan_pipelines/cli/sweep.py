@@ -34,7 +34,7 @@ def sweep(
     if on_cluster:
         submitted = kubeflow.launch_together(
             [member.recipe for member in members], settings, recipe_dir=directory,
-            tags=[(*tags, *member.values) for member in members],
+            tags=[(*tags, *member.tags) for member in members],
         )  # fmt: skip
         with open_registry(settings) as registry:
             for run_id, labels in Results(tag, registry).labels.items():
@@ -69,7 +69,7 @@ def create_runs(
         for member in members:
             made.append(
                 local.create_run(
-                    member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.values)
+                    member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.tags)
                 )
             )
     except CaravanError:

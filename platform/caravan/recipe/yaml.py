@@ -97,7 +97,7 @@ def apply_override(document: Document, override: str) -> Document:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
-            _visit(node, (), f"--set {shown}", {})
+            _visit(node, (), shown, {})
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{shown}: the value is not YAML: {_problem(error)}") from error
@@ -108,7 +108,7 @@ def apply_override(document: Document, override: str) -> Document:
     path = _positions(document.data, parts)
     data = _with_value(document.data, path, _with_own_names(value), override, ())
     kept = {at: place for at, place in document.places.items() if at[: len(path)] != path}
-    return Document(data, kept | {path: f"--set {override}"})
+    return Document(data, kept | {path: shown})
 
 
 def _positions(data: Any, path: FieldPath) -> FieldPath:
