@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from datetime import UTC, datetime
@@ -288,6 +289,19 @@ def test_an_arm_whose_runs_failed_stays_in_the_table(sweep, monkeypatch):
 
     printed = sweep(*[State.FAILED] * 3, code=1)
     assert "no run has scores yet" in printed
+
+
+def test_a_score_that_is_no_number_is_none(sweep, monkeypatch):
+    right = evaluate(lambda beta, seed: math.nan if (beta, seed) == (2, 18) else 0.5 + LUCK[seed])
+    monkeypatch.setattr(sys.modules[__name__], "train", right)
+    over = ("sweep", "pocket", "--over", "dpo.beta=1,2", *SEEDS)
+    printed = sweep(*[State.SUCCEEDED] * 6, code=0, given=over)
+    assert rows(printed)[-1][2:4] == ["2 of 3", "51.0 ± 1.4"]
+
+    shown = json.loads(
+        sweep(code=0, given=("show", re.findall(r"sweep:\w+", printed)[0], "--json"))
+    )
+    assert shown["scores"][1]["by_seed"] == {"17": 0.5, "19": 0.52}
 
 
 def test_seeds_alone_show_the_noise(sweep, monkeypatch):
