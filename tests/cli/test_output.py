@@ -211,6 +211,10 @@ def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, m
     assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
     (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
     assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
+    assert found("--limit", "1000000") == {good, bad}
+    for many in (0, 2**63):
+        assert "Invalid value for '--limit'" in command("runs", "--limit", str(many), code=2)
+    assert command("runs", "--tag", "") == "no run is so: caravan runs lists all\n"
 
 
 @pytest.mark.parametrize("group", [(), ("recipe",), ("artifact",), ("model",), ("data",)])

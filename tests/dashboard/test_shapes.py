@@ -23,6 +23,7 @@ from caravan_dashboard import (
     markup,
     preferences,
     rows,
+    runs,
     text,
 )  # fmt: skip
 from caravan_dashboard.diff import word_diff
@@ -178,6 +179,23 @@ def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
     recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": [{"name": "math", "limit": 40}]}}
 
     assert shown_value(differences.value_at(recipe, path)) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "holds"),
+    [
+        ("dpo.learning_rate=1e-6", True), ("DPO.learning_rate=1.0E-06", True),
+        ("dpo.learning_rate=0.000001", True), ("dpo.learning_rate=2e-6", False),
+        ("dpo.beta=2.0", True), ("dpo.beta=2", True), ("dpo.beta=two", False),
+        ("dpo.loss_type=Sigmoid", True), ("dpo.bf16=true", True), ("dpo.bf16=1", False),
+        ("dpo.save_steps=200", True),
+    ],
+)  # fmt: skip
+def test_a_field_is_asked_for_in_any_writing_of_its_value(word, holds):
+    dpo = {"learning_rate": 1e-06, "beta": 2.0, "loss_type": "sigmoid", "bf16": True,
+           "save_steps": 200}  # fmt: skip
+    ((said, field),) = runs.searched(word, [], [], "").fields
+    assert (said, field.section, field.holds(dpo)) == (word, "dpo", holds)
 
 
 def test_length_bias_by_hand():

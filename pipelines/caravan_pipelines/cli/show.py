@@ -45,7 +45,7 @@ def runs(
         print_json([_run_as_data(run, by_run[run.id]) for run in found])
     elif found:
         print_table(Console(), runs_table(found, scores))
-    elif state or tag or recipe:
+    elif (state, tag, recipe) != (None, None, None):
         print("no run is so: caravan runs lists all")
     else:
         print("no run yet: caravan run pocket")
