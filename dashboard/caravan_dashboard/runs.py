@@ -41,7 +41,7 @@ def _is(found: object, said: str) -> bool:
     if isinstance(found, float):
         with suppress(ValueError):
             return shown_value(float(said)) == shown_value(found)
-    return shown_value(found).lower() == said.lower()
+    return said.lower() in (str(found).lower(), shown_value(found).lower())
 
 
 def table_of(run_ids: Sequence[str], registry: Registry) -> pd.DataFrame:

@@ -188,12 +188,12 @@ def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
         ("dpo.learning_rate=0.000001", True), ("dpo.learning_rate=2e-6", False),
         ("dpo.beta=2.0", True), ("dpo.beta=2", True), ("dpo.beta=two", False),
         ("dpo.loss_type=Sigmoid", True), ("dpo.bf16=true", True), ("dpo.bf16=1", False),
-        ("dpo.save_steps=200", True),
+        ("dpo.save_steps=200", True), (f"dpo.data=/{50 * 'x'}/Pairs", True),
     ],
 )  # fmt: skip
 def test_a_field_is_asked_for_in_any_writing_of_its_value(word, holds):
     dpo = {"learning_rate": 1e-06, "beta": 2.0, "loss_type": "sigmoid", "bf16": True,
-           "save_steps": 200}  # fmt: skip
+           "save_steps": 200, "data": f"/{50 * 'x'}/pairs"}  # fmt: skip
     ((said, field),) = runs.searched(word, [], [], "").fields
     assert (said, field.section, field.holds(dpo)) == (word, "dpo", holds)
 

@@ -24,6 +24,7 @@ from caravan.recipe.io import (
     parse_recipe,
     recipe_digest,
     recipe_from_data,
+    shown_value,
 )
 from small_recipe import POCKET, PREFERENCES, SMALL, refusal
 
@@ -310,6 +311,12 @@ def test_deriving_validates() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         recipe.sft.derive(learning_rate=-1)
     assert isinstance(recipe.derive(seed=3), Recipe)
+
+
+def test_paths_that_differ_in_their_ends_are_shown_so() -> None:
+    shown = {shown_value(f"/mnt/shared/models/of/the/team/run-{run}/model") for run in (1, 2)}
+    assert shown == {"/mnt/shared/models/o … the/team/run-1/model",
+                     "/mnt/shared/models/o … the/team/run-2/model"}  # fmt: skip
 
 
 def test_a_section_that_a_recipe_lacks_is_one_field_of_all() -> None:

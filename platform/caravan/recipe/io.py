@@ -136,11 +136,11 @@ def differing_fields(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
 
 
 def shown_value(value: object) -> str:
-    """A value of a recipe in a cell."""
+    """A value of a recipe in a cell; of a long one both ends, as paths differ in the last."""
     if value is None or value is ABSENT:
         return "–"
     text = f"{value:.12g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else f"{text[:40]} …"
+    return text if len(text) <= 40 else f"{text[:20]} … {text[-20:]}"
 
 
 def _differing(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[Any]]]:
