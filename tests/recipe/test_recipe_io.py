@@ -319,8 +319,10 @@ def test_paths_that_differ_in_their_ends_are_shown_so() -> None:
                      "/mnt/shared/models/o … the/team/run-2/model"}  # fmt: skip
 
 
-def test_a_section_that_a_recipe_lacks_is_one_field_of_all() -> None:
+def test_a_section_that_a_recipe_lacks_is_a_field_besides_those_in_it() -> None:
     small, large, none = {"lora": {"r": 8}, "beta": 1}, {"lora": {"r": 16}, "beta": 1}, {"beta": 1}
     assert differing_fields([small, large]) == {"lora.r": [8, 16]}
-    assert differing_fields([small, large, none]) == {"lora": [{"r": 8}, {"r": 16}, ABSENT]}
-    assert differing_fields([none, small, large]) == {"lora": [ABSENT, {"r": 8}, {"r": 16}]}
+    assert differing_fields([small, none, small]) == {"lora": [{"r": 8}, ABSENT, {"r": 8}]}
+    assert differing_fields([small, none, large]) == {
+        "lora": [{"r": 8}, ABSENT, {"r": 16}], "lora.r": [8, ABSENT, 16],
+    }  # fmt: skip

@@ -144,8 +144,8 @@ def shown_value(value: object) -> str:
 
 
 def _differing(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[Any]]]:
-    """The fields below `path` in which its values differ, with those of each. A section that one of
-    them lacks is one field."""
+    """The fields below `path` in which its values differ, with those of each. A section that some
+    of them lack is a field too, besides those in it in which the others differ."""
     if all(isinstance(value, list) for value in values):
         values = _by_name(values)
         pattern = "{path}[{key}]"
@@ -157,6 +157,10 @@ def _differing(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[Any
             yield from _differing([value.get(key, ABSENT) for value in values], inner)
     elif any(value != values[0] for value in values):
         yield path, list(values)
+        sections = [value for value in values if isinstance(value, Mapping)]
+        for inner, found in _differing(sections, path) if len(sections) > 1 else ():
+            left = iter(found)
+            yield inner, [next(left) if isinstance(v, Mapping) else ABSENT for v in values]
 
 
 def _by_name(lists: Sequence[list[Any]]) -> list[dict[Any, Any]]:
