@@ -152,20 +152,33 @@ def test_members_that_wait_are_not_taken_for_forgotten(sweep, settings, monkeypa
     assert seen == [2, 1, 0]
 
 
-def test_a_sweep_of_which_a_member_is_refused_leaves_none(sweep, settings, monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "code", "said"),
+    [
+        (
+            StoreError("the store is full; free some space"),
+            2,
+            "error: the store is full; free some",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_sweep_that_is_not_registered_whole_leaves_none(
+    sweep, settings, monkeypatch, reason, code, said
+):
     create, made = local.create_run, []
 
     def create_one(*args, **kwargs):
         if made:
-            raise StoreError("the store is full; free some space")
+            raise reason
         made.append(create(*args, **kwargs))
         return made[0]
 
     monkeypatch.setattr(local, "create_run", create_one)
-    printed = sweep(code=2)
+    printed = sweep(code=code)
 
     assert states(settings) == []
-    assert "error: the store is full; free some space" in printed
+    assert said in printed
 
 
 def test_a_member_that_cannot_be_started_comes_after_the_table(settings, sweep, monkeypatch):

@@ -63,7 +63,7 @@ def resume(tag: str) -> None:
 def create_runs(
     members: Sequence[Member], tags: tuple[str, ...], directory: Path, settings: Settings
 ) -> None:
-    """Register a run of each member; none stays if one is refused."""
+    """Register a run of each member; none stays if one is refused, or Ctrl-C comes between."""
     made: list[str] = []
     try:
         for member in members:
@@ -72,7 +72,7 @@ def create_runs(
                     member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.tags)
                 )
             )
-    except CaravanError:
+    except (CaravanError, KeyboardInterrupt):
         with open_registry(settings) as registry:
             for run_id in made:
                 registry.update_run_state(run_id, State.CANCELLED)
