@@ -276,6 +276,23 @@ def test_arms_are_told_from_the_first_by_more_than_the_luck_of_seeds(sweep, sett
     assert better["low"] == pytest.approx(0.1322, abs=1e-4)
 
 
+def test_the_questions_behind_a_score_are_read_once(sweep, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "train", evaluate(lambda beta, seed: 0.5))
+    read, asked = Registry.score_instances, []
+
+    def counted(self, score_id):
+        asked.append(score_id)
+        return read(self, score_id)
+
+    monkeypatch.setattr(Registry, "score_instances", counted)
+    sweep(
+        *[State.SUCCEEDED] * 9,
+        code=0,
+        given=("sweep", "pocket", "--over", "dpo.beta=1,2,5", *SEEDS),
+    )
+    assert len(asked) == len(set(asked)) == 9
+
+
 def test_with_one_seed_its_noise_is_said_to_be_unknown(sweep, monkeypatch):
     right = evaluate(lambda beta, seed: 0.3 + 0.1 * beta)
     monkeypatch.setattr(sys.modules[__name__], "train", right)
