@@ -64,11 +64,11 @@ def _values(axis: str) -> list[str]:
     field, _, values = axis.partition("=")
     try:
         found = _items(f"[{values}]")
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         found = []
     if not found or len(set(found)) != len(found):
         raise RecipeError(
-            f"--over {axis}: write a field and different values, dpo.beta=1,2,5 or "
+            f"--over {axis:.80}: write a field and different values, dpo.beta=1,2,5 or "
             "'rlvr.skills=[math],[math, chat]'"
         )
     return [f"{field.strip()}={value}" for value in found]

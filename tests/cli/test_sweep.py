@@ -385,6 +385,8 @@ def test_a_wrong_value_is_named_as_it_was_given(mini, sweep):
     ):
         printed = sweep(code=2, over=over)
         assert f"error: --over {over}: write a field and different values" in printed
+    endless = "seed=" + 3000 * "["
+    assert f"--over {endless[:80]}: write a field" in sweep(code=2, over=endless)
 
 
 @pytest.mark.parametrize(

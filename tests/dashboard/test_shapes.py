@@ -170,13 +170,15 @@ def test_fields_in_which_recipes_differ_stand_beside_their_runs():
         ("dpo.beta", "5"),
         ("evaluate.tasks[math].limit", "40"),
         ("evaluate.tasks.math.limit", "40"),
+        ("evaluate.tasks[Math-1.5].limit", "20"),
         ("evaluate.tasks.0.name", "math"),
         ("dpo.betta", "–"),
         ("dpo.beta.more", "–"),
     ],
 )
 def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
-    recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": [{"name": "math", "limit": 40}]}}
+    tasks = [{"name": "math", "limit": 40}, {"name": "math-1.5", "limit": 20}]
+    recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": tasks}}
 
     assert shown_value(differences.value_at(recipe, path)) == value
 

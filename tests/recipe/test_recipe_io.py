@@ -93,8 +93,10 @@ def test_max_seq_length_is_max_length() -> None:
         ("sft={1: 2}", "the key '1' is read as int; a key must be text, quote it"),
         ("sft={[a]: 2}", "a key must be plain text"),
         ("evaluate.tasks[4].limit=1", "a position from 0 to 0"),
-        ("evaluate.tasks[x].limit=1", "'tasks[x]' is no part of a path"),
-        ("evaluate..tasks=1", "'' is no part of a path"),
+        ("evaluate.tasks[x].limit=1", "evaluate.tasks is a list of 1 without 'x'"),
+        ("evaluate..tasks=1", "'evaluate..tasks' is no path"),
+        ("evaluate.tasks[x=1", "'evaluate.tasks[x' is no path"),
+        ("evaluate.tasks[]=1", "'evaluate.tasks[]' is no path"),
         ("seed=9223372036854775808", "expected less than 9223372036854775808"),
     ],
 )
@@ -317,6 +319,12 @@ def test_paths_that_differ_in_their_ends_are_shown_so() -> None:
     shown = {shown_value(f"/mnt/shared/models/of/the/team/run-{run}/model") for run in (1, 2)}
     assert shown == {"/mnt/shared/models/o … the/team/run-1/model",
                      "/mnt/shared/models/o … the/team/run-2/model"}  # fmt: skip
+
+
+def test_a_difference_names_a_field_as_an_override_may() -> None:
+    recipe = parse_recipe(SMALL, ["evaluate.tasks.gsm8k.name=gsm-1.1"])
+    changed = parse_recipe(canonical_json(recipe), ["evaluate.tasks[gsm-1.1].limit=5"])
+    assert diff(recipe, changed) == [("evaluate.tasks[gsm-1.1].limit", None, 5)]
 
 
 def test_a_section_that_a_recipe_lacks_is_a_field_besides_those_in_it() -> None:

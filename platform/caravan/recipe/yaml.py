@@ -87,7 +87,8 @@ def _lies_in(directory: Path, name: str) -> bool:
 
 def apply_override(document: Document, override: str) -> Document:
     """`document` with `dotted.path=value`; the value is YAML. An item of a list is named by its
-    position or its name: `evaluate.tasks.gsm8k.limit=100`, `evaluate.tasks[0].limit=100`."""
+    position or its name: `evaluate.tasks.gsm8k.limit=100`, `evaluate.tasks[0].limit=100`; one with
+    dots in brackets."""
     dotted_path, equals, text = override.partition("=")
     if not equals or not dotted_path.strip():
         raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
@@ -125,22 +126,19 @@ def _positions(data: Any, path: FieldPath) -> FieldPath:
     return tuple(found)
 
 
-_POSITIONS = re.compile(r"(?P<name>[^\[\]]+)(?P<positions>(?:\[\d+\])*)")
+_PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[[^\[\]]+\])*")
 
 
 def _parts(dotted_path: str, override: str) -> FieldPath:
-    """`evaluate.tasks[0].limit`, as errors write it, or `evaluate.tasks.0.limit`."""
-    parts: list[str | int] = []
-    for part in dotted_path.split("."):
-        found = _POSITIONS.fullmatch(part)
-        if found is None:
-            raise RecipeError(
-                f"{override}: {part!r} is no part of a path; write names and positions, such as "
-                "evaluate.tasks[0].limit=100"
-            )
-        parts.append(_segment(found["name"]))
-        parts += [int(position) for position in re.findall(r"\d+", found["positions"])]
-    return tuple(parts)
+    """`evaluate.tasks[0].limit`, as errors write it, `evaluate.tasks[math].limit`, as differences
+    do, or `evaluate.tasks.math.limit`."""
+    if not _PATH.fullmatch(dotted_path):
+        raise RecipeError(
+            f"{override}: {dotted_path!r} is no path; write names and positions, such as "
+            "evaluate.tasks[0].limit=100"
+        )
+    parts = re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", dotted_path)
+    return tuple(_segment(in_brackets or plain) for in_brackets, plain in parts)
 
 
 def _segment(part: str) -> str | int:
