@@ -20,6 +20,8 @@ from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
 PAGE_SIZE = 25
 SCORES_MOST = 5
+SEARCH_CHARACTERS = 1000
+"""Twice as many may be more words than SQLite takes conditions."""
 ORDERS = {"Newest first": "", **{f"Best {name}": name for name in MODEL}}
 REFRESH_SECONDS = 5
 FIELDS_SHOWN = 2
@@ -44,7 +46,7 @@ def filters(recipes: Sequence[str]) -> RunSearch:
     left, middle, right, last = st.columns([3, 2, 2, 2])
     text = left.text_input(
         "Search", key="q", bind="query-params", on_change=ui.first_page,
-        placeholder="Run, owner, tag or dpo.beta=2",
+        max_chars=SEARCH_CHARACTERS, placeholder="Run, owner, tag or dpo.beta=2",
         help="Runs that have every word; `dpo.beta=2` is a field of the recipe with its value",
     )  # fmt: skip
     states = ui.chooser("State", [s.value for s in State], "state", where=middle)
