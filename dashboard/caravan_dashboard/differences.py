@@ -35,7 +35,8 @@ def by_run(runs: Sequence[RunRow]) -> dict[str, Fields]:
 def value_at(recipe: object, path: str) -> object:
     """The value of a field, whatever its case: `dpo.beta`, `evaluate.tasks[math].limit`."""
     found = recipe
-    for key in filter(None, re.split(r"[.\[\]]", path.lower())):
+    for in_brackets, plain in re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", path.lower()):
+        key = in_brackets or plain
         if isinstance(found, list):
             found = dict(enumerate(found)) | {
                 item.get("name", item.get("source")): item

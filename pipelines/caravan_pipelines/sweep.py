@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+
+import yaml
 
 from caravan.errors import RecipeError
 from caravan.recipe import Recipe
 from caravan.recipe.io import recipe_digest
-from caravan.registry import SWEEP_TAG
+from caravan.registry import SWEEP_TAG, TAG_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Member:
     values: tuple[str, ...]
     """What sets it apart: `dpo.beta=1`."""
     recipe: Recipe
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its values, of a long one the beginning."""
+        return tuple(value[:TAG_CHARACTERS] for value in self.values)
 
 
 def sweep_members(
@@ -39,7 +46,7 @@ def sweep_members(
                 f"--over {name} is given {fields.count(name)} times; give its values in one: "
                 f"--over {name}=1,2,5"
             )
-    combinations = list(product(*(list(_values(axis)) for axis in axes)))
+    combinations = list(product(*(_values(axis) for axis in axes)))
     members = [Member(values, load([*overrides, *values])) for values in combinations]
     first: dict[str, Member] = {}
     for member in members:
@@ -52,12 +59,30 @@ def sweep_members(
     return members
 
 
-def _values(axis: str) -> Iterator[str]:
-    field, equals, values = axis.partition("=")
-    found = [value.strip() for value in values.split(",")]
-    if not equals or not all(found) or len(set(found)) != len(found):
-        raise RecipeError(f"--over {axis}: write a field and different values, dpo.beta=1,2,5")
-    return (f"{field.strip()}={value}" for value in found)
+def _values(axis: str) -> list[str]:
+    """The field with each value, as it is written; a list, or a text in quotes, is one value."""
+    field, _, values = axis.partition("=")
+    try:
+        found = _items(f"[{values}]")
+    except (yaml.YAMLError, RecursionError):
+        found = []
+    if not found or len(set(found)) != len(found):
+        raise RecipeError(
+            f"--over {axis:.80}: write a field and different values, dpo.beta=1,2,5 or "
+            "'rlvr.skills=[math],[math, chat]'"
+        )
+    return [f"{field.strip()}={value}" for value in found]
+
+
+def _items(text: str) -> list[str]:
+    """The items of a YAML list, as they are written; none of what is no list.
+
+    Raises:
+        YAMLError: it is no YAML.
+    """
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    items = node.value if isinstance(node, yaml.SequenceNode) else []
+    return [text[item.start_mark.index : item.end_mark.index] for item in items]
 
 
 def new_tag() -> str:

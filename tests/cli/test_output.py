@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,18 @@ def test_a_failed_run_ends_with_its_advice_and_hints_on_one_line(
     assert f"run {failed} failed; its log is {log}" in lines
     assert f"finished stages are kept; continue with: caravan resume {failed}" in lines
     assert "KeyError" not in "".join(lines)
+
+
+def test_what_is_no_number_is_null_in_json(failed, registry, command):
+    (stage,) = registry.stage_runs(failed)
+    registry.log_metrics(stage.id, 1, {"loss": math.nan, "grad_norm": math.inf, "lr": 0.5})
+    registry.add_scores(stage.id, [Score("math", "accuracy", math.nan, 0, 1, 2)])
+
+    (listed,) = json.loads(command("runs", "--json"), parse_constant=pytest.fail)
+    shown = json.loads(command("show", failed, "--json"), parse_constant=pytest.fail)
+    assert [score["value"] for score in listed["scores"]] == [None]
+    metrics = shown["stages"][0]["metrics"]
+    assert (metrics["loss"], metrics["grad_norm"], metrics["lr"]) == (None, None, 0.5)
 
 
 def test_show_tells_the_error_and_where_its_traceback_is(failed, command):
@@ -198,6 +211,10 @@ def test_runs_are_found_by_state_recipe_and_tag_and_tagged(registry, settings, m
     assert " rlvr 50.0 " in command("runs", "--state", "succeeded").replace("\n", " ")
     (shown,) = json.loads(command("runs", "--json", "--tag", "b"))
     assert (shown["recipe"], shown["state"], len(shown["scores"])) == (recipe.name, "succeeded", 4)
+    assert found("--limit", "1000000") == {good, bad}
+    for many in (0, 2**63):
+        assert "Invalid value for '--limit'" in command("runs", "--limit", str(many), code=2)
+    assert command("runs", "--tag", "") == "no run is so: caravan runs lists all\n"
 
 
 @pytest.mark.parametrize("group", [(), ("recipe",), ("artifact",), ("model",), ("data",)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from datetime import UTC, datetime
@@ -151,20 +152,33 @@ def test_members_that_wait_are_not_taken_for_forgotten(sweep, settings, monkeypa
     assert seen == [2, 1, 0]
 
 
-def test_a_sweep_of_which_a_member_is_refused_leaves_none(sweep, settings, monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "code", "said"),
+    [
+        (
+            StoreError("the store is full; free some space"),
+            2,
+            "error: the store is full; free some",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_sweep_that_is_not_registered_whole_leaves_none(
+    sweep, settings, monkeypatch, reason, code, said
+):
     create, made = local.create_run, []
 
     def create_one(*args, **kwargs):
         if made:
-            raise StoreError("the store is full; free some space")
+            raise reason
         made.append(create(*args, **kwargs))
         return made[0]
 
     monkeypatch.setattr(local, "create_run", create_one)
-    printed = sweep(code=2)
+    printed = sweep(code=code)
 
     assert states(settings) == []
-    assert "error: the store is full; free some space" in printed
+    assert said in printed
 
 
 def test_a_member_that_cannot_be_started_comes_after_the_table(settings, sweep, monkeypatch):
@@ -262,6 +276,23 @@ def test_arms_are_told_from_the_first_by_more_than_the_luck_of_seeds(sweep, sett
     assert better["low"] == pytest.approx(0.1322, abs=1e-4)
 
 
+def test_the_questions_behind_a_score_are_read_once(sweep, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "train", evaluate(lambda beta, seed: 0.5))
+    read, asked = Registry.score_instances, []
+
+    def counted(self, score_id):
+        asked.append(score_id)
+        return read(self, score_id)
+
+    monkeypatch.setattr(Registry, "score_instances", counted)
+    sweep(
+        *[State.SUCCEEDED] * 9,
+        code=0,
+        given=("sweep", "pocket", "--over", "dpo.beta=1,2,5", *SEEDS),
+    )
+    assert len(asked) == len(set(asked)) == 9
+
+
 def test_with_one_seed_its_noise_is_said_to_be_unknown(sweep, monkeypatch):
     right = evaluate(lambda beta, seed: 0.3 + 0.1 * beta)
     monkeypatch.setattr(sys.modules[__name__], "train", right)
@@ -290,6 +321,19 @@ def test_an_arm_whose_runs_failed_stays_in_the_table(sweep, monkeypatch):
     assert "no run has scores yet" in printed
 
 
+def test_a_score_that_is_no_number_is_none(sweep, monkeypatch):
+    right = evaluate(lambda beta, seed: math.nan if (beta, seed) == (2, 18) else 0.5 + LUCK[seed])
+    monkeypatch.setattr(sys.modules[__name__], "train", right)
+    over = ("sweep", "pocket", "--over", "dpo.beta=1,2", *SEEDS)
+    printed = sweep(*[State.SUCCEEDED] * 6, code=0, given=over)
+    assert rows(printed)[-1][2:4] == ["2 of 3", "51.0 ± 1.4"]
+
+    shown = json.loads(
+        sweep(code=0, given=("show", re.findall(r"sweep:\w+", printed)[0], "--json"))
+    )
+    assert shown["scores"][1]["by_seed"] == {"17": 0.5, "19": 0.52}
+
+
 def test_seeds_alone_show_the_noise(sweep, monkeypatch):
     right = evaluate(lambda beta, seed: 0.3 + LUCK[seed])
     monkeypatch.setattr(sys.modules[__name__], "train", right)
@@ -310,6 +354,39 @@ def test_axes_may_be_weights_of_a_mix_and_seeds(mini):
     assert got == [(0.5, 1), (0.5, 2), (2, 1), (2, 2)]
     with pytest.raises(RecipeError, match="either count or weight, not both; set the other to nul"):
         sweep_members(load, [f"{name}.weight=0.5,2"], [])
+
+
+def test_a_value_may_be_a_list_or_a_text_with_commas(mini):
+    axes = ["rlvr.skills=[math, chat], [math]", "description='one, two',three"]
+    members = sweep_members(partial(load_recipe, mini), axes, [])
+    assert [(m.recipe.rlvr.skills, m.recipe.description) for m in members] == [
+        (("math", "chat"), "one, two"), (("math", "chat"), "three"),
+        (("math",), "one, two"), (("math",), "three"),
+    ]  # fmt: skip
+    assert members[0].tags == ("rlvr.skills=[math, chat]", "description='one, two'")
+
+
+def test_a_value_may_be_longer_than_a_tag(sweep, settings):
+    long = 200 * "x"
+    sweep(*[State.SUCCEEDED] * 2, code=0, over=f"description=short,{long}")
+    with Registry(settings.resolved_registry_url) as registry:
+        (run,) = registry.list_runs(tag=f"description={long}"[:128])
+    assert run.recipe["description"] == long
+
+
+def test_a_wrong_value_is_named_as_it_was_given(mini, sweep):
+    printed = sweep(code=2, over="dpo.beta=1,much")
+    assert "error: 'dpo.beta=much': dpo.beta: expected a number; got 'much' (text)" in printed
+    for over in (
+        "rlvr.skills=[math,chat",
+        "rlvr.skills=math]: chat",
+        "rlvr.skills=,",
+        "rlvr.skills",
+    ):
+        printed = sweep(code=2, over=over)
+        assert f"error: --over {over}: write a field and different values" in printed
+    endless = "seed=" + 3000 * "["
+    assert f"--over {endless[:80]}: write a field" in sweep(code=2, over=endless)
 
 
 @pytest.mark.parametrize(

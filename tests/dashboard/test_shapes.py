@@ -26,6 +26,7 @@ from caravan_dashboard import (
     preferences,
     replies,
     rows,
+    runs,
     text,
 )  # fmt: skip
 from caravan_dashboard.diff import word_diff
@@ -172,15 +173,34 @@ def test_fields_in_which_recipes_differ_stand_beside_their_runs():
         ("dpo.beta", "5"),
         ("evaluate.tasks[math].limit", "40"),
         ("evaluate.tasks.math.limit", "40"),
+        ("evaluate.tasks[Math-1.5].limit", "20"),
         ("evaluate.tasks.0.name", "math"),
         ("dpo.betta", "–"),
         ("dpo.beta.more", "–"),
     ],
 )
 def test_a_field_of_a_recipe_is_found_by_its_path(path, value):
-    recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": [{"name": "math", "limit": 40}]}}
+    tasks = [{"name": "math", "limit": 40}, {"name": "math-1.5", "limit": 20}]
+    recipe = {"dpo": {"beta": 5}, "evaluate": {"tasks": tasks}}
 
     assert shown_value(differences.value_at(recipe, path)) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "holds"),
+    [
+        ("dpo.learning_rate=1e-6", True), ("DPO.learning_rate=1.0E-06", True),
+        ("dpo.learning_rate=0.000001", True), ("dpo.learning_rate=2e-6", False),
+        ("dpo.beta=2.0", True), ("dpo.beta=2", True), ("dpo.beta=two", False),
+        ("dpo.loss_type=Sigmoid", True), ("dpo.bf16=true", True), ("dpo.bf16=1", False),
+        ("dpo.save_steps=200", True), (f"dpo.data=/{50 * 'x'}/Pairs", True),
+    ],
+)  # fmt: skip
+def test_a_field_is_asked_for_in_any_writing_of_its_value(word, holds):
+    dpo = {"learning_rate": 1e-06, "beta": 2.0, "loss_type": "sigmoid", "bf16": True,
+           "save_steps": 200, "data": f"/{50 * 'x'}/pairs"}  # fmt: skip
+    ((said, field),) = runs.searched(word, [], [], "").fields
+    assert (said, field.section, field.holds(dpo)) == (word, "dpo", holds)
 
 
 def test_length_bias_by_hand():

@@ -19,10 +19,12 @@ from caravan.recipe.io import (
     InvalidRecipeError,
     canonical_json,
     diff,
+    differing_fields,
     load_recipe,
     parse_recipe,
     recipe_digest,
     recipe_from_data,
+    shown_value,
 )
 from small_recipe import POCKET, PREFERENCES, SMALL, refusal
 
@@ -91,8 +93,10 @@ def test_max_seq_length_is_max_length() -> None:
         ("sft={1: 2}", "the key '1' is read as int; a key must be text, quote it"),
         ("sft={[a]: 2}", "a key must be plain text"),
         ("evaluate.tasks[4].limit=1", "a position from 0 to 0"),
-        ("evaluate.tasks[x].limit=1", "'tasks[x]' is no part of a path"),
-        ("evaluate..tasks=1", "'' is no part of a path"),
+        ("evaluate.tasks[x].limit=1", "evaluate.tasks is a list of 1 without 'x'"),
+        ("evaluate..tasks=1", "'evaluate..tasks' is no path"),
+        ("evaluate.tasks[x=1", "'evaluate.tasks[x' is no path"),
+        ("evaluate.tasks[]=1", "'evaluate.tasks[]' is no path"),
         ("seed=9223372036854775808", "expected less than 9223372036854775808"),
     ],
 )
@@ -309,3 +313,24 @@ def test_deriving_validates() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         recipe.sft.derive(learning_rate=-1)
     assert isinstance(recipe.derive(seed=3), Recipe)
+
+
+def test_paths_that_differ_in_their_ends_are_shown_so() -> None:
+    shown = {shown_value(f"/mnt/shared/models/of/the/team/run-{run}/model") for run in (1, 2)}
+    assert shown == {"/mnt/shared/models/o … the/team/run-1/model",
+                     "/mnt/shared/models/o … the/team/run-2/model"}  # fmt: skip
+
+
+def test_a_difference_names_a_field_as_an_override_may() -> None:
+    recipe = parse_recipe(SMALL, ["evaluate.tasks.gsm8k.name=gsm-1.1"])
+    changed = parse_recipe(canonical_json(recipe), ["evaluate.tasks[gsm-1.1].limit=5"])
+    assert diff(recipe, changed) == [("evaluate.tasks[gsm-1.1].limit", None, 5)]
+
+
+def test_a_section_that_a_recipe_lacks_is_a_field_besides_those_in_it() -> None:
+    small, large, none = {"lora": {"r": 8}, "beta": 1}, {"lora": {"r": 16}, "beta": 1}, {"beta": 1}
+    assert differing_fields([small, large]) == {"lora.r": [8, 16]}
+    assert differing_fields([small, none, small]) == {"lora": [{"r": 8}, ABSENT, {"r": 8}]}
+    assert differing_fields([small, none, large]) == {
+        "lora": [{"r": 8}, ABSENT, {"r": 16}], "lora.r": [8, ABSENT, 16],
+    }  # fmt: skip

@@ -49,6 +49,13 @@ def test_each_word_is_part_of_an_id_an_owner_or_a_tag_whatever_its_case(registry
     assert found("othersone") == found("pocket", "ben") == []
 
 
+def test_a_tag_is_found_by_itself(registry, new_run):
+    tags = ["İstanbul", "ΣΑΣ", "STRASSE", "50%_off", "back\\slash", "O'Brien", 'say "x"', "'; --"]
+    runs = {tag: new_run(tags=[tag]) for tag in tags}
+    for tag, run_id in runs.items():
+        assert registry.find_runs(RunSearch(words=[tag])) == [run_id], tag
+
+
 def test_states_and_names_are_any_of_those_given(registry, new_run):
     runs = {state: new_run(state.value) for state in (State.SUCCEEDED, State.FAILED)}
     for state, run_id in runs.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-import pandas as pd
 import streamlit as st
 
 from caravan.evals.headlines import Headline, headlines
@@ -20,8 +19,9 @@ from caravan_dashboard.palette import MODEL, model_colour
 from caravan_dashboard.text import DASH, ago, duration, moment, percent
 
 PAGE_SIZE = 25
-RUNS_AT_ONCE = 500
 SCORES_MOST = 5
+SEARCH_CHARACTERS = 1000
+"""Twice as many may be more words than SQLite takes conditions."""
 ORDERS = {"Newest first": "", **{f"Best {name}": name for name in MODEL}}
 REFRESH_SECONDS = 5
 FIELDS_SHOWN = 2
@@ -45,7 +45,8 @@ def main() -> None:
 def filters(recipes: Sequence[str]) -> RunSearch:
     left, middle, right, last = st.columns([3, 2, 2, 2])
     text = left.text_input(
-        "Search", key="q", bind="query-params", placeholder="Run, owner, tag or dpo.beta=2",
+        "Search", key="q", bind="query-params", on_change=ui.first_page,
+        max_chars=SEARCH_CHARACTERS, placeholder="Run, owner, tag or dpo.beta=2",
         help="Runs that have every word; `dpo.beta=2` is a field of the recipe with its value",
     )  # fmt: skip
     states = ui.chooser("State", [s.value for s in State], "state", where=middle)
@@ -69,7 +70,7 @@ def list_runs(registry: Registry, search: RunSearch) -> None:
     ui.show(run_table(page, means, differences.by_run(page), datetime.now(UTC)))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption("Scores are means over the tasks of the evaluation, in percent.")
-        ui.csv_button("runs", signin.in_session(lambda: as_table(found)))
+        ui.csv_button("runs", signin.in_session(lambda: runs.table_of(found, library.registry())))
     if len(page) > 1:
         first, *others = [run.id for run in page[:MAX_RUNS]]
         whose = "these runs" if len(page) <= MAX_RUNS else f"the first {MAX_RUNS}"
@@ -80,15 +81,6 @@ def list_runs(registry: Registry, search: RunSearch) -> None:
         recipes = page_link(f"Recipes of {several} →", "run", run=first, view="Recipe",
                             **{"with": few})  # fmt: skip
         ui.show(tag("div", link, beside, recipes, class_="cv-facts"))
-
-
-def as_table(found: Sequence[str]) -> pd.DataFrame:
-    """Of all pages, read in parts: recipes and scores of all at once might not fit in memory."""
-    registry, parts = library.registry(), []
-    for first in range(0, len(found), RUNS_AT_ONCE):
-        ids = found[first : first + RUNS_AT_ONCE]
-        parts.append(runs.as_table(registry.runs(ids), headlines(registry.scores(*ids))))
-    return pd.concat(parts, ignore_index=True)
 
 
 def run_table(

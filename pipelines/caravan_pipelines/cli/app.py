@@ -247,7 +247,7 @@ def cancel(run: RunId = "latest") -> None:
 
 @app.command()
 def runs(
-    limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Newest runs to list.")] = 20,
     state: Annotated[
         str | None, typer.Option(help="running, succeeded, failed, cancelled, interrupted, pending")
     ] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from caravan.settings import load_settings
 from caravan.stages.candidates import selected, selection_of
 from caravan.store import open_store
 from caravan.store.copies import copy_out
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.cli.tables import columns, print_table, run_column
 
 MODEL = "model"
@@ -41,7 +41,7 @@ def show(reference: str, *, as_json: bool) -> None:
             "made_from": sorted({e.digest for e in made_from} - {artifact.digest}),
             "made_into": sorted({e.digest for e in made_into} - {artifact.digest}),
         }
-        print(json.dumps(data, indent=2))
+        print_json(data)
         return
     console = Console()
     console.print(

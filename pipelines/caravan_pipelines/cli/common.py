@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from caravan.errors import RecipeError, RegistryError
@@ -49,3 +51,16 @@ def _file(name: Path) -> Path | None:
 
 def _shipped() -> str:
     return ", ".join(sorted(path.stem for path in shipped_recipes().glob("*.yaml")))
+
+
+def print_json(data: object) -> None:
+    """Print data as JSON, which has no NaN and no infinity: null stands for them."""
+    print(json.dumps(_finite(data), indent=2))
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data

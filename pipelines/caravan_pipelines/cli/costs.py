@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.text import Text
 from caravan.operations.costs import StageCost, project_of, run_costs, stage_cost
 from caravan.registry import Registry, open_registry
 from caravan.settings import Settings, load_settings
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.cli.tables import print_table
 
 
@@ -24,7 +24,7 @@ def of_run(run_id: str, *, as_json: bool) -> None:
     if as_json:
         data = {"run": run.id, "project": project_of(run), "currency": settings.currency,
                 "stages": [asdict(cost) for cost in costs], **_sums(costs)}  # fmt: skip
-        print(json.dumps(data, indent=2))
+        print_json(data)
         return
     table = _table(f"Costs of {run.id}", "stage", settings)
     for cost in costs:
@@ -44,7 +44,7 @@ def of_projects(*, as_json: bool) -> None:
              "currency": settings.currency, **_sums(costs)}
             for project, costs in sorted(by_project.items())
         ]  # fmt: skip
-        print(json.dumps(data, indent=2))
+        print_json(data)
         return
     table = _table("Costs of projects", "project", settings)
     table.add_column("budget", justify="right")

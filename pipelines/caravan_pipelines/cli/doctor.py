@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from caravan.settings import load_settings
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.doctor import Finding, Outcome, all_checks, examine
 
 STYLE = {Outcome.OK: "green", Outcome.BROKEN: "red", Outcome.SKIPPED: "dim"}
@@ -28,6 +28,6 @@ def doctor(*, as_json: bool) -> None:
             said = Text.assemble(state, (f"{finding.name}: ", "bold"), finding.says)
             console.print(said, soft_wrap=True)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=2))
+        print_json([asdict(finding) for finding in found])
     if any(finding.state is Outcome.BROKEN for finding in found):
         sys.exit(1)

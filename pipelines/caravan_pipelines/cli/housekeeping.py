@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from caravan.operations.housekeeping import Garbage, find_garbage, freed_bytes, 
 from caravan.registry import open_registry
 from caravan.settings import load_settings
 from caravan.store.sizes import size
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.cli.tables import print_table, run_column, runs_table
 from caravan_pipelines.launch.local import refuse_executed, run_dir
 from caravan_pipelines.launch.lock import acquire
@@ -66,7 +66,7 @@ def gc(
     left = sum(item.size_bytes for item in found.unknown)
     if as_json:
         rows = [{"kind": g.kind, "name": g.name, "size_bytes": g.size_bytes} for g in gone]
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     if gone:
         print_table(Console(), _garbage_table(gone))
@@ -88,7 +88,7 @@ def du(*, as_json: bool) -> None:
         rated = registry.rated_pairs()
         artifacts = [a for a in registry.artifacts(limit=None) if a.uri]
     if as_json:
-        print(json.dumps([asdict(usage) for usage in found], indent=2))
+        print_json([asdict(usage) for usage in found])
         return
     table = Table(
         run_column(usage.run_id for usage in found),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from caravan.planning.estimate import plan_recipe
 from caravan.planning.plan import Plan, StagePlan
 from caravan.registry import Registry, StageRunRow, open_registry
 from caravan.settings import load_settings
-from caravan_pipelines.cli.common import read_recipe
+from caravan_pipelines.cli.common import print_json, read_recipe
 from caravan_pipelines.cli.tables import duration, print_whole
 from caravan_pipelines.graph import stage_graph
 
@@ -40,7 +39,7 @@ def plan(
                 )
             compared = compare(made, measured_stages(registry, run))
     if as_json:
-        print(json.dumps(as_data(made, compared), indent=2))
+        print_json(as_data(made, compared))
     else:
         _print(made, compared)
     if made.problems:

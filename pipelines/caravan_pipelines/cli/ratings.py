@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from caravan.registry import ArtifactRow, Registry, open_registry
 from caravan.settings import load_settings
 from caravan.store import open_store
 from caravan_pipelines.cli.artifacts import find
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.cli.tables import print_table
 
 PAIRS = "pair/pairs"
@@ -45,7 +45,7 @@ def ratings(reference: str, to: Path | None, *, as_json: bool) -> None:
             "Preference pairs, under Rate"
         )
     if as_json:
-        print(json.dumps({"digest": artifact.digest, **asdict(found)}, indent=2))
+        print_json({"digest": artifact.digest, **asdict(found)})
     else:
         _print(artifact, found)
     if to is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from caravan.evals.sweeps import sweep_runs
 from caravan.registry import SWEEP_TAG, Registry, RunRow, ScoreRow, State, open_registry
 from caravan.settings import load_settings
 from caravan_pipelines import actions
+from caravan_pipelines.cli.common import print_json
 from caravan_pipelines.cli.sweep_results import Results
 from caravan_pipelines.cli.tables import (
     STATE_STYLE,
@@ -42,10 +42,10 @@ def runs(
         by_run: dict[str, list[ScoreRow]] = {run.id: [] for run in found}
         for score in scores:
             by_run[score.run_id].append(score)
-        print(json.dumps([_run_as_data(run, by_run[run.id]) for run in found], indent=2))
+        print_json([_run_as_data(run, by_run[run.id]) for run in found])
     elif found:
         print_table(Console(), runs_table(found, scores))
-    elif state or tag or recipe:
+    elif (state, tag, recipe) != (None, None, None):
         print("no run is so: caravan runs lists all")
     else:
         print("no run yet: caravan run pocket")
@@ -78,7 +78,7 @@ def show(run_id: str, *, as_json: bool) -> None:
             _refresh(run, registry)
             run = registry.get_run(run.id)
         if as_json:
-            print(json.dumps(as_data(run, registry), indent=2))
+            print_json(as_data(run, registry))
             return
         console = Console()
         console.print(
@@ -110,7 +110,7 @@ def show_sweep(tag: str, registry: Registry, *, as_json: bool) -> None:
             _refresh(run, registry)
     results = Results(tag, registry)
     if as_json:
-        print(json.dumps(results.as_data(), indent=2))
+        print_json(results.as_data())
     else:
         results.show(Console())
 

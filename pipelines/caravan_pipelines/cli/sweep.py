@@ -34,7 +34,7 @@ def sweep(
     if on_cluster:
         submitted = kubeflow.launch_together(
             [member.recipe for member in members], settings, recipe_dir=directory,
-            tags=[(*tags, *member.values) for member in members],
+            tags=[(*tags, *member.tags) for member in members],
         )  # fmt: skip
         with open_registry(settings) as registry:
             for run_id, labels in Results(tag, registry).labels.items():
@@ -63,16 +63,16 @@ def resume(tag: str) -> None:
 def create_runs(
     members: Sequence[Member], tags: tuple[str, ...], directory: Path, settings: Settings
 ) -> None:
-    """Register a run of each member; none stays if one is refused."""
+    """Register a run of each member; none stays if one is refused, or Ctrl-C comes between."""
     made: list[str] = []
     try:
         for member in members:
             made.append(
                 local.create_run(
-                    member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.values)
+                    member.recipe, settings, recipe_dir=directory, tags=(*tags, *member.tags)
                 )
             )
-    except CaravanError:
+    except (CaravanError, KeyboardInterrupt):
         with open_registry(settings) as registry:
             for run_id in made:
                 registry.update_run_state(run_id, State.CANCELLED)

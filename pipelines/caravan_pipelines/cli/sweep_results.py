@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any
 
 from rich.console import Console
@@ -56,13 +57,13 @@ class Results:
     def models(self) -> list[str]:
         return evaluated_models(self.scores)
 
-    @cached_property
-    def by_model(self) -> dict[str, list[ArmScore]]:
+    def compared(self, model: str) -> list[ArmScore]:
+        @cache  # those of the first arm are compared with every other
         def instances(score_id: int) -> dict[str, float]:
             rows = self.registry.score_instances(score_id)
             return {row.instance_id: row.value for row in rows}
 
-        return {m: compare(self.arms, self.scores, m, instances) for m in self.models}
+        return compare(self.arms, self.scores, model, instances)
 
     def show(self, console: Console) -> None:
         print_table(console, self.runs_table())
@@ -76,8 +77,9 @@ class Results:
         if not self.models:
             console.print("no run has scores yet", soft_wrap=True)
             return
-        print_table(console, self.scores_table())
-        for line in notes(self.arms, self.by_model[self.models[-1]]):
+        found = self.compared(self.models[-1])
+        print_table(console, self.scores_table(found))
+        for line in notes(self.arms, found):
             console.print(Text(line), soft_wrap=True)
 
     def runs_table(self) -> Table:
@@ -112,14 +114,13 @@ class Results:
             table.add_row(Text("\n".join(label)), *cells)
         return table
 
-    def scores_table(self) -> Table:
+    def scores_table(self, found: Sequence[ArmScore]) -> Table:
         """Of the last model: a section for each task, a row for each arm."""
-        model = self.models[-1]
         table = Table(
             *columns("task", "arm", "seeds", "score", "over the first arm, 95 % interval", ""),
-            title=f"Scores of {model}, mean ± standard deviation over seeds",
+            title=f"Scores of {self.models[-1]}, mean ± standard deviation over seeds",
         )
-        for score in self.by_model[model]:
+        for score in found:
             first = score.arm is self.arms[0]
             if first:
                 table.add_section()
@@ -161,8 +162,8 @@ class Results:
                     "paired_seeds": score.paired_seeds,
                     "verdict": score.verdict,
                 }
-                for model, scores in self.by_model.items()
-                for score in scores
+                for model in self.models
+                for score in self.compared(model)
             ],
         }
 

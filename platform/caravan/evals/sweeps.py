@@ -117,7 +117,7 @@ def compare(
     several are not rated, their mean comes first."""
     found: dict[str, dict[str, ScoreRow]] = {run.id: {} for arm in arms for run in arm.runs}
     for score in scores:
-        if model_of(score.node) == model:
+        if model_of(score.node) == model and not isnan(score.value):
             found[score.run_id].setdefault(score.task, score)
     metrics = {score.task: score.metric for of_run in found.values() for score in of_run.values()}
     shares = [task for task, metric in metrics.items() if is_share(metric)]

@@ -127,48 +127,48 @@ def diff(old: Recipe, new: Recipe) -> list[Difference]:
 
 def diff_documents(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """As `diff`, of recipes as the registry has them."""
-    return list(_differences(old, new, ""))
+    return [Difference(path, *values) for path, values in _differing([old, new], "")]
 
 
 def differing_fields(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The fields in which recipes, as the registry has them, differ, with the value of each."""
-    first, *others = recipes
-    found = [{d.path: d for d in diff_documents(first, other)} for other in others]
-    of_first = {path: d.old for changes in found for path, d in changes.items()}
-    return {
-        path: [old, *(c[path].new if path in c else old for c in found)]
-        for path, old in of_first.items()
-    }
+    return dict(_differing(recipes, ""))
 
 
 def shown_value(value: object) -> str:
-    """A value of a recipe in a cell."""
+    """A value of a recipe in a cell; of a long one both ends, as paths differ in the last."""
     if value is None or value is ABSENT:
         return "–"
     text = f"{value:.12g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else f"{text[:40]} …"
+    return text if len(text) <= 40 else f"{text[:20]} … {text[-20:]}"
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[Difference]:
-    if isinstance(old, list) and isinstance(new, list):
-        old, new = _by_name(old, new)
+def _differing(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[Any]]]:
+    """The fields below `path` in which its values differ, with those of each. A section that some
+    of them lack is a field too, besides those in it in which the others differ."""
+    if all(isinstance(value, list) for value in values):
+        values = _by_name(values)
         pattern = "{path}[{key}]"
     else:
         pattern = "{path}.{key}" if path else "{key}"
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
+    if all(isinstance(value, Mapping) for value in values):
+        for key in dict.fromkeys(key for value in values for key in value):
             inner = pattern.format(path=path, key=key)
-            yield from _differences(old.get(key, ABSENT), new.get(key, ABSENT), inner)
-    elif old != new:
-        yield Difference(path, old, new)
+            yield from _differing([value.get(key, ABSENT) for value in values], inner)
+    elif any(value != values[0] for value in values):
+        yield path, list(values)
+        sections = [value for value in values if isinstance(value, Mapping)]
+        for inner, found in _differing(sections, path) if len(sections) > 1 else ():
+            left = iter(found)
+            yield inner, [next(left) if isinstance(v, Mapping) else ABSENT for v in values]
 
 
-def _by_name(old: list[Any], new: list[Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Both lists as mappings: by name or source where every item has one, else by position."""
+def _by_name(lists: Sequence[list[Any]]) -> list[dict[Any, Any]]:
+    """The lists as mappings: by name or source where every item has one, else by position."""
     for key in ("name", "source"):
-        if all(isinstance(item, dict) and key in item for item in old + new):
-            return {item[key]: item for item in old}, {item[key]: item for item in new}
-    return dict(enumerate(old)), dict(enumerate(new))
+        if all(isinstance(item, dict) and key in item for items in lists for item in items):
+            return [{item[key]: item for item in items} for items in lists]
+    return [dict(enumerate(items)) for items in lists]
 
 
 SCHEMA_FILE = "recipe.schema.json"

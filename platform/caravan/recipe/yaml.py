@@ -87,7 +87,8 @@ def _lies_in(directory: Path, name: str) -> bool:
 
 def apply_override(document: Document, override: str) -> Document:
     """`document` with `dotted.path=value`; the value is YAML. An item of a list is named by its
-    position or its name: `evaluate.tasks.gsm8k.limit=100`, `evaluate.tasks[0].limit=100`."""
+    position or its name: `evaluate.tasks.gsm8k.limit=100`, `evaluate.tasks[0].limit=100`; one with
+    dots in brackets."""
     dotted_path, equals, text = override.partition("=")
     if not equals or not dotted_path.strip():
         raise RecipeError(f"{override!r}: an override is dotted.path=value, such as rlvr.beta=0.1")
@@ -97,7 +98,7 @@ def apply_override(document: Document, override: str) -> Document:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
-            _visit(node, (), f"--set {shown}", {})
+            _visit(node, (), shown, {})
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{shown}: the value is not YAML: {_problem(error)}") from error
@@ -108,7 +109,7 @@ def apply_override(document: Document, override: str) -> Document:
     path = _positions(document.data, parts)
     data = _with_value(document.data, path, _with_own_names(value), override, ())
     kept = {at: place for at, place in document.places.items() if at[: len(path)] != path}
-    return Document(data, kept | {path: f"--set {override}"})
+    return Document(data, kept | {path: shown})
 
 
 def _positions(data: Any, path: FieldPath) -> FieldPath:
@@ -125,22 +126,19 @@ def _positions(data: Any, path: FieldPath) -> FieldPath:
     return tuple(found)
 
 
-_POSITIONS = re.compile(r"(?P<name>[^\[\]]+)(?P<positions>(?:\[\d+\])*)")
+_PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[[^\[\]]+\])*")
 
 
 def _parts(dotted_path: str, override: str) -> FieldPath:
-    """`evaluate.tasks[0].limit`, as errors write it, or `evaluate.tasks.0.limit`."""
-    parts: list[str | int] = []
-    for part in dotted_path.split("."):
-        found = _POSITIONS.fullmatch(part)
-        if found is None:
-            raise RecipeError(
-                f"{override}: {part!r} is no part of a path; write names and positions, such as "
-                "evaluate.tasks[0].limit=100"
-            )
-        parts.append(_segment(found["name"]))
-        parts += [int(position) for position in re.findall(r"\d+", found["positions"])]
-    return tuple(parts)
+    """`evaluate.tasks[0].limit`, as errors write it, `evaluate.tasks[math].limit`, as differences
+    do, or `evaluate.tasks.math.limit`."""
+    if not _PATH.fullmatch(dotted_path):
+        raise RecipeError(
+            f"{override}: {dotted_path!r} is no path; write names and positions, such as "
+            "evaluate.tasks[0].limit=100"
+        )
+    parts = re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", dotted_path)
+    return tuple(_segment(in_brackets or plain) for in_brackets, plain in parts)
 
 
 def _segment(part: str) -> str | int:

@@ -7,6 +7,7 @@ from caravan.registry.rows import (
     RECIPE_FILES,
     SERVED_TAG,
     SWEEP_TAG,
+    TAG_CHARACTERS,
     ArtifactRow,
     Backend,
     Choice,
@@ -27,8 +28,9 @@ from caravan.registry.search import RecipeField, RunSearch
 from caravan.registry.states import LIVE, STOPPED, RunState, StageState, State
 
 __all__ = [
-    "LIVE", "RECIPE_FILES", "SERVED_TAG", "STOPPED", "SWEEP_TAG", "ArtifactRow", "Backend",
-    "Choice", "CurvePoint", "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow", "RecipeField",
-    "Registry", "RunRow", "RunSearch", "RunState", "ScoreInstanceRow", "ScoreRow", "StageRunRow",
-    "StageState", "State", "SweepRow", "is_share", "open_registry", "scale_of", "upgrade",
+    "LIVE", "RECIPE_FILES", "SERVED_TAG", "STOPPED", "SWEEP_TAG", "TAG_CHARACTERS", "ArtifactRow",
+    "Backend", "Choice", "CurvePoint", "LineageEdge", "MetricRow", "NoteRow", "PairRatingRow",
+    "RecipeField", "Registry", "RunRow", "RunSearch", "RunState", "ScoreInstanceRow", "ScoreRow",
+    "StageRunRow", "StageState", "State", "SweepRow", "is_share", "open_registry", "scale_of",
+    "upgrade",
 ]  # fmt: skip

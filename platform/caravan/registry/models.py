@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from caravan.registry.rows import TAG_CHARACTERS
 from caravan.registry.states import State
 
 SCHEMA_VERSION = "0010"
@@ -207,7 +208,7 @@ class Tag(Base):
     __tablename__ = "tag"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(128), primary_key=True, index=True)
+    name: Mapped[str] = mapped_column(String(TAG_CHARACTERS), primary_key=True, index=True)
 
 
 class Note(Base):

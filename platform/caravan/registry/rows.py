@@ -16,6 +16,8 @@ Choice = Literal["chosen", "rejected", "tie", "skip"]
 """Which reply of a pair a person prefers; `skip`: they would not say."""
 SWEEP_TAG = "sweep:"
 """What the tag begins with that the runs of a sweep have in common."""
+TAG_CHARACTERS = 128
+"""Of a tag, at most."""
 SERVED_TAG = "serving:"
 """What a tag of a run begins with whose model a server reads; the server's name follows."""
 

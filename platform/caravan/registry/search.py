@@ -74,7 +74,9 @@ def _says(word: str) -> ColumnElement[bool]:
 
 
 def _holds(column: Any, word: str) -> ColumnElement[bool]:
-    return func.lower(column).contains(word.lower(), autoescape=True)
+    # The database puts both into lower case: Python and PostgreSQL differ in some letters.
+    escaped = re.sub(r"([\\%_])", r"\\\1", word)
+    return func.lower(column).contains(func.lower(escaped), escape="\\")
 
 
 def is_in(state: State, stale_after_seconds: float) -> ColumnElement[bool]:

@@ -14,7 +14,14 @@ from sqlalchemy.orm import Session
 
 from caravan.errors import RegistryError
 from caravan.registry import models as m
-from caravan.registry.rows import RECIPE_FILES, Backend, Choice, Direction, is_share
+from caravan.registry.rows import (
+    RECIPE_FILES,
+    TAG_CHARACTERS,
+    Backend,
+    Choice,
+    Direction,
+    is_share,
+)
 from caravan.registry.states import State
 from caravan.store.manifest import Artifact
 from caravan.version import caravan_version
@@ -322,8 +329,8 @@ def set_tags(session: Session, run_id: str, tags: Iterable[str]) -> None:
     """Make `tags` the tags of the run."""
     wanted = sorted(set(tags))
     for tag in wanted:
-        if not tag.strip() or len(tag) > 128:
-            raise RegistryError(f"tag {tag!r}: a tag has 1 to 128 characters")
+        if not tag.strip() or len(tag) > TAG_CHARACTERS:
+            raise RegistryError(f"tag {tag!r}: a tag has 1 to {TAG_CHARACTERS} characters")
     session.execute(delete(m.Tag).where(m.Tag.run_id == run_id))
     session.add_all([m.Tag(run_id=run_id, name=tag) for tag in wanted])
 

@@ -138,14 +138,11 @@ def scores(session: Session, run_ids: Collection[str]) -> list[ScoreRow]:
 
 def score_instances(session: Session, score_id: int) -> list[ScoreInstanceRow]:
     query = (
-        select(m.ScoreInstance)
+        select(m.ScoreInstance.instance_id, m.ScoreInstance.value)
         .where(m.ScoreInstance.score_id == score_id)
         .order_by(m.ScoreInstance.instance_id)
     )
-    return [
-        ScoreInstanceRow(instance_id=r.instance_id, value=_number(r.value))
-        for r in session.scalars(query)
-    ]
+    return [ScoreInstanceRow(id, _number(value)) for id, value in session.execute(query).tuples()]
 
 
 def _number(value: float | None) -> float:
