@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from caravan.recipe.io import ABSENT, differing_fields
+from caravan.recipe.yaml import path_parts
 from caravan.registry import RunRow
 
 NOT_COMPARED = ("name", "description", "seed")
@@ -35,8 +35,7 @@ def by_run(runs: Sequence[RunRow]) -> dict[str, Fields]:
 def value_at(recipe: object, path: str) -> object:
     """The value of a field, whatever its case: `dpo.beta`, `evaluate.tasks[math].limit`."""
     found = recipe
-    for in_brackets, plain in re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", path.lower()):
-        key = in_brackets or plain
+    for key in path_parts(path.lower()):
         if isinstance(found, list):
             found = dict(enumerate(found)) | {
                 item.get("name", item.get("source")): item

@@ -137,8 +137,13 @@ def _parts(dotted_path: str, override: str) -> FieldPath:
             f"{override}: {dotted_path!r} is no path; write names and positions, such as "
             "evaluate.tasks[0].limit=100"
         )
-    parts = re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", dotted_path)
-    return tuple(_segment(in_brackets or plain) for in_brackets, plain in parts)
+    return tuple(map(_segment, path_parts(dotted_path)))
+
+
+def path_parts(path: str) -> list[str]:
+    """The names and positions of `evaluate.tasks[math].limit`; one in brackets may have dots."""
+    found = re.findall(r"\[([^\]]+)\]|([^.\[\]]+)", path)
+    return [in_brackets or plain for in_brackets, plain in found]
 
 
 def _segment(part: str) -> str | int:
