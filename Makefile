@@ -25,7 +25,7 @@ demo: setup ## Run the whole recipe on this machine (five to twenty minutes) and
 # Of two cores two files at a time leave a quarter idle, as tests wait for processes; and threads of
 # one test would wait for cores that another has.
 test: setup test-tools check ## Run the tests, three files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 # What tests need beside Python packages: a browser, NLTK's sentence model (which llama-index-core
 # carries; its own dependencies are not needed), and checkov, which wants packages of its own.
