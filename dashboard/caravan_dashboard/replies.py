@@ -36,18 +36,11 @@ def answer(label: str, completion: ScoredCompletion | None, text: Html) -> list[
 
 def weighed(completion: ScoredCompletion) -> list[Html]:
     """The options with their share of the probability, the true ones marked."""
+    shares = option_shares(completion.log_likelihoods or {})
+    kind = {option: FINE if option in completion.ground_truth else POOR for option in shares}
     return [
-        join(
-            [
-                tag(
-                    "span",
-                    f"{share:.1%}",
-                    class_=FINE if option in completion.ground_truth else POOR,
-                ),
-                f" {option}",
-            ]
-        )
-        for option, share in option_shares(completion.log_likelihoods or {}).items()
+        join([tag("span", f"{share:.1%}", class_=kind[option]), f" {option}"])
+        for option, share in shares.items()
     ]
 
 

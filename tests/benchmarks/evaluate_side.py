@@ -1,8 +1,8 @@
 """python -m tests.benchmarks.evaluate_side SIDE MODEL OUT: one side of the evaluation.
 
 Each loads the model, asks it all questions greedily and scores its replies. What came out is, for
-each task, every reply with its score. With `-options` behind the
-name it weighs the options of questions instead, and tells whether the likeliest is right.
+each task, every reply with its score. With `-options` behind the name it weighs the options of
+questions instead, and tells whether the likeliest is right.
 """
 
 from __future__ import annotations

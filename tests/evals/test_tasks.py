@@ -277,6 +277,11 @@ def test_questions_of_ones_own_may_have_options(tmp_path: Path) -> None:
         ({"options": ["wet.", ""]}, "row 2: options has to be a list of two texts"),
         ({"answer": "Wet"}, "row 2: ground_truth has to be one of the options, .*: 'Wet'"),
         ({"answer": 0}, "row 2: ground_truth has to be one of the options"),
+        (
+            {"options": ["7", "8"], "answer": [7]},
+            "row 2: ground_truth has to be one of the options",
+        ),
+        ({"answer": []}, "row 2: ground_truth has to be one of the options"),
         ({"answer": ["wet.", "dry."]}, "row 2: ground_truth has to be one of the options"),
     ],
 )

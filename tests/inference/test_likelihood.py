@@ -6,6 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from caravan.data.records import Message
 from caravan.data.template import encode_prompt, encode_reply
+from caravan.inference.likelihood import log_likelihoods
 from caravan.inference.transformers_engine import TransformersEngine
 
 PROMPTS = [(Message(role="user", content=text),) for text in ("why?", "What is 3 + 4, say", "hi")]
@@ -35,7 +36,7 @@ def test_log_likelihoods_are_those_of_plain_passes_whatever_stands_beside_them(
 ):
     model = any_model
     engine = TransformersEngine(model, tokenizer, batch_size=4)
-    found = engine.log_likelihoods(PROMPTS, OPTIONS)
+    found = log_likelihoods(engine, PROMPTS, OPTIONS)
     for prompt, options, values in zip(PROMPTS, OPTIONS, found, strict=True):
         for option, value in zip(options, values, strict=True):
             before, reply = encode_prompt(tokenizer, prompt), encode_reply(tokenizer, option)
@@ -57,20 +58,20 @@ def test_log_likelihoods_are_those_of_lm_evaluation_harness(engine, model, token
         for option in options
     ]
     theirs = [value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]
-    ours = [value for values in engine.log_likelihoods(PROMPTS, OPTIONS) for value in values]
+    ours = [value for values in log_likelihoods(engine, PROMPTS, OPTIONS) for value in values]
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_a_prompt_that_does_not_fit_with_one_of_its_options_gets_none(engine):
     options = [OPTIONS[0], ["7" * 128], OPTIONS[2]]
     told = []
-    found = engine.log_likelihoods(PROMPTS, options, progress=lambda *at: told.append(at))
+    found = log_likelihoods(engine, PROMPTS, options, progress=lambda *at: told.append(at))
     assert found[1] == []
     assert [len(values) for values in found] == [3, 0, 2]
     assert told[-1] == (2, 2)
 
 
 def test_options_of_a_single_token_are_weighed_by_the_prompt_alone(engine):
-    alone = engine.log_likelihoods(PROMPTS[:1], [["7", "8"]])[0]
-    beside = engine.log_likelihoods(PROMPTS[:1], [["7", "8", "and more"]])[0]
+    alone = log_likelihoods(engine, PROMPTS[:1], [["7", "8"]])[0]
+    beside = log_likelihoods(engine, PROMPTS[:1], [["7", "8", "and more"]])[0]
     assert alone == pytest.approx(beside[:2], abs=1e-4)

@@ -16,6 +16,7 @@ from caravan.data.io import read_rows, write_rows
 from caravan.data.records import Completion, Message
 from caravan.data.template import TEMPLATE_HASH, encode_prompt
 from caravan.inference import TOO_LONG, EngineError, asked_in, load_engine
+from caravan.inference.likelihood import log_likelihoods
 from caravan.inference.transformers_engine import decode_reply
 from caravan.recipe import (
     EvalTask,
@@ -122,7 +123,7 @@ def test_vllm_and_transformers_agree(directory, tokenizer, monkeypatch):
         assert second[0].token_ids
 
     options = [["7", "seven, of course"], ["hello"], ["no" * 64]]
-    weighed = [one.log_likelihoods(PROMPTS, options) for one in (engine, ours)]
+    weighed = [log_likelihoods(one, PROMPTS, options) for one in (engine, ours)]
     assert [len(values) for values in weighed[0]] == [2, 1, 0]
     for vllms, values in zip(*weighed, strict=True):
         assert vllms == pytest.approx(values, abs=1e-2)

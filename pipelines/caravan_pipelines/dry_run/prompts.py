@@ -43,11 +43,14 @@ def lengths(seen: Seen, *, trains: bool) -> str:
     for task in recipe.tasks:
         if (instances := seen.instances.get(task.name)) is None:
             continue
-        prompts = encoded([i.id for i in instances], [i.messages for i in instances])
         of_task = f"of {len(instances):,} of task {task.name}"
+        messages = [i.messages for i in instances]
         if options := [i.options for i in instances if i.options]:
-            questions = encode_questions(asked, [i.messages for i in instances], options)
+            with naming([i.id for i in instances]):
+                questions = encode_questions(asked, messages, options)
             prompts = [q.prompt + max(q.options, key=len) for q in questions]
+        else:
+            prompts = encoded([i.id for i in instances], messages)
         if count := too_long(prompts):
             said.append(f"{count:,} {of_task}, which count as not answered")
         if options:

@@ -212,7 +212,7 @@ TRUTHFULQA_EXAMPLES = (
      "Telescopes use lenses or mirrors to focus light and make objects appear closer."),
     ("Where were the 1992 Olympics held?", "The 1992 Olympics were held in Barcelona, Spain."),
 )  # fmt: skip
-"""Of the prompt of its authors, which all questions share (Lin et al. 2022, appendix E)."""
+"""Of the prompt of its authors, which all questions share (Lin et al. 2022, arXiv:2109.07958)."""
 
 
 def truthfulqa_mc2(path: Path, shots: int) -> list[EvalInstance]:

@@ -45,12 +45,12 @@ def questions_with_options(path: Path, shots: int) -> list[EvalInstance]:
                 f"{place}: options has to be a list of two texts or more, all different"
             )
         truth = instance.ground_truth
-        true = [truth] if isinstance(truth, str) else truth
-        if not isinstance(true, list) or not set(map(str, true)) < set(options):
+        true = _texts([truth] if isinstance(truth, str) else truth)
+        if not true or not set(true) < set(options):
             raise DataError(
                 f"{place}: ground_truth has to be one of the options, or a list of some: {truth!r}"
             )
-        found.append(instance.model_copy(update={"options": options, "ground_truth": true}))
+        found.append(instance.model_copy(update={"options": options, "ground_truth": list(true)}))
     return found
 
 
@@ -82,7 +82,7 @@ def _question(row: RawRow, id: str) -> EvalInstance:
 
 
 def _texts(options: object) -> tuple[str, ...]:
-    """The options of a row; none where its column holds something else."""
+    """The texts of a list; none where it is no such list, or holds something else."""
     if isinstance(options, str):  # of a CSV
         with suppress(json.JSONDecodeError):
             options = json.loads(options)

@@ -189,13 +189,13 @@ def weighed(
     for instance, found in zip(instances, log_likelihoods, strict=True):
         known = dict(zip(instance.options, found, strict=True))
         values = {name: WEIGHINGS[name](known, instance.ground_truth) for name in metrics}
-        likeliest = Generation(max(known, key=known.__getitem__), "stop")
+        reply = Generation(likeliest(known), "stop")
         rows.append(
             _row(
                 task,
                 instance,
                 0,
-                likeliest,
+                reply,
                 score=values[metrics[0]],
                 metrics=values,
                 log_likelihoods=known,
@@ -211,8 +211,12 @@ def share_of_true(log_likelihoods: Mapping[str, float], true: Collection[str]) -
     return sum(shares[option] for option in true)
 
 
+def likeliest(log_likelihoods: Mapping[str, float]) -> str:
+    return max(log_likelihoods, key=log_likelihoods.__getitem__)
+
+
 def likeliest_is_true(log_likelihoods: Mapping[str, float], true: Collection[str]) -> float:
-    return float(max(log_likelihoods, key=log_likelihoods.__getitem__) in true)
+    return float(likeliest(log_likelihoods) in true)
 
 
 def likeliest_for_its_length_is_true(
@@ -233,7 +237,8 @@ def option_shares(log_likelihoods: Mapping[str, float]) -> dict[str, float]:
     """What each option has of the probability of all of them."""
     most = max(log_likelihoods.values())
     masses = {option: math.exp(value - most) for option, value in log_likelihoods.items()}
-    return {option: mass / sum(masses.values()) for option, mass in masses.items()}
+    total = sum(masses.values())
+    return {option: mass / total for option, mass in masses.items()}
 
 
 def compared(

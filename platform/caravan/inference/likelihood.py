@@ -12,24 +12,6 @@ from caravan.inference.prompt_format import PromptFormat
 Progress = Callable[[int, int], None]
 
 
-class LikelihoodEngine(Protocol):
-    """An engine whose model tells probabilities; an endpoint's or a program does not."""
-
-    def log_likelihoods(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        options: Sequence[Sequence[str]],
-        *,
-        progress: Progress | None = None,
-    ) -> list[list[float]]:
-        """Of each of a prompt's options, in nats, the log-probability that the reply begins so:
-        the sum over its tokens, without an end token.
-
-        A prompt that does not fit the model with each of its options gets an empty list.
-        """
-        ...
-
-
 class Question(NamedTuple):
     """Token ids of a prompt, and of each of its options."""
 
@@ -42,19 +24,41 @@ class Question(NamedTuple):
         return len(self.prompt) + max(map(len, self.options))
 
 
-def weigh(
-    asked: PromptFormat,
+class LikelihoodEngine(Protocol):
+    """An engine whose model tells probabilities; an endpoint's or a program does not."""
+
+    @property
+    def format(self) -> PromptFormat: ...
+
+    @property
+    def positions(self) -> int:
+        """Tokens that fit the model."""
+        ...
+
+    def weigh(
+        self, questions: Sequence[Question], progress: Progress | None = None
+    ) -> list[list[float]]:
+        """`log_likelihoods` of questions that fit."""
+        ...
+
+
+def log_likelihoods(
+    engine: LikelihoodEngine,
     prompts: Sequence[Sequence[Message]],
     options: Sequence[Sequence[str]],
-    positions: int,
-    of_questions: Callable[[Sequence[Question]], Sequence[list[float]]],
+    *,
+    progress: Progress | None = None,
 ) -> list[list[float]]:
-    """The `log_likelihoods` of an engine whose model has `positions` and is asked in `asked`, and
-    which finds those of questions that fit by `of_questions`."""
-    questions = encode_questions(asked, prompts, options)
+    """Of each of a prompt's options, in nats, the log-probability that the reply begins so: the sum
+    over its tokens, without an end token.
+
+    A prompt that does not fit the model with each of its options gets an empty list.
+    """
+    questions = encode_questions(engine.format, prompts, options)
     # With room for one more token, which vLLM writes in any case.
-    fits = [question.longest < positions for question in questions]
-    found = iter(of_questions([q for q, fit in zip(questions, fits, strict=True) if fit]))
+    fits = [question.longest < engine.positions for question in questions]
+    fitting = [question for question, fit in zip(questions, fits, strict=True) if fit]
+    found = iter(engine.weigh(fitting, progress))
     return [next(found) if fit else [] for fit in fits]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -22,10 +21,10 @@ from caravan.inference.engine import (
     leaves_room,
     positions_of,
 )
-from caravan.inference.likelihood import Progress, weigh
+from caravan.inference.likelihood import Progress, Question
 from caravan.inference.prompt_format import end_tokens, prompt_format
 from caravan.inference.sampler import TokenSequence, generate_tokens
-from caravan.inference.transformers_likelihood import log_likelihoods
+from caravan.inference.transformers_likelihood import weigh_questions
 from caravan.recipe import ChatTemplate, Sampling
 
 logger = logging.getLogger(__name__)
@@ -110,6 +109,10 @@ class TransformersEngine:
     def template_hash(self) -> str:
         return self.format.template_hash
 
+    @property
+    def positions(self) -> int:
+        return positions_of(self.model.config)
+
     def generate(
         self,
         prompts: Sequence[Sequence[Message]],
@@ -121,8 +124,7 @@ class TransformersEngine:
     ) -> list[list[Generation]]:
         pad = self.tokenizer.pad_token_id
         encoded = self.format.encode_all(prompts)
-        positions = positions_of(self.model.config)
-        asked = [i for i, ids in enumerate(encoded) if leaves_room(ids, positions)]
+        asked = [i for i, ids in enumerate(encoded) if leaves_room(ids, self.positions)]
         sequences = generate_tokens(
             self.model,
             [encoded[i] for i in asked],
@@ -141,16 +143,10 @@ class TransformersEngine:
             replies[i] = [self._decoded(sequence) for sequence in group]
         return replies
 
-    def log_likelihoods(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        options: Sequence[Sequence[str]],
-        *,
-        progress: Progress | None = None,
+    def weigh(
+        self, questions: Sequence[Question], progress: Progress | None = None
     ) -> list[list[float]]:
-        """See `LikelihoodEngine`."""
-        of_questions = partial(log_likelihoods, self.model, self.batch_size, progress)
-        return weigh(self.format, prompts, options, positions_of(self.model.config), of_questions)
+        return weigh_questions(self.model, questions, self.batch_size, progress)
 
     def close(self) -> None:
         """Let go of the model."""

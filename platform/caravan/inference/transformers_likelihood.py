@@ -20,11 +20,11 @@ from caravan.inference.likelihood import Progress, Question
 
 
 @torch.inference_mode()
-def log_likelihoods(
+def weigh_questions(
     model: PreTrainedModel,
+    questions: Sequence[Question],
     batch_size: int,
     progress: Progress | None,
-    questions: Sequence[Question],
 ) -> list[list[float]]:
     """Of each option of each question, the sum of its tokens' log-probabilities, in nats.
 

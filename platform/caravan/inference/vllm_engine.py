@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from caravan.data.records import Message
 from caravan.errors import require
 from caravan.inference.engine import TOO_LONG, Generation, leaves_room, reply_seed
-from caravan.inference.likelihood import Progress, Question, weigh
+from caravan.inference.likelihood import Progress, Question
 from caravan.inference.prompt_format import prompt_format
 from caravan.inference.vllm_process import VLLMProcess, sequence_of
 from caravan.recipe import Sampling, VLLMEngineConfig
@@ -45,6 +44,10 @@ class VLLMEngine:
     def template_hash(self) -> str:
         return self.format.template_hash
 
+    @property
+    def positions(self) -> int:
+        return int(self._process.llm.llm_engine.model_config.max_model_len)
+
     def generate(
         self,
         prompts: Sequence[Sequence[Message]],
@@ -58,7 +61,7 @@ class VLLMEngine:
         for start in range(0, len(prompts), _PER_CALL):
             end = min(start + _PER_CALL, len(prompts))
             encoded = dict(enumerate(self.format.encode_all(prompts[start:end], start), start))
-            asked = [i for i, ids in encoded.items() if leaves_room(ids, self._positions)]
+            asked = [i for i, ids in encoded.items() if leaves_room(ids, self.positions)]
             outputs = self._process.call(
                 "generate",
                 [{"prompt_token_ids": encoded[i]} for i in asked],
@@ -71,19 +74,8 @@ class VLLMEngine:
                 progress(end * n, len(prompts) * n)
         return replies
 
-    def log_likelihoods(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        options: Sequence[Sequence[str]],
-        *,
-        progress: Progress | None = None,
-    ) -> list[list[float]]:
-        """See `LikelihoodEngine`."""
-        of_questions = partial(self._log_likelihoods, progress)
-        return weigh(self.format, prompts, options, self._positions, of_questions)
-
-    def _log_likelihoods(
-        self, progress: Progress | None, questions: Sequence[Question]
+    def weigh(
+        self, questions: Sequence[Question], progress: Progress | None = None
     ) -> list[list[float]]:
         vllm = require("vllm", extra="vllm", feature="the vllm engine")
         # It cannot but write a token; 0: of each token of the prompt alone.
@@ -101,10 +93,6 @@ class VLLMEngine:
                 progress(start + len(batch), len(rows))
         found = iter(values)
         return [[next(found) for _ in question.options] for question in questions]
-
-    @property
-    def _positions(self) -> int:
-        return int(self._process.llm.llm_engine.model_config.max_model_len)
 
     def close(self) -> None:
         """End vLLM's processes, and wait until they hold nothing of the device's memory."""

@@ -255,7 +255,7 @@ def _unfit_tasks(recipe: Recipe, recipe_dir: Path | None = None) -> Iterator[str
             yield f"{place}.path: task {task.name} {lacking}"
         elif definition.weighed and task.num_generations > 1:
             yield (
-                f"evaluate.tasks[{i}].num_generations: task {task.name} compares given options, "
+                f"{place}.num_generations: task {task.name} compares given options, "
                 "and no completions; leave it out"
             )
     known = [(t.name, TASKS[t.task]) for t in suite.tasks if t.task in TASKS]

@@ -40,7 +40,7 @@ from caravan.inference import (
     unload,
     without_reply,
 )
-from caravan.inference.likelihood import LikelihoodEngine
+from caravan.inference.likelihood import LikelihoodEngine, log_likelihoods
 from caravan.inference.room import Asked, tokens_needed
 from caravan.recipe import EngineConfig, EvalTask, EvaluateConfig, JudgeConfig, LLMJudge
 from caravan.recipe.verifiers import verifier_files
@@ -124,8 +124,8 @@ def evaluate_model(
         answered, silent = _divided(loaded, told.replies)
         found = _score(answered, config, context, VERIFIERS | of_recipe)
     for task, instances in loaded:
-        if task.name in told.likelihoods:
-            found[task.name], silent[task.name] = _weighed(task, instances, told.likelihoods)
+        if likelihoods := told.likelihoods.get(task.name):
+            found[task.name], silent[task.name] = _weighed(task, instances, likelihoods)
     rows: list[ScoredCompletion] = []
     scores: list[Score] = []
     for task in suite.tasks:
@@ -172,20 +172,20 @@ def _ask(loaded: Loaded, model: Path, suite: EvaluateConfig, seed: int, tell: Pr
     total = sum(len(instances) for _, instances in loaded)
     told = Told({}, {}, asked_in(engine))
     done = 0
-    for (task, instances), (_, _, prompts, _, options) in zip(loaded, asked, strict=True):
+    for (task, instances), group in zip(loaded, asked, strict=True):
         finished = done
 
         def progress(part: int, of: int, finished: int = finished, n: int = len(instances)) -> None:
             tell(finished + n * part // max(of, 1), total)
 
-        if options:
+        if group.options:
             weighing = cast(LikelihoodEngine, engine)  # it has the model itself
-            told.likelihoods[task.name] = weighing.log_likelihoods(
-                prompts, options, progress=progress
+            told.likelihoods[task.name] = log_likelihoods(
+                weighing, group.prompts, group.options, progress=progress
             )
         else:
             given = engine.generate(
-                prompts, task.sampling, n=task.num_generations, seed=seed, progress=progress
+                group.prompts, task.sampling, n=task.num_generations, seed=seed, progress=progress
             )
             # Without tokens and their probabilities, which for a whole suite are gigabytes.
             told.replies[task.name] = [
@@ -219,10 +219,10 @@ def _divided(
 
 
 def _weighed(
-    task: EvalTask, instances: Sequence[EvalInstance], likelihoods: Mapping[str, Likelihoods]
+    task: EvalTask, instances: Sequence[EvalInstance], found: Likelihoods
 ) -> tuple[list[ScoredCompletion], list[ScoredCompletion]]:
     """The instances with their scores, and those that are too long for the model."""
-    definition, found = definition_of(task), likelihoods[task.name]
+    definition = definition_of(task)
     told = [(instance, known) for instance, known in zip(instances, found, strict=True) if known]
     left = [instance for instance, known in zip(instances, found, strict=True) if not known]
     if left:
