@@ -161,25 +161,27 @@ def test_pairs_of_ones_own_have_no_judge(open_page, run_ids, registry):
     assert "judge" not in shown
 
 
-def press_until_the_next(page, key, shown):
-    """A press while a busy machine still draws the page may be lost."""
-    pair = shown.inner_text()
+def until_drawn(page, seen, **timeout):
+    """Elements of the page before may stand beside the new ones until the script has ended."""
+    expect(page.get_by_text(f"You have seen {seen} of 23 pairs").first).to_be_visible(**timeout)
+    expect(page.locator('[data-test-script-state="notRunning"]')).to_be_visible()
+
+
+def press_key(page, key, seen):
+    """A press that a busy machine loses is made again."""
     for _ in range(8):
         page.keyboard.press(key)
         with suppress(AssertionError):
-            expect(shown).not_to_have_text(pair, timeout=30_000)
-            return
+            return until_drawn(page, seen, timeout=30_000)
     pytest.fail(f"the key {key} does nothing")
 
 
 def test_a_pair_is_rated_by_a_key(start_dashboard, page, run_ids, said):
     page.goto(f"{start_dashboard(command)}/pairs?run={run_ids['complete']}")
     page.get_by_text("Rate", exact=True).click()
-    shown = page.locator(".cv-facts .cv-mono")
-    expect(shown).to_have_count(1)
-    for key in ("1", "2", "3", "4"):
-        press_until_the_next(page, key, shown)
-    expect(page.get_by_text("You have seen 4 of 23 pairs")).to_be_visible()
+    until_drawn(page, seen=0)
+    for seen, key in enumerate(("1", "2", "3", "4"), start=1):
+        press_key(page, key, seen)
 
     first, second, third, fourth = said().values()
     assert {first, third} <= {"chosen", "rejected"}
