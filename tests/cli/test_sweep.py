@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import time
 from datetime import UTC, datetime
 from functools import partial
 
@@ -150,6 +151,40 @@ def test_members_that_wait_are_not_taken_for_forgotten(sweep, settings, monkeypa
     monkeypatch.setattr(sys.modules[__name__], "train", look)
     sweep(*[State.SUCCEEDED] * 3, code=0)
     assert seen == [2, 1, 0]
+
+
+def test_a_member_that_was_lost_waits_again_while_others_run(sweep, settings, monkeypatch):
+    printed = sweep(State.CANCELLED, code=1)
+    with Registry(settings.resolved_registry_url) as registry:
+        lost = registry.list_runs()[0].id
+        registry.update_run_state(lost, State.RUNNING)
+    impatient = settings.model_copy(update={"stale_after_seconds": 0.5})
+    monkeypatch.setattr(command, "load_settings", lambda: impatient)
+    time.sleep(0.6)
+    seen = []
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "train",
+        lambda registry, run_id, state: seen.append(registry.get_run(lost).state),
+    )
+    tag = re.findall(r"sweep:\w+", printed)[0]
+    sweep(*[State.SUCCEEDED] * 3, code=0, given=("resume", tag))
+    assert seen == [State.PENDING, State.PENDING, State.SUCCEEDED]
+
+
+def test_members_that_are_cancelled_or_deleted_while_they_wait_are_left_out(
+    sweep, settings, monkeypatch
+):
+    def give_up(registry, run_id, state):
+        waiting = [run.id for run in registry.list_runs() if run.state is State.PENDING]
+        for run in waiting:
+            registry.update_run_state(run, State.CANCELLED)
+        registry.delete_runs(waiting[:1])
+
+    monkeypatch.setattr(sys.modules[__name__], "train", give_up)
+    printed = sweep(State.SUCCEEDED, code=1)
+    assert printed.count("does not wait any more") == 2
+    assert states(settings) == [State.SUCCEEDED, State.CANCELLED]
 
 
 @pytest.mark.parametrize(

@@ -84,11 +84,16 @@ def execute_runs(tag: str, settings: Settings, console: Console) -> None:
     """Execute the runs of a sweep that have not succeeded, one after the other, and compare all."""
     with open_registry(settings) as registry:
         results = Results(tag, registry)
-        waiting = [run.id for run in results.runs if run.state is not State.SUCCEEDED]
+        waiting = [run.id for run in results.runs if run.state in (State.PENDING, *STOPPED)]
+        for run_id in waiting:
+            registry.update_run_state(run_id, State.PENDING)
     refusal = None
     with _kept_waiting(waiting, settings):
         while waiting:
             run_id = waiting.pop(0)
+            if not _waits(run_id, tag, settings):
+                console.print(f"run {run_id} does not wait any more: it is left out")
+                continue
             console.print(Text("  ".join(results.labels[run_id]), style="bold"), soft_wrap=True)
             try:
                 execute(run_id, settings, detach=False)
@@ -118,6 +123,13 @@ def execute_runs(tag: str, settings: Settings, console: Console) -> None:
         raise refusal
     if left:
         sys.exit(1)
+
+
+def _waits(run_id: str, tag: str, settings: Settings) -> bool:
+    """Whether nobody has cancelled, deleted or started the run in the meantime."""
+    with open_registry(settings) as registry:
+        states = {run.id: run.state for run in sweep_runs(tag, registry)}
+    return states.get(run_id) is State.PENDING
 
 
 def _state(run_id: str, settings: Settings) -> State:

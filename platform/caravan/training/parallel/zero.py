@@ -7,6 +7,7 @@ weights too. Losses, schedule, clipping and what a checkpoint holds are those of
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -318,4 +319,7 @@ def _deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # A collective for CPUs that is compiled when it is first used; gloo does without a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # It looks at an optimiser whose import loads a compiler, seconds of every rank.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     return deepspeed
