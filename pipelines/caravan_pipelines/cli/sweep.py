@@ -126,10 +126,10 @@ def execute_runs(tag: str, settings: Settings, console: Console) -> None:
 
 
 def _waits(run_id: str, tag: str, settings: Settings) -> bool:
-    """Whether nobody has cancelled, deleted or started the run in the meantime."""
+    """Whether nobody has cancelled, deleted or executed the run in the meantime."""
     with open_registry(settings) as registry:
         states = {run.id: run.state for run in sweep_runs(tag, registry)}
-    return states.get(run_id) is State.PENDING
+    return states.get(run_id) in (State.PENDING, State.INTERRUPTED)
 
 
 def _state(run_id: str, settings: Settings) -> State:
