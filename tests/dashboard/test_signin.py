@@ -353,7 +353,7 @@ def test_a_page_that_draws_itself_anew_closes_with_the_session(new_address, page
 
     expect(closed).to_be_visible()
     expect(opened).to_be_hidden()
-    assert run_ids["running"] not in page.inner_text("body")
+    expect(page.locator("body")).not_to_contain_text(run_ids["running"])
 
 
 @WITH_A_BROWSER
