@@ -270,6 +270,8 @@ def test_questions_of_ones_own_may_have_options(tmp_path: Path) -> None:
     assert [(i.options, i.ground_truth) for i in found] == [
         (("wet.", "dry."), ["wet."]), (("even", "odd", "prime"), ["even", "prime"])
     ]  # fmt: skip
+    # "Water is" alone is in many a training prompt.
+    assert found[0].question == "Water is\nwet.\ndry."
     table = tmp_path / "own.csv"
     table.write_text(
         'id,prompt,options,answer\n,Water is,"[""wet."", ""dry.""]",wet.\n'

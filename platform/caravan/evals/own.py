@@ -19,7 +19,7 @@ from caravan.data.formats import Labels, to_conversation
 from caravan.data.readers import RawRow, read_raw
 from caravan.data.records import EvalInstance
 from caravan.errors import DataError
-from caravan.evals.reading import refuse_shots
+from caravan.evals.reading import distinctive, refuse_shots
 
 
 def questions(path: Path, shots: int) -> list[EvalInstance]:
@@ -58,7 +58,12 @@ def questions_with_options(path: Path, shots: int) -> list[EvalInstance]:
                 f"{place}: ground_truth has to be the text of one of the options, or a list of "
                 f"some, but not of all: {truth!r:.80}"
             )
-        found.append(instance.model_copy(update={"options": options, "ground_truth": list(true)}))
+        weighed = {
+            "options": options,
+            "ground_truth": list(true),
+            "question": distinctive(instance.messages[-1].content, options),
+        }
+        found.append(instance.model_copy(update=weighed))
     return found
 
 
