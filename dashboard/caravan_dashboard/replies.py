@@ -37,11 +37,12 @@ def answer(label: str, completion: ScoredCompletion | None, text: Html) -> list[
 def weighed(completion: ScoredCompletion) -> list[Html]:
     """The options with their share of the probability, the true ones marked."""
     shares = option_shares(completion.log_likelihoods or {})
-    kind = {option: FINE if option in completion.ground_truth else POOR for option in shares}
-    return [
-        join([tag("span", f"{share:.1%}", class_=kind[option]), f" {option}"])
-        for option, share in shares.items()
-    ]
+    shown = []
+    for option, share in shares.items():
+        kind = FINE if option in completion.ground_truth else POOR
+        text = tag("span", option, class_="cv-text")
+        shown.append(join([tag("span", f"{share:.1%}", class_=kind), " ", text]))
+    return shown
 
 
 def score_mark(completion: ScoredCompletion) -> object:

@@ -259,10 +259,15 @@ def test_times_are_written_for_people():
     assert text.signed_points(-0.0123) == "−1.2"
 
 
-def test_weighed_options_stand_with_their_probabilities_the_true_ones_marked():
+def test_weighed_options_stand_as_they_are_with_their_probabilities_the_true_ones_marked():
     shown = replies.answer("sft", WEIGHED, replies.replies([WEIGHED], marks=True)[0])
-    assert '<span class="cv-right">75.0%</span> it &lt;is&gt;' in "".join(shown)
-    assert '<span class="cv-wrong">25.0%</span> it is not' in "".join(shown)
+    assert (
+        '<span class="cv-right">75.0%</span> <span class="cv-text">it &lt;is&gt;</span>'
+        in "".join(shown)
+    )
+    assert '<span class="cv-wrong">25.0%</span> <span class="cv-text">it  is not</span>' in "".join(
+        shown
+    )
 
 
 WEIGHED = ScoredCompletion(
@@ -273,5 +278,5 @@ WEIGHED = ScoredCompletion(
     completion="it <is>",
     finish_reason="stop",
     score=0.75,
-    log_likelihoods={"it <is>": log(0.03), "it is not": log(0.01)},
+    log_likelihoods={"it <is>": log(0.03), "it  is not": log(0.01)},
 )

@@ -253,6 +253,13 @@ def test_a_row_that_is_no_question_is_named(tmp_path: Path, row, message: str) -
         load("verify", path, verifier="gsm8k")
 
 
+def test_a_rows_number_that_is_the_id_of_another_is_named(tmp_path: Path) -> None:
+    row = {"prompt": "2?", "answer": "2"}
+    path = write(tmp_path / "sums.jsonl", row | {"id": 1}, row)
+    with pytest.raises(DataError, match="row 2: an earlier row has the id 1 too"):
+        load("verify", path, verifier="gsm8k")
+
+
 def test_questions_of_ones_own_may_have_options(tmp_path: Path) -> None:
     path = write(
         tmp_path / "own.jsonl",
@@ -263,26 +270,35 @@ def test_questions_of_ones_own_may_have_options(tmp_path: Path) -> None:
     assert [(i.options, i.ground_truth) for i in found] == [
         (("wet.", "dry."), ["wet."]), (("even", "odd", "prime"), ["even", "prime"])
     ]  # fmt: skip
+    # "Water is" alone is in many a training prompt.
+    assert found[0].question == "Water is\nwet.\ndry."
     table = tmp_path / "own.csv"
-    table.write_text('prompt,options,answer\nWater is,"[""wet."", ""dry.""]",wet.\n')
-    (of_csv,) = TASKS["weigh"].load(task("weigh", table.name), 0, tmp_path)
-    assert (of_csv.options, of_csv.ground_truth) == (("wet.", "dry."), ["wet."])
+    table.write_text(
+        'id,prompt,options,answer\n,Water is,"[""wet."", ""dry.""]",wet.\n'
+        ',2 is,"[""even"", ""odd"", ""prime""]","[""even"", ""prime""]"\n'
+    )
+    of_csv = TASKS["weigh"].load(task("weigh", table.name), 0, tmp_path)
+    assert of_csv == found
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"options": None}, "row 2: options has to be a list of two texts or more"),
-        ({"options": ["wet.", "wet."]}, "row 2: options has to be .* all different"),
+        ({"options": ["wet.", "dry.", "wet."]}, "row 2: options has 'wet.' more than once"),
         ({"options": ["wet.", ""]}, "row 2: options has to be a list of two texts"),
-        ({"answer": "Wet"}, "row 2: ground_truth has to be one of the options, .*: 'Wet'"),
-        ({"answer": 0}, "row 2: ground_truth has to be one of the options"),
+        ({"options": ["wet.", "\n "]}, "row 2: options .* none of them blank"),
+        ({"options": [7, 8]}, r"row 2: options has to be a list of two texts .*: \[7, 8\]"),
+        ({"answer": "Wet"}, "row 2: ground_truth has to be the text of .*: 'Wet'"),
+        ({"answer": "x" * 5000}, "row 2: ground_truth has to be .*: 'x{79}$"),
+        ({"answer": 0}, "row 2: ground_truth has to be the text of one of the options"),
         (
             {"options": ["7", "8"], "answer": [7]},
-            "row 2: ground_truth has to be one of the options",
+            "row 2: ground_truth has to be the text of one of the options",
         ),
-        ({"answer": []}, "row 2: ground_truth has to be one of the options"),
-        ({"answer": ["wet.", "dry."]}, "row 2: ground_truth has to be one of the options"),
+        ({"answer": []}, "row 2: ground_truth has to be the text of one of the options"),
+        ({"answer": ["wet.", "dry."]}, "row 2: ground_truth .* but not of all"),
+        ({"answer": " "}, "row 2: no column 'ground_truth' or 'answer' says what is right"),
     ],
 )
 def test_options_that_cannot_be_compared_are_named(tmp_path: Path, changed, message: str) -> None:
@@ -402,6 +418,12 @@ def test_mc2_is_asked_in_one_turn_with_all_options(tmp_path: Path) -> None:
     [
         ({**TRUTHFUL, "mc2_targets": {"Nothing.": 1}}, "row 1: mc2_targets needs true options and"),
         ({k: v for k, v in TRUTHFUL.items() if k != "mc2_targets"}, "row 1: no field 'mc2_targets"),
+        ({**TRUTHFUL, "mc2_targets": None}, "row 1: mc2_targets is not a mapping .*: None"),
+        ({**TRUTHFUL, "mc2_targets": {"choices": ["a"], "labels": [1]}}, "not a mapping from opt"),
+        ({**TRUTHFUL, "mc2_targets": {"a": "1", "b": "0"}}, "mc2_targets is not a mapping"),
+        ({**TRUTHFUL, "mc2_targets": {"": 1, "b": 0}}, "mc2_targets is not a mapping"),
+        ({**TRUTHFUL, "mc1_targets": ["Nothing."]}, "row 1: mc1_targets is not a mapping"),
+        ({**TRUTHFUL, "question": None}, "row 1: question is not text: None"),
     ],
 )
 def test_mc2_without_options_to_compare_is_an_error(tmp_path: Path, row: Any, problem: str) -> None:
@@ -416,3 +438,10 @@ def test_the_documentation_has_every_task_that_reads_files() -> None:
     files = {name for name, definition in TASKS.items() if isinstance(definition.load, FromFiles)}
     assert len(files) > 20
     assert not {name for name in files if f"`{name}`" not in tables}
+
+
+def test_mc1_without_a_true_option_is_an_error(tmp_path: Path) -> None:
+    row = {**TRUTHFUL, "mc1_targets": {"Nothing.": 0, "You will die.": 0}}
+    (tmp_path / "mc.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="row 1: mc1_targets needs one true option"):
+        TASKS["truthfulqa"].load(task("truthfulqa", "mc.json"), 0, tmp_path)

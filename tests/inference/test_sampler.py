@@ -134,7 +134,7 @@ def test_no_more_rows_are_decoded_at_once_than_have_room(model, monkeypatch, row
     config = model.config
     of_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     room = rows * of_token * (9 + 24 + 32)  # the longest prompt, its reply, what a buffer spares
-    monkeypatch.setattr(sampler, "_gpu_room", lambda device: room)
+    monkeypatch.setattr(sampler, "gpu_room", lambda device: room)
     found = sample(model, n=2, progress=lambda done, total: seen.append(done))
     assert seen == calls
     assert [[r.token_ids for r in g] for g in found] == [[r.token_ids for r in g] for g in expected]

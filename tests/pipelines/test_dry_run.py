@@ -431,6 +431,21 @@ def test_prompts_without_room_for_a_reply_are_counted_and_fail_nothing(
     assert "task gsm, which count as not answered; 2 of the 20 looked at in the sources" in output
 
 
+def test_what_keeps_a_suite_from_being_run_fails_the_recipe(model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "2 is", "options": ["even", "odd"], "answer": "even"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    own = {"name": "own", "task": "weigh", "path": "own.jsonl"}
+    for task, problem in (
+        (own | {"num_generations": 2}, "evaluate.tasks[0].num_generations: task own compares"),
+        ({"name": "chat", "task": "pocket-chat"}, "evaluate.judge: a judge rates chat; add one"),
+    ):
+        output, content = check(recipe(tmp_path, evaluate={"tasks": [task]}), tmp_path)
+        assert f"failed  recipe: {problem}" in output
+        assert not content
+    output, _ = check(recipe(tmp_path, evaluate={"tasks": [own]}), tmp_path)
+    assert "ok      recipe: " in output
+
+
 def test_rlvr_without_a_verifiable_prompt_of_its_skills_is_found(
     model: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from caravan.recipe import (
     TransformersEngineConfig,
     VLLMEngineConfig,
 )
+from caravan.recipe.checks import check_tasks
 from caravan.settings import Settings
 from caravan_pipelines.dry_run import data, hub, models, needs, prompts, training
 from caravan_pipelines.dry_run.seen import NothingToCheckError, Seen
@@ -66,7 +67,7 @@ def _checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     from caravan.stages.curate import Filters
 
     recipe, recipe_dir = seen.recipe, seen.recipe_dir
-    yield "recipe", lambda: f"{recipe.name}, {len(stage_graph(recipe))} stages"
+    yield "recipe", lambda: _recipe(recipe)
     yield "registry", lambda: needs.registry(settings)
     yield "store", lambda: needs.store(settings)
     for name, engine in recipe.engines.items():
@@ -123,6 +124,11 @@ def _checks(seen: Seen, settings: Settings) -> Iterator[Check]:
             "two steps of reward-model",
             lambda: training.two_steps_of("reward_model", reward, seen.pairs),
         )
+
+
+def _recipe(recipe: Recipe) -> str:
+    check_tasks(recipe)  # files are looked for with each task
+    return f"{recipe.name}, {len(stage_graph(recipe))} stages"
 
 
 def _trained(recipe: Recipe) -> dict[str, TrainingConfig]:

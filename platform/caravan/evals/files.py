@@ -11,7 +11,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,10 @@ def truthfulqa(path: Path, shots: int) -> list[EvalInstance]:
     """
     refuse_shots(shots, path)
     instances = []
-    for i, row in enumerate(json_of(path)):
+    for i, row in enumerate(_truthfulqa_rows(path, "mc1_targets")):
         options = sorted(row["mc1_targets"])
+        if list(row["mc1_targets"].values()).count(1) != 1:
+            raise DataError(f"{path}, row {i + 1}: mc1_targets needs one true option")
         random.Random(f"truthfulqa/{i}").shuffle(options)
         right = next(o for o in options if row["mc1_targets"][o] == 1)
         question = (
@@ -221,7 +223,7 @@ def truthfulqa_mc2(path: Path, shots: int) -> list[EvalInstance]:
     examples = first_shots(TRUTHFULQA_EXAMPLES, shots, path)
     before = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in examples)
     instances = []
-    for i, row in enumerate(table(path, "question", "mc1_targets", "mc2_targets")):
+    for i, row in enumerate(_truthfulqa_rows(path, "mc1_targets", "mc2_targets")):
         options = row["mc2_targets"]
         if set(options.values()) != {0, 1}:
             raise DataError(f"{path}, row {i + 1}: mc2_targets needs true options and false ones")
@@ -234,6 +236,23 @@ def truthfulqa_mc2(path: Path, shots: int) -> list[EvalInstance]:
         )
         instances.append(instance.model_copy(update={"options": tuple(options)}))
     return instances
+
+
+def _truthfulqa_rows(path: Path, *columns: str) -> Iterator[Mapping[str, Any]]:
+    """Rows with a question, whose `columns` say of each option whether it is true."""
+    for i, row in enumerate(table(path, "question", *columns), start=1):
+        if not isinstance(row["question"], str):
+            raise DataError(f"{path}, row {i}: question is not text: {row['question']!r:.80}")
+        for column in columns:
+            targets = row[column]
+            if not isinstance(targets, dict) or not all(
+                option.strip() and true in (0, 1) for option, true in targets.items()
+            ):
+                raise DataError(
+                    f"{path}, row {i}: {column} is not a mapping from options to 1 or 0: "
+                    f"{targets!r:.80}; take mc_task.json as its authors publish it"
+                )
+        yield row
 
 
 def popqa(path: Path, shots: int) -> list[EvalInstance]:

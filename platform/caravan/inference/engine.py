@@ -22,7 +22,8 @@ class EngineError(CaravanError):
 
 
 class PromptRefusedError(EngineError):
-    """A model's own chat template has no room for a prompt, such as for the order of its roles."""
+    """A model cannot be asked a prompt: its own chat template has no room for it, such as for the
+    order of its roles, or its tokenizer none for an option."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(f"prompt {number}: {reason}")

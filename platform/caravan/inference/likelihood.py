@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import NamedTuple, Protocol
 
 from caravan.data.records import Message
 from caravan.data.template import encode_reply
+from caravan.inference.engine import EngineError, PromptRefusedError
 from caravan.inference.prompt_format import PromptFormat
 
 Progress = Callable[[int, int], None]
@@ -53,12 +55,22 @@ def log_likelihoods(
     over its tokens, without an end token.
 
     A prompt that does not fit the model with each of its options gets an empty list.
+
+    Raises:
+        PromptRefusedError: see `encode_questions`.
+        EngineError: a log-probability is not finite.
     """
     questions = encode_questions(engine.format, prompts, options)
     # With room for one more token, which vLLM writes in any case.
     fits = [question.longest < engine.positions for question in questions]
     fitting = [question for question, fit in zip(questions, fits, strict=True) if fit]
-    found = iter(engine.weigh(fitting, progress))
+    weighed = engine.weigh(fitting, progress)
+    if not all(isfinite(value) for values in weighed for value in values):
+        raise EngineError(
+            "the model's log-probabilities are not finite: its weights are broken, or training "
+            "diverged"
+        )
+    found = iter(weighed)
     return [next(found) if fit else [] for fit in fits]
 
 
@@ -67,5 +79,22 @@ def encode_questions(
     prompts: Sequence[Sequence[Message]],
     options: Sequence[Sequence[str]],
 ) -> list[Question]:
-    replies = [[encode_reply(asked.tokenizer, option) for option in several] for several in options]
-    return list(map(Question, asked.encode_all(prompts), replies))
+    """Prompts and options in tokens.
+
+    Raises:
+        PromptRefusedError: the template has no room for a prompt's roles, or the tokenizer no token
+            for an option, which would be as likely as nothing else.
+    """
+    questions = []
+    for number, (prompt, several) in enumerate(
+        zip(asked.encode_all(prompts), options, strict=True)
+    ):
+        replies = [encode_reply(asked.tokenizer, option) for option in several]
+        if [] in replies:
+            raise PromptRefusedError(
+                number,
+                f"{asked.tokenizer.name_or_path} has no token for the option "
+                f"{several[replies.index([])]!r}; leave it out, or write it in other characters",
+            )
+        questions.append(Question(prompt, replies))
+    return questions

@@ -88,10 +88,10 @@ def generate_tokens(
     )
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     at_once = batch_size or n * len(prompts)
-    room = _gpu_room(model.device)
+    room = gpu_room(model.device)
     if room is not None and prompts:
         longest = max(map(len, prompts)) + max_new_tokens + _GROWTH
-        at_once = min(at_once, int(room / (longest * _cache_bytes(model))))
+        at_once = min(at_once, int(room / (longest * cache_bytes(model))))
     per_batch = max(1, at_once // n)
     if uniforms is None:
         uniforms = draw(max_new_tokens, len(prompts), n, generator, model.device)
@@ -121,7 +121,7 @@ def generate_tokens(
     return results
 
 
-def _gpu_room(device: torch.device) -> float | None:
+def gpu_room(device: torch.device) -> float | None:
     """Bytes that rows may fill; None where the device is no GPU. It depends on what this process
     holds alone, so that a run that is resumed cuts its batches as before."""
     if device.type != "cuda":
@@ -130,7 +130,7 @@ def _gpu_room(device: torch.device) -> float | None:
     return _GPU_SHARE * total - torch.cuda.memory_allocated(device)
 
 
-def _cache_bytes(model: PreTrainedModel) -> int:
+def cache_bytes(model: PreTrainedModel) -> int:
     """Of one token's keys and values."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from caravan.inference.likelihood import Progress, Question
+from caravan.inference.sampler import cache_bytes, gpu_room
 
 
 @torch.inference_mode()
@@ -29,31 +30,44 @@ def weigh_questions(
     """Of each option of each question, the sum of its tokens' log-probabilities, in nats.
 
     Args:
-        batch_size: options weighed at once, if a question has no more.
+        batch_size: options weighed at once; fewer where a GPU has no room for them.
     """
+    at_once = _options_at_once(model, questions, batch_size)
     found: list[list[float]] = [[] for _ in questions]
     done = 0
-    for batch in _batches(questions, batch_size):
-        values = iter(_of_batch(model, [questions[i] for i in batch]))
-        for i in batch:
-            found[i] = [next(values) for _ in questions[i].options]
-        done += len(batch)
+    for batch in _batches(questions, at_once):
+        values = iter(_of_batch(model, [part for _, part in batch]))
+        for i, part in batch:
+            found[i] += [next(values) for _ in part.options]
+            done += len(found[i]) == len(questions[i].options)
         if progress is not None:
             progress(done, len(questions))
     return found
 
 
-def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
-    """Questions of like length together, the longest first."""
-    batch: list[int] = []
+def _options_at_once(model: PreTrainedModel, questions: Sequence[Question], batch_size: int) -> int:
+    room = gpu_room(model.device)
+    if room is None or not questions:
+        return batch_size
+    keys_and_values = max(q.longest for q in questions) * cache_bytes(model)
+    logits = max(len(option) for q in questions for option in q.options)
+    logits *= model.config.vocab_size * model.dtype.itemsize
+    return max(1, min(batch_size, int(room / (keys_and_values + 2 * logits))))  # and their copy
+
+
+def _batches(questions: Sequence[Question], at_once: int) -> Iterator[list[tuple[int, Question]]]:
+    """Questions of like length together, the longest first, each with its number. One with more
+    than `at_once` options is in several batches, with a part of them in each."""
+    batch: list[tuple[int, Question]] = []
     options = 0
     for i in sorted(range(len(questions)), key=lambda i: -questions[i].longest):
-        own = len(questions[i].options)
-        if batch and options + own > batch_size:
-            yield batch
-            batch, options = [], 0
-        batch.append(i)
-        options += own
+        prompt, own = questions[i]
+        for part in (own[start : start + at_once] for start in range(0, len(own), at_once)):
+            if batch and options + len(part) > at_once:
+                yield batch
+                batch, options = [], 0
+            batch.append((i, Question(prompt, part)))
+            options += len(part)
     if batch:
         yield batch
 
@@ -74,8 +88,10 @@ def _of_batch(model: PreTrainedModel, questions: Sequence[Question]) -> list[flo
     owners = torch.tensor([i for i, q in enumerate(questions) for _ in q.options])
     options, written = _padded(list(chain.from_iterable(q.options for q in questions)), left=False)
     logits = asked.logits[owners.to(device)]  # [R, 1, V], before the first token of each
+    rest = logits[:, :0]
     if options.shape[1] > 1:
-        asked.past_key_values.batch_select_indices(owners.to(device))
+        # Unlike batch_select_indices, it also knows the states of linear attention.
+        asked.past_key_values.reorder_cache(owners.to(device))
         before = options[:, :-1]  # nothing comes after the last
         rest = model(
             input_ids=before.to(device),
@@ -83,11 +99,10 @@ def _of_batch(model: PreTrainedModel, questions: Sequence[Question]) -> list[flo
             position_ids=(lengths[owners, None] + torch.arange(before.shape[1])).to(device),
             past_key_values=asked.past_key_values,
             use_cache=True,
-        )
-        logits = torch.cat([logits, rest.logits], 1)  # [R, T, V]
+        ).logits  # [R, T - 1, V]
     sums = [
-        of_option.float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        for of_option, tokens in zip(logits, options.to(device), strict=True)
+        torch.cat(of_option).float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        for *of_option, tokens in zip(logits, rest, options.to(device), strict=True)
     ]
     return [float(s) for s in (torch.stack(sums) * written.to(device)).sum(1)]
 
