@@ -5,7 +5,13 @@ from __future__ import annotations
 from inspect import cleandoc
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -21,6 +27,21 @@ class Config(BaseModel):
         populate_by_name=True,
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_sections(cls, given: Any) -> Any:
+        """A section of which only a part is given has the rest from the default of its field, which
+        may differ from that of its type."""
+        if not isinstance(given, dict):
+            return given
+        defaults = {
+            name: field.default.model_dump()
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, Config) and field.annotation is type(field.default)
+        }
+        partial = {name: given[name] for name in defaults if isinstance(given.get(name), dict)}
+        return given | {name: defaults[name] | section for name, section in partial.items()}
 
     @field_validator("*")
     @classmethod

@@ -1,4 +1,5 @@
-"""A registry on PostgreSQL with many runs, and MLflow's database with as many, written by SQL.
+"""A registry on PostgreSQL with many runs, and MLflow's database with as many, written by SQL. Both
+keep what they have.
 
 A run has the pocket recipe with a beta of its own, eight stage runs, two tags, and fifty scores:
 ten tasks of five models. Its peer has the scores as metrics, and twenty parameters.
@@ -30,12 +31,12 @@ CARAVAN = [
            created_at, created_at, created_at, 10, 10, '{"loss": 0.5, "cpu_seconds": 12.5}'
     FROM run, unnest(array['curate', 'sft', 'dpo', 'evaluate-base', 'evaluate-sft', 'evaluate-dpo',
                            'evaluate-rlvr', 'evaluate-merged']) node
-    ORDER BY run.id""",
+    WHERE run.name = 'pocket' ORDER BY run.id""",
     """INSERT INTO score (stage_run_id, task, metric, suite, value, low, high, n)
     SELECT id, 'task-' || j, 'accuracy', 'dev', random(), 0.1, 0.9, 500
     FROM stage_run, generate_series(1, 10) j WHERE stage = 'evaluate' ORDER BY id, j""",
-    """INSERT INTO tag SELECT id, 'project:' || seed %% 20 FROM run""",
-    """INSERT INTO tag SELECT id, 'sweep-' || seed %% 100 FROM run""",
+    """INSERT INTO tag SELECT id, 'project:' || seed %% 20 FROM run WHERE name = 'pocket'""",
+    """INSERT INTO tag SELECT id, 'sweep-' || seed %% 100 FROM run WHERE name = 'pocket'""",
     "ANALYZE",
 ]
 MLFLOW = [
@@ -49,13 +50,16 @@ MLFLOW = [
     """INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
     SELECT model || '/task-' || j, random(), start_time, 0, false, run_uuid
     FROM runs, unnest(array['base', 'sft', 'dpo', 'rlvr', 'merged']) model,
-         generate_series(1, 10) j""",
+         generate_series(1, 10) j WHERE name LIKE 'pocket-%%'""",
     """INSERT INTO metrics (key, value, timestamp, step, is_nan, run_uuid)
-    SELECT key, value, timestamp, step, is_nan, run_uuid FROM latest_metrics""",
+    SELECT key, value, timestamp, step, is_nan, run_uuid FROM latest_metrics
+    WHERE key LIKE '%%/task-%%'""",
     """INSERT INTO params SELECT 'param-' || j, 'value-' || j, run_uuid
-    FROM runs, generate_series(1, 20) j""",
-    """INSERT INTO tags SELECT 'sweep', (start_time / 60000 %% 100)::text, run_uuid FROM runs""",
-    """INSERT INTO tags SELECT 'project', (start_time / 60000 %% 20)::text, run_uuid FROM runs""",
+    FROM runs, generate_series(1, 20) j WHERE name LIKE 'pocket-%%'""",
+    """INSERT INTO tags SELECT 'sweep', (start_time / 60000 %% 100)::text, run_uuid FROM runs
+    WHERE name LIKE 'pocket-%%'""",
+    """INSERT INTO tags SELECT 'project', (start_time / 60000 %% 20)::text, run_uuid FROM runs
+    WHERE name LIKE 'pocket-%%'""",
     "ANALYZE",
 ]
 
