@@ -3,9 +3,17 @@
 import pytest
 import torch
 from scipy import stats
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 from caravan.inference import sampler
+from caravan.inference.engine import EngineError
 from caravan.inference.sampler import generate_tokens
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18, 19], [20, 21, 22, 23]]
@@ -116,6 +124,28 @@ def test_a_model_with_a_sliding_window_keeps_it():
     for prompt, (reply,) in zip(PROMPTS, sample(model, eos_token_id=49), strict=True):
         expected = full_forward_logprobs(model, prompt, list(reply.token_ids), 1.0)
         assert list(reply.logprobs) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_model_with_linear_attention_keeps_the_states_of_the_rows_that_go_on():
+    torch.manual_seed(1)
+    config = Qwen3NextConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_experts=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, linear_num_key_heads=2,
+        linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts_per_tok=1,
+        initializer_range=0.5,
+    )  # fmt: skip
+    model = Qwen3NextForCausalLM(config).eval()
+    for prompt, replies in zip(PROMPTS, sample(model, eos_token_id=OFTEN, n=3), strict=True):
+        for reply in replies:
+            expected = full_forward_logprobs(model, prompt, list(reply.token_ids), 1.0)
+            assert list(reply.logprobs) == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_model_that_keeps_no_keys_and_values_is_refused():
+    config = MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, state_size=4)
+    with pytest.raises(EngineError, match="MambaForCausalLM keeps no keys and values"):
+        sample(MambaForCausalLM(config))
 
 
 def test_a_reply_ends_where_the_model_has_no_more_positions(model):

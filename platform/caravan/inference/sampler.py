@@ -138,6 +138,21 @@ def cache_bytes(model: PreTrainedModel) -> int:
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
+def cache_of(output: Any, model: PreTrainedModel) -> Cache:
+    """The keys and values that the model has kept.
+
+    Raises:
+        EngineError: it is of a kind that keeps none.
+    """
+    cache: Cache | None = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise EngineError(
+            f"{type(model).__name__} keeps no keys and values, which are needed here: use the "
+            "engine vllm"
+        )
+    return cache
+
+
 def draw(
     max_new_tokens: int,
     prompts: int,
@@ -326,18 +341,21 @@ class _Context:
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows with these indices."""
-        self.cache.batch_select_indices(rows)
+        # Unlike batch_select_indices, it also knows the states of linear attention.
+        self.cache.reorder_cache(rows)
         self.seen, self.positions = self.seen[rows], self.positions[rows]
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        logits: Tensor = self.model(
+        output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits
+        )
+        cache_of(output, self.model)
+        logits: Tensor = output.logits
         return logits[:, -1]
 
 

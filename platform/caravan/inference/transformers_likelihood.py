@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from caravan.inference.likelihood import Progress, Question
-from caravan.inference.sampler import cache_bytes, gpu_room
+from caravan.inference.sampler import cache_bytes, cache_of, gpu_room
 
 
 @torch.inference_mode()
@@ -91,13 +91,14 @@ def _of_batch(model: PreTrainedModel, questions: Sequence[Question]) -> list[flo
     rest = logits[:, :0]
     if options.shape[1] > 1:
         # Unlike batch_select_indices, it also knows the states of linear attention.
-        asked.past_key_values.reorder_cache(owners.to(device))
+        cache = cache_of(asked, model)
+        cache.reorder_cache(owners.to(device))
         before = options[:, :-1]  # nothing comes after the last
         rest = model(
             input_ids=before.to(device),
             attention_mask=torch.cat([there[owners], torch.ones_like(before)], 1).to(device),
             position_ids=(lengths[owners, None] + torch.arange(before.shape[1])).to(device),
-            past_key_values=asked.past_key_values,
+            past_key_values=cache,
             use_cache=True,
         ).logits  # [R, T - 1, V]
     sums = [
