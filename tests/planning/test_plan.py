@@ -12,7 +12,7 @@ from caravan.planning.estimate import plan_recipe
 from caravan.planning.flow import ASSUMED_PROMPT_TOKENS
 from caravan.planning.plan import Plan, StagePlan
 from caravan.planning.shapes import LLAMA
-from caravan.recipe import GRPOConfig, LoRAConfig, Recipe, Resources, VLLMRollouts
+from caravan.recipe import EvalTask, GRPOConfig, LoRAConfig, Recipe, Resources, VLLMRollouts
 from caravan.recipe.io import load_recipe
 from caravan_pipelines.cli import main
 from caravan_pipelines.graph import stage_graph
@@ -383,3 +383,24 @@ def test_a_model_that_vllm_divides_over_its_gpus_fits_them(recipes):
         "the weights alone are"
         in stage(plan_of(large.derive(evaluate=one)), "evaluate-sft").problem
     )
+
+
+def test_questions_of_ones_own_are_counted_where_their_file_is_here(mini, tmp_path):
+    def evaluation(**task: object) -> tuple[StagePlan, str]:
+        own = EvalTask(name="own", task="verify", verifier="exact_match", path="own.jsonl", **task)
+        recipe = mini.derive(evaluate=mini.evaluate.derive(tasks=(own,)))
+        plan = plan_recipe(recipe, stage_graph(recipe), tmp_path)
+        return stage(plan, "evaluate-sft"), " ".join(plan.notes)
+
+    planned, notes = evaluation()
+    assert planned.rows == 1000
+    assert "task own: 1,000 questions assumed" in notes
+    assert evaluation(limit=50)[0].rows == 50
+
+    row = json.dumps({"prompt": "Water is", "answer": "wet"})
+    (tmp_path / "own.jsonl").write_text(f"{row}\n" * 30)
+    planned, notes = evaluation()
+    assert planned.rows == 30
+    assert "assumed" not in notes
+    assert evaluation(limit=20)[0].rows == 20
+    assert evaluation(limit=50)[0].rows == 30

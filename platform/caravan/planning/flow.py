@@ -13,6 +13,7 @@ from pathlib import Path
 
 from caravan.data.records import Conversation, Message, Pair
 from caravan.errors import CaravanError
+from caravan.evals.tasks import load_instances
 from caravan.recipe import (
     EvalTask,
     FileSource,
@@ -164,8 +165,9 @@ def flow_of(recipe: Recipe, recipe_dir: Path) -> Flow:
     prompts = _own_pairs(reader, count) or _sampled(recipe, mix)
     instances = {}
     for task_ in recipe.tasks:
-        instances[task_.name], known = _instances(task_)
-        if not known:
+        found = _instances(task_, recipe_dir)
+        instances[task_.name] = ASSUMED_INSTANCES if found is None else found
+        if found is None:
             reader.notes.append(f"task {task_.name}: {ASSUMED_INSTANCES:,} questions assumed")
     return Flow(sources, mix, prompts, instances, tuple(reader.notes))
 
@@ -261,10 +263,13 @@ def _own_pairs(reader: _Reader, count: Callable[[str], float]) -> Stream | None:
     return _mean(streams, sum(stream.rows for stream in streams)) if streams else None
 
 
-def _instances(task: EvalTask) -> tuple[int, bool]:
-    known = 200 if task.task.startswith("pocket-") else INSTANCES.get(task.task)
-    if task.limit is not None:
-        return task.limit if task.task.startswith("pocket-") else min(
-            task.limit, known or task.limit
-        ), True
-    return (known, True) if known else (ASSUMED_INSTANCES, False)
+def _instances(task: EvalTask, recipe_dir: Path) -> int | None:
+    """How many questions are asked; None where nothing here says it."""
+    if task.task.startswith("pocket-"):
+        return task.limit or 200
+    if known := INSTANCES.get(task.task):
+        return known if task.limit is None else min(task.limit, known)
+    try:
+        return len(load_instances(task, 0, recipe_dir))
+    except CaravanError:
+        return task.limit
