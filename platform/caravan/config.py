@@ -35,13 +35,14 @@ class Config(BaseModel):
         may differ from that of its type."""
         if not isinstance(given, dict):
             return given
-        defaults = {
-            name: field.default.model_dump()
+        sections = {
+            name: field.default.model_dump() | given[name]
             for name, field in cls.model_fields.items()
-            if isinstance(field.default, Config) and field.annotation is type(field.default)
+            if isinstance(field.default, Config)
+            and field.annotation is type(field.default)
+            and isinstance(given.get(name), dict)
         }
-        partial = {name: given[name] for name in defaults if isinstance(given.get(name), dict)}
-        return given | {name: defaults[name] | section for name, section in partial.items()}
+        return given | sections
 
     @field_validator("*")
     @classmethod

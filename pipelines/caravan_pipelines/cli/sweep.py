@@ -91,7 +91,7 @@ def execute_runs(tag: str, settings: Settings, console: Console) -> None:
     with _kept_waiting(waiting, settings):
         while waiting:
             run_id = waiting.pop(0)
-            if not _waits(run_id, tag, settings):
+            if not _waits(run_id, settings):
                 console.print(f"run {run_id} does not wait any more: it is left out")
                 continue
             console.print(Text("  ".join(results.labels[run_id]), style="bold"), soft_wrap=True)
@@ -125,11 +125,11 @@ def execute_runs(tag: str, settings: Settings, console: Console) -> None:
         sys.exit(1)
 
 
-def _waits(run_id: str, tag: str, settings: Settings) -> bool:
+def _waits(run_id: str, settings: Settings) -> bool:
     """Whether nobody has cancelled, deleted or executed the run in the meantime."""
     with open_registry(settings) as registry:
-        states = {run.id: run.state for run in sweep_runs(tag, registry)}
-    return states.get(run_id) in (State.PENDING, State.INTERRUPTED)
+        found = registry.runs([run_id])
+    return any(run.state in (State.PENDING, State.INTERRUPTED) for run in found)
 
 
 def _state(run_id: str, settings: Settings) -> State:
